@@ -1,0 +1,151 @@
+"""The KV cache of a pruned prompt: it knows what it holds, and refuses to be used as if it held all."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from .errors import UnsupportedModelError
+from .layout import Layout
+
+
+@dataclass(frozen=True)
+class Request:
+    """What decoding has to know about a pruned prompt.
+
+    Attributes:
+        prompt_length: columns of the unpruned prompt, padding included.
+        layouts: first decoder layer of each stretch -> the prompt tokens held from that layer on.
+        next_position: rotary position of the first token after the prompt, per row.
+    """
+
+    prompt_length: int
+    layouts: dict[int, Layout]
+    next_position: Int[Tensor, " batch"]
+
+    def layout_at(self, layer: int) -> Layout:
+        """What decoder layer `layer` holds of the prompt."""
+        return self.layouts[max(first for first in self.layouts if first <= layer)]
+
+    def select_rows(self, rows: Int[Tensor, " rows"]) -> Request:
+        """The request of a batch made of these rows."""
+        return replace(
+            self,
+            layouts={first: layout.select_rows(rows) for first, layout in self.layouts.items()},
+            next_position=self.next_position[rows.to(self.next_position.device)],
+        )
+
+
+class PrunedCache(Cache):
+    """Mixed into the class of a cache that a pruned prompt fills, for as long as it holds that prompt.
+
+    Being part of the cache, the request lives as long as it does, goes along with `copy.deepcopy`, and
+    follows when rows are reordered, repeated or dropped.
+
+    Between forwards, `get_seq_length()` counts the tokens that the model has *seen*, so that code which
+    slices a longer conversation by it slices at the right place. While one runs, it counts what a layer
+    holds, which is what masks are made from.
+    """
+
+    request: Request | None = None
+    running: bool = False
+    """Whether a forward of a pruned model is using the cache now; only then may it be updated."""
+    last_keys: Tensor | None = None
+    """While running, keys of the layer updated last, as they were before any quantisation."""
+
+    def tail_length(self) -> int:
+        """Tokens seen since the prompt.
+
+        Raises:
+            UnsupportedModelError: the layers do not hold what the request left in them.
+        """
+        assert self.request is not None
+        tails = {
+            layer.get_seq_length() - self.request.layout_at(i).width  # type: ignore[union-attr]
+            for i, layer in enumerate(self.layers)
+        }
+        if len(tails) != 1 or min(tails) < 0:
+            raise UnsupportedModelError(
+                "This KV cache no longer holds what pruning left in it (an interrupted prefill, or an edit of single "
+                "layers); start again with a new cache."
+            )
+        return tails.pop()
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.request is not None and not self.running:
+            raise UnsupportedModelError(
+                "This KV cache holds a pruned prompt, and the model that is using it is not pruned (any more): keep "
+                "vitcop.prune(...) on for as long as the cache is in use, or start again with a new cache."
+            )
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self.running:
+            self.last_keys = keys
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        if self.request is None or self.running:
+            return super().get_seq_length(layer_idx)
+        return self.request.prompt_length + self.tail_length()
+
+    def reset(self) -> None:
+        super().reset()
+        self.request = None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if self.request is not None and abs(tokens_to_remove) > self.tail_length():
+            raise UnsupportedModelError(
+                "A pruned prompt cannot be cropped, only what was generated after it; start again with a shorter prompt."
+            )
+        super().crop(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._select_rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._select_rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        if self.request is not None:
+            rows = torch.arange(len(self.request.next_position))
+            self._select_rows(rows.repeat_interleave(repeats))
+
+    def _select_rows(self, rows: Tensor) -> None:
+        if self.request is not None:
+            self.request = self.request.select_rows(rows)
+
+
+def adopt(cache: Cache) -> PrunedCache:
+    """Turn an empty cache into one that a pruned prompt can fill.
+
+    Raises:
+        UnsupportedModelError: the layers of this cache cannot hold different numbers of tokens.
+    """
+    if isinstance(cache, PrunedCache):
+        return cache
+    growing = cache.layer_class_to_replicate is None or issubclass(cache.layer_class_to_replicate, DynamicLayer)
+    if not growing or not all(isinstance(layer, DynamicLayer) for layer in cache.layers) or any(cache.is_sliding):
+        kinds = {type(layer).__name__ for layer in cache.layers} or {type(cache).__name__}
+        raise UnsupportedModelError(
+            f"A cache of {', '.join(sorted(kinds))} cannot be pruned, because its layers must all hold the same tokens; "
+            "use the default DynamicCache, without a sliding window."
+        )
+    if cache.offloading:
+        raise UnsupportedModelError("An offloaded cache cannot be pruned; use the default DynamicCache.")
+    cache.__class__ = _pruned_class(type(cache))
+    assert isinstance(cache, PrunedCache)
+    return cache
+
+
+@functools.cache
+def _pruned_class(cls: type[Cache]) -> type[PrunedCache]:
+    return type(f"Pruned{cls.__name__}", (PrunedCache, cls), {})

@@ -1,0 +1,26 @@
+"""The errors a user can meet. Each is also a `ValueError`, so generic handlers catch it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitcopError(ValueError):
+    """Base class of every error that vitcop raises on purpose."""
+
+
+class UnsupportedModelError(VitcopError):
+    """This model, or this way of calling it, cannot be pruned correctly; the message names the way out."""
+
+
+class BudgetError(VitcopError):
+    """No schedule of the method reaches the retention asked for; the message names what is possible."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+    """The sentence for a name that is not in a registry: what it may have meant, and all there is."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name).lower(), names, n=1)
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}.{meant} Known: {', '.join(names)}."

@@ -1,0 +1,64 @@
+"""Which prompt tokens a stretch of decoder layers holds, and where in its rows they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch of rows of unequal length, packed against the right edge.
+
+    Attributes:
+        columns: prompt column of the token in each slot; meaningless where `mask` is False.
+        mask: where a slot holds a token; None when all do, so that attention needs no mask.
+    """
+
+    columns: Int[Tensor, "batch width"]
+    mask: Bool[Tensor, "batch width"] | None
+
+    @property
+    def width(self) -> int:
+        return self.columns.shape[1]
+
+    def keep(self, alive: Bool[Tensor, "batch width"], lengths: Sequence[int]) -> tuple[Layout, Int[Tensor, "batch kept"]]:
+        """The layout of the slots in `alive`, `lengths[i]` of them in row `i`, and the slots it gathers."""
+        width = max(lengths)
+        # Stable and ascending: what goes comes first and what stays comes last, each in its order.
+        slots = alive.byte().argsort(dim=1, stable=True)[:, -width:]
+        mask = None if min(lengths) == width else alive.gather(1, slots)
+        return Layout(self.columns.gather(1, slots), mask), slots
+
+    def to(self, device: torch.device) -> Layout:
+        return Layout(self.columns.to(device), None if self.mask is None else self.mask.to(device))
+
+    def select_rows(self, rows: Int[Tensor, " rows"]) -> Layout:
+        """The layout of a batch made of these rows."""
+        rows = rows.to(self.columns.device)
+        return Layout(self.columns[rows], None if self.mask is None else self.mask[rows])
+
+
+def gather_slots(values: Shaped[Tensor, "..."], slots: Int[Tensor, "batch kept"], dim: int) -> Shaped[Tensor, "..."]:
+    """Gather `slots` along dimension `dim` (negative) of a tensor.
+
+    The batch is the dimension just before `dim`, or of size one there when all rows share the values.
+    Everything else is broadcast: (1, seq, head_dim) with `dim=-2` gives (batch, kept, head_dim).
+    """
+    slots = slots.to(values.device)
+    shape = list(values.shape)
+    shape[dim - 1], shape[dim] = slots.shape[0], slots.shape[1]
+    source = list(values.shape)
+    source[dim - 1] = slots.shape[0]
+    index = slots.view(*slots.shape, *[1] * (-dim - 1)).expand(shape)
+    return values.expand(source).gather(dim, index)
+
+
+def positions_of(mask: Shaped[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    """Positions counted over the tokens of each row; padding is at 0."""
+    mask = mask.long()
+    return (mask.cumsum(-1) - 1) * mask

@@ -1,0 +1,43 @@
+"""Pruning by key norm alone: ViTCoP's language-side signal as a method of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import BudgetError
+from ..ops.saliency import key_norm
+from ..pruner import ScorePruner, check_retention, one_stage_budget
+from ..tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class KNorm(ScorePruner):
+    """Keeps the tokens whose keys have the smallest L2 norm, once, before decoder layer `layer`.
+
+    Based on "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression"
+    (arXiv 2406.11430), here on the mean of the KV heads and for visual tokens only.
+
+    Attributes:
+        retention: share of the visual tokens alive, averaged over the decoder layers.
+        layer: the decoder layer before which tokens are dropped; at least 1, as it needs decoder keys.
+    """
+
+    name: ClassVar[str] = "knorm"
+
+    retention: float = 1 / 9
+    layer: int = 2
+
+    def __post_init__(self) -> None:
+        check_retention(self.retention)
+        if self.layer < 1:
+            raise BudgetError(f"KNorm needs the keys of a decoder layer before it: layer is at least 1, got {self.layer}.")
+
+    def budgets(self, num_tokens: int, num_layers: int) -> dict[int, int]:
+        return one_stage_budget(self.retention, self.layer, num_tokens, num_layers)
+
+    def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
+        return -key_norm(tokens.keys)

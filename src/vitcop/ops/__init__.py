@@ -1,0 +1,1 @@
+"""Tensor operations that selection is made of; none of them knows a model or a method."""

@@ -1,0 +1,116 @@
+"""What a pruning method is: immutable settings, a schedule, and a pure choice among visual tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import BudgetError, VitcopError, unknown_name
+from .ops.segments import smallest_per_segment
+from .tokens import Selection, VisualTokens
+
+Positions = Literal["compact", "keep"]
+
+
+class Pruner(ABC):
+    """A pruning method. Subclasses are frozen dataclasses: the fields are the method's configuration.
+
+    `retention` means the same for every method: the share of an image's visual tokens that is alive,
+    averaged over all decoder layers.
+    """
+
+    name: ClassVar[str]
+    """What the command line and JSON call the method; the registry is keyed by it."""
+
+    positions: Positions = "keep"
+    """Whether the tokens that survive stage 0 keep their positions or are numbered anew, without gaps."""
+
+    @abstractmethod
+    def budgets(self, num_tokens: int, num_layers: int) -> dict[int, int]:
+        """Decoder layer -> tokens of an image of `num_tokens` alive from that layer on.
+
+        Layer 0 is the entrance of the language model. Counts never rise with the layer.
+
+        Raises:
+            BudgetError: the settings leave no valid schedule for an image and a decoder of this size.
+        """
+
+    @abstractmethod
+    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        """Choose exactly `budget[i]` tokens of every image `i`.
+
+        An image whose budget equals its number of tokens must be left as it is, unmerged.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """The method's name and settings as plain values; `from_dict` reads them back."""
+        assert dataclasses.is_dataclass(self)
+        return {"method": self.name, **dataclasses.asdict(self)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @staticmethod
+    def from_dict(settings: dict[str, Any]) -> Pruner:
+        """The method that `to_dict` described.
+
+        Raises:
+            VitcopError: the method or one of its settings is not known, or a value is out of range.
+        """
+        from .methods import METHODS
+
+        name, values = settings.get("method"), {k: v for k, v in settings.items() if k != "method"}
+        if name not in METHODS:
+            raise VitcopError(unknown_name("method", name, METHODS))
+        method = METHODS[name]
+        known = [f.name for f in dataclasses.fields(method)]  # type: ignore[arg-type]
+        for value_name in values:
+            if value_name not in known:
+                raise VitcopError(unknown_name(f"setting of {name}", value_name, known))
+        return method(**values)
+
+    @staticmethod
+    def from_json(text: str) -> Pruner:
+        return Pruner.from_dict(json.loads(text))
+
+
+class ScorePruner(Pruner):
+    """A method that keeps the tokens of highest score and merges nothing."""
+
+    @abstractmethod
+    def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
+        """How much each token is worth keeping; only the order within an image counts."""
+
+    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        return Selection(smallest_per_segment(-self.score(tokens), tokens.lengths, budget))
+
+
+def check_retention(retention: float) -> None:
+    """Raise unless `retention` is a share of tokens that can be kept."""
+    if not 0 < retention <= 1:
+        raise BudgetError(f"retention is a share of the visual tokens, above 0 and at most 1; got {retention}.")
+
+
+def one_stage_budget(retention: float, layer: int, num_tokens: int, num_layers: int) -> dict[int, int]:
+    """The schedule that drops once, before `layer`, and averages `retention` over all layers.
+
+    Solves `layer * N + (L - layer) * k = retention * N * L` for k.
+
+    Raises:
+        BudgetError: the decoder has no such layer, or the layers before it alone exceed the retention.
+    """
+    if not 0 <= layer < num_layers:
+        raise BudgetError(f"layer={layer} is not one of the {num_layers} decoder layers; use 0 to {num_layers - 1}.")
+    kept = (retention * num_layers - layer) * num_tokens / (num_layers - layer)
+    smallest = (layer * num_tokens + num_layers - layer) / (num_layers * num_tokens)
+    if retention < smallest * (1 - 1e-9):
+        raise BudgetError(
+            f"retention={retention:.4g} is below {smallest:.4g}, the smallest that dropping once before layer "
+            f"{layer} of {num_layers} can average with {num_tokens} visual tokens; raise the retention or prune earlier."
+        )
+    return {layer: max(1, round(kept))}

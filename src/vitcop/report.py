@@ -1,0 +1,189 @@
+"""What a pruned prompt kept, and what that saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from .cost import kv_cache_bytes, prefill_flops
+from .layout import Layout
+from .tokens import Selection, VisualTokens
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage of the schedule, over all images of the batch.
+
+    Attributes:
+        layer: decoder layer before which it ran; 0 is the entrance of the language model.
+        before, after: visual tokens of each image.
+        index: number in its image of every token that came to the stage, image after image.
+        keep: rows of `index` that stayed.
+        merge: for every row of `index` the row of `keep` it was merged into, -1 for none; None if the
+            stage merged nothing.
+        cluster: cluster of every row of `index`, -1 for none, if the method has clustered them by then.
+    """
+
+    layer: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    index: Int[Tensor, " visual"]
+    keep: Int[Tensor, " kept"]
+    merge: Int[Tensor, " visual"] | None
+    cluster: Int[Tensor, " visual"] | None
+
+    @staticmethod
+    def of(
+        tokens: VisualTokens, selection: Selection, budget: tuple[int, ...], cluster: Tensor | None
+    ) -> StageReport:
+        return StageReport(
+            tokens.layer, tokens.lengths, budget, tokens.index, selection.keep, selection.merge, cluster
+        )
+
+    def kept(self, image: int = 0) -> list[int]:
+        """Numbers, within the image, of the visual tokens that stayed."""
+        start = sum(self.after[:image])
+        return self.index[self.keep[start : start + self.after[image]]].tolist()
+
+    def merged(self, image: int = 0) -> dict[int, list[int]]:
+        """Tokens that took others in -> all tokens whose mean went into them, themselves included if they took part."""
+        groups: dict[int, list[int]] = {}
+        if self.merge is None:
+            return groups
+        start = sum(self.before[:image])
+        rows = slice(start, start + self.before[image])
+        index = self.index.tolist()
+        for source, slot in zip(index[rows], self.merge[rows].tolist(), strict=True):
+            if slot >= 0:
+                groups.setdefault(index[int(self.keep[slot])], []).append(source)
+        return groups
+
+    def clusters(self, image: int = 0) -> dict[int, int]:
+        """Visual token -> its cluster, for the tokens that came to the stage and are in one."""
+        if self.cluster is None:
+            return {}
+        start = sum(self.before[:image])
+        rows = slice(start, start + self.before[image])
+        pairs = zip(self.index[rows].tolist(), self.cluster[rows].tolist(), strict=True)
+        return {token: cluster for token, cluster in pairs if cluster >= 0}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One prefill: a batch of prompts and the images in them.
+
+    Attributes:
+        method: name of the pruning method.
+        num_layers: decoder layers.
+        images: visual tokens of each image, before pruning.
+        rows: the row of the batch in which each image stands.
+        shapes: (rows, columns) in which the visual tokens of each image stand.
+        stages: what each stage did. Empty if every token stayed.
+        layouts: first decoder layer of each stretch -> the prompt columns held from that layer on.
+        row_lengths: first decoder layer of each stretch -> tokens per row held from that layer on.
+        prompt_lengths: tokens per row of the unpruned prompt, padding left out.
+    """
+
+    method: str
+    num_layers: int
+    images: tuple[int, ...]
+    rows: tuple[int, ...]
+    shapes: tuple[tuple[int, int], ...]
+    stages: tuple[StageReport, ...]
+    layouts: dict[int, Layout]
+    row_lengths: dict[int, tuple[int, ...]]
+    prompt_lengths: tuple[int, ...]
+    decoder_config: PretrainedConfig
+    bytes_per_value: int
+
+    def visual_tokens(self, image: int = 0) -> list[int]:
+        """Visual tokens of an image alive in each decoder layer."""
+        alive = [self.images[image]] * self.num_layers
+        for stage in self.stages:
+            alive[stage.layer :] = [stage.after[image]] * (self.num_layers - stage.layer)
+        return alive
+
+    def tokens(self, row: int = 0) -> list[int]:
+        """All tokens of a row, text included, alive in each decoder layer."""
+        alive = [self.prompt_lengths[row]] * self.num_layers
+        for layer, lengths in self.row_lengths.items():
+            alive[layer:] = [lengths[row]] * (self.num_layers - layer)
+        return alive
+
+    def average_retention(self, image: int = 0) -> float:
+        """Share of an image's visual tokens that was alive, averaged over the decoder layers."""
+        return sum(self.visual_tokens(image)) / (self.num_layers * self.images[image])
+
+    @property
+    def positions(self) -> Int[Tensor, "batch width"]:
+        """Prompt column of every position of the logits and of the last hidden state, -1 for padding."""
+        return self.positions_at(self.num_layers - 1)
+
+    def positions_at(self, layer: int) -> Int[Tensor, "batch width"]:
+        """Prompt column of every position in decoder layer `layer`, -1 for padding."""
+        layout = self.layouts[max(first for first in self.layouts if first <= layer)]
+        return layout.columns if layout.mask is None else layout.columns.masked_fill(~layout.mask, -1)
+
+    @property
+    def prefill_flops(self) -> tuple[int, int]:
+        """Floating point operations of the decoder layers, dense and pruned, over the batch; see `cost`."""
+        dense = [prefill_flops(self.decoder_config, [n] * self.num_layers) for n in self.prompt_lengths]
+        pruned = [prefill_flops(self.decoder_config, self.tokens(row)) for row in range(len(dense))]
+        return sum(dense), sum(pruned)
+
+    @property
+    def kv_cache_bytes(self) -> tuple[int, int]:
+        """Bytes of the prompt's keys and values, dense and pruned, over the batch, padding left out."""
+        dense = [[n] * self.num_layers for n in self.prompt_lengths]
+        pruned = [self.tokens(row) for row in range(len(dense))]
+        return (
+            sum(kv_cache_bytes(self.decoder_config, n, self.bytes_per_value) for n in dense),
+            sum(kv_cache_bytes(self.decoder_config, n, self.bytes_per_value) for n in pruned),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, ready for JSON."""
+        dense_flops, flops = self.prefill_flops
+        dense_bytes, held_bytes = self.kv_cache_bytes
+        return {
+            "method": self.method,
+            "num_layers": self.num_layers,
+            "images": [
+                {
+                    "row": self.rows[i],
+                    "tokens": count,
+                    "average_retention": self.average_retention(i),
+                    "stages": [
+                        {
+                            "layer": stage.layer,
+                            "before": stage.before[i],
+                            "after": stage.after[i],
+                            "kept": stage.kept(i),
+                            "merged": {str(token): group for token, group in stage.merged(i).items()},
+                        }
+                        for stage in self.stages
+                    ],
+                }
+                for i, count in enumerate(self.images)
+            ],
+            "prefill_flops": {"dense": dense_flops, "pruned": flops},
+            "kv_cache_bytes": {"dense": dense_bytes, "pruned": held_bytes},
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.method}: visual tokens alive from each layer on, of {self.num_layers} layers"]
+        layers = [stage.layer for stage in self.stages]
+        lines.append("image    row  tokens  " + "".join(f"{f'layer {layer}':>10}" for layer in layers) + "   average")
+        for i, (count, row) in enumerate(zip(self.images, self.rows, strict=True)):
+            counts = "".join(f"{stage.after[i]:>10}" for stage in self.stages)
+            lines.append(f"{i:>5}  {row:>5}  {count:>6}  {counts}   {self.average_retention(i):>6.1%}")
+        (dense_flops, flops), (dense_bytes, held) = self.prefill_flops, self.kv_cache_bytes
+        lines.append(
+            f"decoder prefill {flops / 1e9:.4g} of {dense_flops / 1e9:.4g} GFLOP ({flops / dense_flops:.1%}), "
+            f"KV cache {held / 1e6:.4g} of {dense_bytes / 1e6:.4g} MB ({held / dense_bytes:.1%})"
+        )
+        return "\n".join(lines)

@@ -1,0 +1,110 @@
+"""The two values that cross the border between a pruning method and the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from .ops.segments import segment_ids
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """A table of the visual tokens alive at one stage: one row per token, image after image.
+
+    Attributes:
+        layer: the decoder layer about to run; 0 is the entrance of the language model.
+        stage: number of this stage in the schedule, from 0.
+        lengths: rows per image. Images are in the order of the prompts they stand in.
+        hidden_states: what enters `layer`.
+        keys: keys of the layer just before: of the vision encoder at layer 0 (as its key projection
+            gives them), later of decoder layer `layer - 1` (as they are in the KV cache).
+        index: number of the token among all visual tokens of its image.
+        grid: row and column of the token in its picture, as fractions of the height and the width.
+        saliency: attention that the token's patch received in the vision encoder.
+        labels: what earlier stages wrote about each token, e.g. its cluster.
+        key_cutoff: density cutoff that suits the keys of this vision encoder, None if it is not known.
+    """
+
+    layer: int
+    stage: int
+    lengths: tuple[int, ...]
+    hidden_states: Float[Tensor, "visual hidden"]
+    keys: Float[Tensor, "visual heads head_dim"]
+    index: Int[Tensor, " visual"]
+    grid: Float[Tensor, "visual 2"]
+    saliency: Float[Tensor, " visual"]
+    labels: dict[str, Shaped[Tensor, " visual"]] = field(default_factory=dict)
+    key_cutoff: float | None = None
+
+    @property
+    def images(self) -> Int[Tensor, " visual"]:
+        """The image of each row, counted over the whole batch."""
+        return segment_ids(self.lengths, self.index.device)
+
+    def take(self, keep: Int[Tensor, " kept"], lengths: Sequence[int]) -> VisualTokens:
+        """The table of the rows `keep`, of which `lengths[i]` belong to image `i`."""
+        return replace(self._map(lambda column: column[keep]), lengths=tuple(lengths))
+
+    def to(self, device: torch.device) -> VisualTokens:
+        """The table on another device."""
+        return self._map(lambda column: column.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> VisualTokens:
+        return VisualTokens(
+            layer=self.layer,
+            stage=self.stage,
+            lengths=self.lengths,
+            hidden_states=change(self.hidden_states),
+            keys=change(self.keys),
+            index=change(self.index),
+            grid=change(self.grid),
+            saliency=change(self.saliency),
+            labels={name: change(values) for name, values in self.labels.items()},
+            key_cutoff=self.key_cutoff,
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a method decides about a table of visual tokens.
+
+    Attributes:
+        keep: ascending rows of the table that stay.
+        merge: for every row of the table the slot in `keep` that it is averaged into, -1 if it is not.
+            A kept row takes part in its own average only if its entry names its own slot.
+        reduction: what a slot that others merge into becomes: the `"mean"` of its group, or its own
+            hidden state plus that mean (`"add_mean"`).
+        labels: new labels over the rows of the table, carried to later stages.
+    """
+
+    keep: Int[Tensor, " kept"]
+    merge: Int[Tensor, " visual"] | None = None
+    reduction: Literal["mean", "add_mean"] = "mean"
+    labels: dict[str, Shaped[Tensor, " visual"]] = field(default_factory=dict)
+
+
+def merge_hidden_states(
+    hidden_states: Float[Tensor, "visual hidden"], selection: Selection
+) -> Float[Tensor, "kept hidden"]:
+    """Hidden states of the kept tokens, after the tokens merged into them are taken in.
+
+    Sums run in float32 at least, so that large groups do not lose small members in half precision.
+    """
+    kept = hidden_states[selection.keep]
+    if selection.merge is None:
+        return kept
+    slots = len(kept)
+    target = torch.where(selection.merge < 0, slots, selection.merge)
+    wide = torch.promote_types(hidden_states.dtype, torch.float32)
+    total = kept.new_zeros(slots + 1, kept.shape[1], dtype=wide)
+    total = total.index_add(0, target, hidden_states.to(wide))[:slots]
+    size = target.new_zeros(slots + 1).index_add(0, target, torch.ones_like(target))[:slots, None]
+    mean = total / size.clamp(min=1)
+    merged = mean if selection.reduction == "mean" else kept.to(wide) + mean
+    return torch.where(size > 0, merged.to(kept.dtype), kept)
