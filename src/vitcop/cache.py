@@ -24,11 +24,13 @@ class Request:
         prompt_length: columns of the unpruned prompt, padding included.
         layouts: first decoder layer of each stretch -> the prompt tokens held from that layer on.
         next_position: rotary position of the first token after the prompt, per row.
+        text_after_images: prompt columns behind the last visual token of any row; a scalar.
     """
 
     prompt_length: int
     layouts: dict[int, Layout]
     next_position: Int[Tensor, " batch"]
+    text_after_images: Int[Tensor, ""]
 
     def layout_at(self, layer: int) -> Layout:
         """What decoder layer `layer` holds of the prompt."""
@@ -40,6 +42,25 @@ class Request:
             self,
             layouts={first: layout.select_rows(rows) for first, layout in self.layouts.items()},
             next_position=self.next_position[rows.to(self.next_position.device)],
+        )
+
+    def crop(self, tokens: int) -> Request:
+        """The request without the last `tokens` columns of the prompt.
+
+        Raises:
+            UnsupportedModelError: some of these columns are visual tokens or padding.
+        """
+        columns = torch.arange(self.prompt_length - tokens, self.prompt_length, device=self.next_position.device)
+        if tokens > self.text_after_images or not all(layout.ends_with(columns) for layout in self.layouts.values()):
+            raise UnsupportedModelError(
+                "Only the text at the end of a pruned prompt can be cropped, not its images; start again with a new cache."
+            )
+        return replace(
+            self,
+            prompt_length=self.prompt_length - tokens,
+            layouts={first: layout.without_last(tokens) for first, layout in self.layouts.items()},
+            next_position=self.next_position - tokens,
+            text_after_images=self.text_after_images - tokens,
         )
 
 
@@ -99,10 +120,9 @@ class PrunedCache(Cache):
         self.request = None
 
     def crop(self, tokens_to_remove: int) -> None:
-        if self.request is not None and abs(tokens_to_remove) > self.tail_length():
-            raise UnsupportedModelError(
-                "A pruned prompt cannot be cropped, only what was generated after it; start again with a shorter prompt."
-            )
+        # Drafts of assisted decoding come with the prompt's first forward: taking them back reaches into the prompt.
+        if self.request is not None and (from_prompt := abs(tokens_to_remove) - self.tail_length()) > 0:
+            self.request = self.request.crop(from_prompt)
         super().crop(tokens_to_remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

@@ -226,6 +226,7 @@ class _Prefill:
         self.prompt_lengths, self.prompt_width, self.counts = tuple(lengths), width, counts
         # Of the visual tokens, in the flattened layout.
         self.slots = indices_of(visual.flatten(), sum(counts))
+        self.text_after_images = width - 1 - (self.slots % width).max()
         # Of the layout, in the one that entered: what the model keeps passing on at full length.
         self.entered: Tensor | None = None
 
@@ -320,7 +321,7 @@ class _Prefill:
                 "Pruning needs the KV cache, whose keys it selects by: leave use_cache on and gradient checkpointing off."
             )
         self.cache = adopt(cache)
-        self.cache.request = Request(self.prompt_width, self.layouts, self.next_position)
+        self.cache.request = Request(self.prompt_width, self.layouts, self.next_position, self.text_after_images)
         self.cache.running = True
 
     def _stage(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:

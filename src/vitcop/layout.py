@@ -42,6 +42,16 @@ class Layout:
         rows = rows.to(self.columns.device)
         return Layout(self.columns[rows], None if self.mask is None else self.mask[rows])
 
+    def ends_with(self, columns: Int[Tensor, " some"]) -> bool:
+        """Whether the last slots of every row hold these prompt columns."""
+        last = slice(self.width - len(columns), None)
+        held = (self.columns[:, last] == columns.to(self.columns.device)).all()
+        return bool(held if self.mask is None else held & self.mask[:, last].all())
+
+    def without_last(self, slots: int) -> Layout:
+        """The layout without its last slots."""
+        return Layout(self.columns[:, :-slots], None if self.mask is None else self.mask[:, :-slots])
+
 
 def gather_slots(values: Shaped[Tensor, "..."], slots: Int[Tensor, "batch kept"], dim: int) -> Shaped[Tensor, "..."]:
     """Gather `slots` along dimension `dim` (negative) of a tensor.

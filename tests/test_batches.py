@@ -1,0 +1,84 @@
+"""A row of a batch equals the row alone, and at retention 1 the model is bit for bit the unpatched one."""
+
+import pytest
+import torch
+from tiny import METHODS, MODELS, ONE_IMAGE, RAGGED, Prompt, batch
+
+import vitcop
+
+
+def decode(model, inputs, steps=3):
+    """Logits of the last prompt token and of `steps` tokens decoded greedily."""
+    output = model(**inputs)
+    last, mask = output.logits[:, -1:], inputs.get("attention_mask")
+    logits = [last]
+    for _ in range(steps):
+        mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        given = {} if mask is None else {"attention_mask": mask}
+        output = model(input_ids=last.argmax(-1), past_key_values=output.past_key_values, **given)
+        last = output.logits
+        logits.append(last)
+    return torch.cat(logits, 1), output.past_key_values
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", MODELS)
+def test_row_equals_row_alone(family, method, padding):
+    model, prompts = MODELS[family](), (*RAGGED, Prompt(images=1, seed=7))
+    with torch.no_grad(), vitcop.prune(model, METHODS[method]) as pruning:
+        together, _ = decode(model, batch(prompts, padding))
+        report, image = pruning.report, 0
+        for row, prompt in enumerate(prompts):
+            if prompt.images == 0:
+                continue
+            alone, _ = decode(model, batch([prompt]))
+            torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-5)
+            for own in range(prompt.images):
+                for stage, stage_alone in zip(report.stages, pruning.report.stages, strict=True):
+                    assert stage.kept(image) == stage_alone.kept(own)
+                    assert stage.merged(image) == stage_alone.merged(own)
+                assert report.rows[image] == row
+                assert report.average_retention(image) == pruning.report.average_retention(own)
+                image += 1
+
+
+def test_text_row_is_untouched():
+    model, prompts = MODELS["llava"](), (ONE_IMAGE, Prompt(images=0, seed=3))
+    with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(retention=0.3)):
+        together, _ = decode(model, batch(prompts))
+    with torch.no_grad():
+        dense, _ = decode(model, batch(prompts[1:]))
+    torch.testing.assert_close(together[1], dense[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("prompts", [(ONE_IMAGE,), RAGGED], ids=["one", "ragged"])
+@pytest.mark.parametrize("method", [vitcop.ViTCoP(1.0), vitcop.KNorm(1.0), vitcop.Random(1.0)], ids=lambda m: m.name)
+@pytest.mark.parametrize("family", MODELS)
+def test_retention_one_is_the_identity(family, method, prompts, attention):
+    model, inputs = MODELS[family](attention), batch(prompts)
+    with torch.no_grad():
+        dense, cache = decode(model, inputs)
+        with vitcop.prune(model, method) as pruning:
+            pruned, pruned_cache = decode(model, inputs)
+    assert torch.equal(dense, pruned)
+    for layer, pruned_layer in zip(cache.layers, pruned_cache.layers, strict=True):
+        assert torch.equal(layer.keys, pruned_layer.keys)
+        assert torch.equal(layer.values, pruned_layer.values)
+    assert pruning.report.average_retention() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_follows_float32(dtype):
+    """The same tokens survive stage 1 up to a few near ties, and answers stay close."""
+    model, inputs = MODELS["llava"](), batch([ONE_IMAGE])
+    method = vitcop.ViTCoP(retention=0.3)
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
+        model(**inputs)
+        full = pruning.report.stages[0].kept()
+        model.to(dtype)
+        output = model(**inputs | {"pixel_values": inputs["pixel_values"].to(dtype)})
+        half = pruning.report.stages[0].kept()
+    assert output.logits.dtype == dtype and output.logits.isfinite().all()
+    assert len(set(full) & set(half)) >= len(full) - 1

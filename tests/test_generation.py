@@ -1,0 +1,208 @@
+"""What `generate` can be asked for, on a pruned model."""
+
+import copy
+
+import pytest
+import torch
+from tiny import IMAGE_TOKEN, METHODS, MODELS, ONE_IMAGE, RAGGED, Prompt, batch
+from transformers import DynamicCache, TextStreamer
+from transformers.cache_utils import Cache, Fp8QuantizedLayer
+
+import vitcop
+
+VITCOP = vitcop.ViTCoP(retention=0.3)
+# Random weights are ready to say the image placeholder, which no prompt may hold without an image.
+GREEDY = {"do_sample": False, "max_new_tokens": 5, "suppress_tokens": [IMAGE_TOKEN]}
+
+
+@pytest.fixture
+def model():
+    return MODELS["llava"]()
+
+
+def continued(ids, *tokens):
+    """The conversation so far with more tokens behind it."""
+    return torch.cat([ids, torch.tensor([tokens] * len(ids))], dim=1)
+
+
+@pytest.mark.parametrize("prompts", [(ONE_IMAGE,), RAGGED], ids=["one", "ragged"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("method", METHODS)
+def test_decoding_equals_a_longer_prompt(method, attention, prompts):
+    """Keys of visual tokens do not depend on later text, so each step must repeat a prefill of all tokens so far."""
+    model, inputs = MODELS["llava"](attention), batch(prompts)
+    with torch.no_grad(), vitcop.prune(model, METHODS[method]):
+        out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)
+        ids = inputs["input_ids"]
+        for step, logits in enumerate(out.logits):
+            longer = inputs | {"input_ids": out.sequences[:, : ids.shape[1] + step]}
+            if "attention_mask" in inputs:
+                ones = torch.ones(len(ids), step, dtype=torch.long)
+                longer["attention_mask"] = torch.cat([inputs["attention_mask"], ones], 1)
+            torch.testing.assert_close(logits, model(**longer).logits[:, -1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["beams", "several answers"])
+def test_repeated_prompts_keep_their_own_tokens(model, how):
+    prompts = (Prompt(2, seed=2), Prompt(1, seed=5))
+    asked = {"num_beams": 3} if how == "beams" else {"num_return_sequences": 3, "do_sample": True}
+    together = batch(prompts)
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        torch.manual_seed(0)
+        out = model.generate(**together, **(GREEDY | asked))
+        report = pruning.report
+        assert report.rows == (0, 0, 1, 1, 2, 2, 3, 4, 5)
+        first_image = {0: 0, 1: 6}
+        for row, prompt in enumerate(prompts):
+            model(**batch([prompt]))
+            for copies in range(3):
+                image = first_image[row] + copies * prompt.images
+                assert report.stages[-1].kept(image) == pruning.report.stages[-1].kept(0)
+            if how == "beams":
+                alone = model.generate(**batch([prompt]), **(GREEDY | asked))
+                assert torch.equal(out[row, -5:], alone[0, -5:])
+
+
+@pytest.mark.parametrize("method", ["vitcop", "three_stages_compact", "knorm"])
+@pytest.mark.parametrize("prompts", [(ONE_IMAGE,), RAGGED], ids=["one", "ragged"])
+def test_second_turn_on_the_same_cache(model, method, prompts):
+    """All ids so far (which `generate` slices), and new ids alone, both continue as one longer prompt would."""
+    inputs = batch(prompts)
+    mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+    with torch.no_grad(), vitcop.prune(model, METHODS[method]):
+        first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        conversation = continued(first.sequences, 11, 12, 13)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 8)], 1)
+        expected = model.generate(**inputs | {"input_ids": conversation, "attention_mask": mask}, **GREEDY)
+
+        cache = copy.deepcopy(first.past_key_values)
+        again = model.generate(input_ids=conversation, attention_mask=mask, past_key_values=cache, **GREEDY)
+        assert torch.equal(again, expected)
+
+        cache = first.past_key_values
+        new = conversation[:, cache.get_seq_length() :]
+        logits = model(input_ids=new, attention_mask=mask, past_key_values=cache).logits[:, -1]
+        assert torch.equal(logits.argmax(-1), expected[:, conversation.shape[1]])
+
+
+def test_interleaved_caches_do_not_mix(model):
+    prompts = [Prompt(1, seed=21), Prompt(2, seed=22)]
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        expected = [model.generate(**batch([p]), **GREEDY)[0, -5:] for p in prompts]
+        outputs = [model(**batch([p])) for p in prompts]
+        answers = [[], []]
+        for _ in range(5):
+            for turn, output in enumerate(outputs):
+                token = output.logits[:, -1:].argmax(-1)
+                answers[turn].append(token.item())
+                outputs[turn] = model(input_ids=token, past_key_values=output.past_key_values)
+    assert [torch.tensor(a).tolist() for a in answers] == [e.tolist() for e in expected]
+
+
+def test_cache_rows_can_be_chosen_and_repeated(model):
+    prompts = (Prompt(2, seed=2), Prompt(1, seed=5))
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        alone = model(**batch([prompts[1]]))
+        token = torch.tensor([[9]])
+        expected = model(input_ids=token, past_key_values=alone.past_key_values).logits
+        cache = model(**batch(prompts)).past_key_values
+        cache.batch_select_indices(torch.tensor([1]))
+        cache.batch_repeat_interleave(2)
+        chosen = model(input_ids=token.expand(2, 1), past_key_values=cache).logits
+    torch.testing.assert_close(chosen, expected.expand(2, -1, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_crop_takes_back_text_only(model):
+    inputs, token = batch([ONE_IMAGE]), torch.tensor([[9]])
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        shorter = inputs | {"input_ids": inputs["input_ids"][:, :-1]}
+        expected = model(input_ids=token, past_key_values=model(**shorter).past_key_values).logits
+        cache = model(**inputs).past_key_values
+        model(input_ids=torch.tensor([[4, 5, 6]]), past_key_values=cache)
+        cache.crop(-4)
+        cropped = model(input_ids=token, past_key_values=cache).logits
+        torch.testing.assert_close(cropped, expected, rtol=1e-4, atol=1e-5)
+        with pytest.raises(vitcop.UnsupportedModelError, match="not its images"):
+            cache.crop(-10)
+
+
+@pytest.mark.parametrize("how", ["assistant", "prompt lookup"])
+def test_assisted_decoding_gives_the_greedy_answer(model, how):
+    inputs = batch([ONE_IMAGE])
+    drafted = {"assistant_model": MODELS["llava"]()} if how == "assistant" else {"prompt_lookup_num_tokens": 2}
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        plain = model.generate(**inputs, **GREEDY | {"max_new_tokens": 12})
+        assisted = model.generate(**inputs, **GREEDY | {"max_new_tokens": 12}, **drafted)
+    assert torch.equal(plain, assisted)
+
+
+def test_quantised_cache_selects_by_the_exact_keys(model):
+    """Half the stages read decoder keys: quantised ones would choose other tokens."""
+    inputs = batch([ONE_IMAGE])
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        model(**inputs)
+        exact = [stage.kept() for stage in pruning.report.stages]
+        cache = Cache(layer_class_to_replicate=Fp8QuantizedLayer)
+        output = model.generate(**inputs, past_key_values=cache, **GREEDY)
+    assert [stage.kept() for stage in pruning.report.stages] == exact
+    assert output.shape[1] == inputs["input_ids"].shape[1] + 5
+
+
+def test_a_given_cache_can_be_reset_and_used_again(model):
+    inputs, cache = batch([ONE_IMAGE]), DynamicCache()
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        first = model(**inputs, past_key_values=cache).logits
+        cache.reset()
+        again = model(**inputs, past_key_values=cache).logits
+    assert torch.equal(first, again)
+    cache.reset()
+    with torch.no_grad():
+        assert model(**inputs, past_key_values=cache).logits.shape[1] == inputs["input_ids"].shape[1]
+
+
+def test_streamer_sees_the_answer(model):
+    class Collect(TextStreamer):
+        def __init__(self):
+            self.tokens = []
+
+        def put(self, value):
+            self.tokens += value.flatten().tolist()
+
+        def end(self):
+            pass
+
+    streamer = Collect()
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        out = model.generate(**batch([ONE_IMAGE]), **GREEDY, streamer=streamer)
+    assert streamer.tokens == out[0].tolist()
+
+
+def test_hidden_states_and_attentions_hold_survivors():
+    model, inputs = MODELS["llava"]("eager"), batch(RAGGED)
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        out = model(**inputs, output_hidden_states=True, output_attentions=True)
+    for layer, attention in enumerate(out.attentions):
+        width = pruning.report.positions_at(layer).shape[1]
+        assert attention.shape[2:] == (width, width)
+        assert out.hidden_states[layer + 1].shape[1] == width
+    assert out.logits.shape[1] == pruning.report.positions.shape[1]
+
+
+def test_input_embeddings_with_placeholders(model):
+    inputs = batch([ONE_IMAGE])
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        by_ids = model(**inputs).logits
+        by_embeds = model(inputs_embeds=embeds, pixel_values=inputs["pixel_values"]).logits
+        assert torch.equal(by_ids, by_embeds)
+        merged = torch.randn_like(embeds)
+        with pytest.raises(vitcop.UnsupportedModelError, match="inputs_embeds"):
+            model(inputs_embeds=merged)
+
+
+def test_gradients_reach_the_projector(model):
+    """Training mode works as long as the cache is on; the loss is the user's."""
+    model.train()
+    with vitcop.prune(model, VITCOP):
+        model(**batch([ONE_IMAGE])).logits.square().mean().backward()
+    assert model.model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0
