@@ -19,7 +19,12 @@ TEXT_BEFORE = 4
 def model() -> LlavaForConditionalGeneration:
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, image_size=336, patch_size=14
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=336,
+            patch_size=14,
         ),
         text_config=LlamaConfig(
             hidden_size=32, intermediate_size=64, num_hidden_layers=32, num_attention_heads=4, vocab_size=64

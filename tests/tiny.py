@@ -90,9 +90,15 @@ def batch(prompts: Sequence[Prompt], padding: str = "left") -> dict[str, Tensor]
     pads = [[PAD_TOKEN] * (width - len(row)) for row in rows]
     ones = [[1] * len(row) for row in rows]
     if padding == "left":
-        rows, ones = ([p + r for p, r in zip(pads, rows)], [p + r for p, r in zip(pads, ones)])
+        rows, ones = (
+            [pad + row for pad, row in zip(pads, rows, strict=True)],
+            [[0] * len(pad) + one for pad, one in zip(pads, ones, strict=True)],
+        )
     else:
-        rows, ones = ([r + p for p, r in zip(pads, rows)], [r + p for p, r in zip(pads, ones)])
+        rows, ones = (
+            [row + pad for pad, row in zip(pads, rows, strict=True)],
+            [one + [0] * len(pad) for pad, one in zip(pads, ones, strict=True)],
+        )
     inputs = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(ones)}
     if not any(pads):
         del inputs["attention_mask"]

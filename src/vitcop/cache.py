@@ -53,7 +53,8 @@ class Request:
         columns = torch.arange(self.prompt_length - tokens, self.prompt_length, device=self.next_position.device)
         if tokens > self.text_after_images or not all(layout.ends_with(columns) for layout in self.layouts.values()):
             raise UnsupportedModelError(
-                "Only the text at the end of a pruned prompt can be cropped, not its images; start again with a new cache."
+                "Only the text at the end of a pruned prompt can be cropped, not its images; start again with a new "
+                "cache."
             )
         return replace(
             self,
@@ -88,10 +89,7 @@ class PrunedCache(Cache):
             UnsupportedModelError: the layers do not hold what the request left in them.
         """
         assert self.request is not None
-        tails = {
-            layer.get_seq_length() - self.request.layout_at(i).width  # type: ignore[union-attr]
-            for i, layer in enumerate(self.layers)
-        }
+        tails = {layer.get_seq_length() - self.request.layout_at(i).width for i, layer in enumerate(self.layers)}
         if len(tails) != 1 or min(tails) < 0:
             raise UnsupportedModelError(
                 "This KV cache no longer holds what pruning left in it (an interrupted prefill, or an edit of single "
@@ -99,7 +97,9 @@ class PrunedCache(Cache):
             )
         return tails.pop()
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if self.request is not None and not self.running:
             raise UnsupportedModelError(
                 "This KV cache holds a pruned prompt, and the model that is using it is not pruned (any more): keep "
@@ -156,16 +156,16 @@ def adopt(cache: Cache) -> PrunedCache:
     if not growing or not all(isinstance(layer, DynamicLayer) for layer in cache.layers) or any(cache.is_sliding):
         kinds = {type(layer).__name__ for layer in cache.layers} or {type(cache).__name__}
         raise UnsupportedModelError(
-            f"A cache of {', '.join(sorted(kinds))} cannot be pruned, because its layers must all hold the same tokens; "
-            "use the default DynamicCache, without a sliding window."
+            f"A cache of {', '.join(sorted(kinds))} cannot be pruned, as its layers must all hold the same tokens; use "
+            " the default DynamicCache, without a sliding window."
         )
     if cache.offloading:
         raise UnsupportedModelError("An offloaded cache cannot be pruned; use the default DynamicCache.")
-    cache.__class__ = _pruned_class(type(cache))
+    cache.__class__ = _pruned_class(type(cache))  # type: ignore[arg-type]
     assert isinstance(cache, PrunedCache)
     return cache
 
 
 @functools.cache
-def _pruned_class(cls: type[Cache]) -> type[PrunedCache]:
+def _pruned_class(cls: type) -> type[PrunedCache]:
     return type(f"Pruned{cls.__name__}", (PrunedCache, cls), {})

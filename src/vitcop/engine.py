@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -71,8 +72,6 @@ class Pruning:
     """
 
     def __init__(self, model: nn.Module, method: Pruner) -> None:
-        if not isinstance(method, Pruner):
-            raise UnsupportedModelError(f"method must be a vitcop method such as ViTCoP(), not {method!r}.")
         stock = _stock_model(model)
         self.method = method
         self.report: Report | None = None
@@ -101,7 +100,8 @@ class Pruning:
         def before(module: nn.Module, hook: Callable[..., Any]) -> None:
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-        before(stock, self._check_call)
+        before(stock, self._open)
+        self._hooks.append(stock.register_forward_hook(self._close, always_call=True))
         before(family.base, self._start)
         self._hooks.append(family.base.register_forward_hook(self._finish, always_call=True))
         before(family.observed, self._observe)
@@ -114,18 +114,21 @@ class Pruning:
     def _running(self) -> _Prefill | _Decode | None:
         return getattr(self._forward, "running", None)
 
-    def _check_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
+    def _open(self, model: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
         call = _bound(model, args, kwargs)
-        if call.get("labels") is not None and call.get("input_ids") is not None:
-            if self._family.visual_mask(call["input_ids"], None).any():
-                raise UnsupportedModelError(
-                    "labels cannot be used while visual tokens are pruned, since logits hold the survivors only: call "
-                    "the model without labels and compute the loss from logits and pruning.report.positions."
-                )
+        ids, labels = call.get("input_ids"), call.get("labels")
+        if labels is not None and ids is not None and self._family.visual_mask(ids, None).any():
+            raise UnsupportedModelError(
+                "labels cannot be used while visual tokens are pruned, since logits hold the survivors only: call the "
+                "model without labels and compute the loss from logits and pruning.report.positions."
+            )
+        # Read here, since accelerate's hooks hand a copy of the encoder's output on to the base model.
+        self._forward.encoded = _observations_in(call)
+
+    def _close(self, model: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        self._forward.encoded = []
 
     def _start(self, base: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[tuple[Any, ...], Kwargs]:
-        if torch.compiler.is_compiling():
-            raise UnsupportedModelError("A pruned model cannot be compiled; remove() the pruning first.")
         call = _bound(base, args, kwargs)
         self._forward.running = self._request_of(call)
         return (), call
@@ -155,16 +158,13 @@ class Pruning:
         if not any(counts):
             return None
         prefill = _Prefill(self._family, self.method, visual, counts, real, lengths)
-        for output in (call.get("mm_encoder_outputs") or {}).values():
-            observation = getattr(output, _OBSERVATION, None)
-            if observation is not None:
-                prefill.observations.append(observation)
+        prefill.observations += _observations_in(call) or getattr(self._forward, "encoded", [])
         return prefill
 
     def _refuse_images(self, input_ids: Tensor) -> None:
         if self._family.visual_mask(input_ids, None).any():
             raise UnsupportedModelError(
-                "Visual tokens arrive at a KV cache that is not empty, and only a prompt's first forward is pruned: put "
+                "Visual tokens arrive at a KV cache that is not empty, but only a prompt's first forward is pruned: put "
                 "all images into the first turn, start again with a new cache, or leave out prefill_chunk_size."
             )
 
@@ -189,7 +189,9 @@ class Pruning:
         if isinstance(self._running, _Prefill):
             self._running.observations.append(observation)
 
-    def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[tuple[Any, ...], Kwargs] | None:
+    def _enter(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Kwargs
+    ) -> tuple[tuple[Any, ...], Kwargs] | None:
         return None if self._running is None else (args, self._running.enter(kwargs))
 
     def _layer(
@@ -318,7 +320,7 @@ class _Prefill:
     def _take_cache(self, cache: Cache | None) -> None:
         if cache is None:
             raise UnsupportedModelError(
-                "Pruning needs the KV cache, whose keys it selects by: leave use_cache on and gradient checkpointing off."
+                "Pruning needs the KV cache, whose keys it selects by: leave use_cache on, gradient checkpointing off."
             )
         self.cache = adopt(cache)
         self.cache.request = Request(self.prompt_width, self.layouts, self.next_position, self.text_after_images)
@@ -331,7 +333,9 @@ class _Prefill:
         with torch.no_grad():
             selection = self.method.select(tokens, budget)
         if len(selection.keep) != sum(budget):
-            raise BudgetError(f"{self.method.name} kept {len(selection.keep)} tokens where its schedule says {sum(budget)}.")
+            raise BudgetError(
+                f"{self.method.name} kept {len(selection.keep)} tokens where its schedule says {sum(budget)}."
+            )
         labels = tokens.labels | selection.labels
         self.stages.append(StageReport.of(tokens, selection, budget, labels.get("cluster")))
         self.tokens = replace(tokens, labels=labels).take(selection.keep, budget)
@@ -442,7 +446,7 @@ class _Decode:
         return torch.cat([prompt.to(tail.device), tail], dim=1)
 
 
-def _stock_model(model: nn.Module) -> PreTrainedModel:
+def _stock_model(model: Any) -> PreTrainedModel:
     """The transformers model in `model`, if it can be pruned as it is."""
     stock = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
     if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
@@ -466,6 +470,12 @@ def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
     return call | call.pop("kwargs", {})
 
 
+def _observations_in(call: Kwargs) -> list[Observation]:
+    """What was observed when the encoder outputs passed to this call were made."""
+    outputs = (call.get("mm_encoder_outputs") or {}).values()
+    return [getattr(output, _OBSERVATION) for output in outputs if hasattr(output, _OBSERVATION)]
+
+
 def _images_of_rows(observations: Sequence[Observation], counts: Sequence[int]) -> tuple[Observation, tuple[int, ...]]:
     """The observed images in the order of the prompts they stand in, and the row of the batch of each.
 
@@ -479,7 +489,7 @@ def _images_of_rows(observations: Sequence[Observation], counts: Sequence[int]) 
     if not observations:
         raise UnsupportedModelError(
             "The prompt has image placeholders, but its images did not come through the vision encoder of this pruned "
-            "model: pass pixel_values, have encoder outputs made while the pruning is on, and leave out prefill_chunk_size."
+            "model: pass pixel_values, make encoder outputs while the pruning is on, and leave out prefill_chunk_size."
         )
     seen = Observation.concatenate(observations)
     total = sum(seen.lengths)
@@ -514,7 +524,7 @@ def _checked_budgets(method: Pruner, family: ModelFamily, num_tokens: int) -> di
                 f"{family.first_stage_layer} to {num_layers - 1}."
             )
     counts = [num_tokens, *budgets.values()]
-    if any(after > before or after < 1 for before, after in zip(counts, counts[1:], strict=False)):
+    if min(counts) < 1 or any(after > before for before, after in pairwise(counts)):
         raise BudgetError(f"{method.name} gives an impossible schedule for {num_tokens} visual tokens: {budgets}.")
     return budgets
 

@@ -26,7 +26,9 @@ class Layout:
     def width(self) -> int:
         return self.columns.shape[1]
 
-    def keep(self, alive: Bool[Tensor, "batch width"], lengths: Sequence[int]) -> tuple[Layout, Int[Tensor, "batch kept"]]:
+    def keep(
+        self, alive: Bool[Tensor, "batch width"], lengths: Sequence[int]
+    ) -> tuple[Layout, Int[Tensor, "batch kept"]]:
         """The layout of the slots in `alive`, `lengths[i]` of them in row `i`, and the slots it gathers."""
         width = max(lengths)
         # Stable and ascending: what goes comes first and what stays comes last, each in its order.
@@ -53,7 +55,7 @@ class Layout:
         return Layout(self.columns[:, :-slots], None if self.mask is None else self.mask[:, :-slots])
 
 
-def gather_slots(values: Shaped[Tensor, "..."], slots: Int[Tensor, "batch kept"], dim: int) -> Shaped[Tensor, "..."]:
+def gather_slots(values: Shaped[Tensor, ...], slots: Int[Tensor, "batch kept"], dim: int) -> Shaped[Tensor, ...]:
     """Gather `slots` along dimension `dim` (negative) of a tensor.
 
     The batch is the dimension just before `dim`, or of size one there when all rows share the values.

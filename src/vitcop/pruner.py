@@ -111,6 +111,6 @@ def one_stage_budget(retention: float, layer: int, num_tokens: int, num_layers: 
     if retention < smallest * (1 - 1e-9):
         raise BudgetError(
             f"retention={retention:.4g} is below {smallest:.4g}, the smallest that dropping once before layer "
-            f"{layer} of {num_layers} can average with {num_tokens} visual tokens; raise the retention or prune earlier."
+            f"{layer} of {num_layers} can average with {num_tokens} visual tokens; raise it or prune earlier."
         )
     return {layer: max(1, round(kept))}

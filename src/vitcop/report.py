@@ -37,12 +37,8 @@ class StageReport:
     cluster: Int[Tensor, " visual"] | None
 
     @staticmethod
-    def of(
-        tokens: VisualTokens, selection: Selection, budget: tuple[int, ...], cluster: Tensor | None
-    ) -> StageReport:
-        return StageReport(
-            tokens.layer, tokens.lengths, budget, tokens.index, selection.keep, selection.merge, cluster
-        )
+    def of(tokens: VisualTokens, selection: Selection, budget: tuple[int, ...], cluster: Tensor | None) -> StageReport:
+        return StageReport(tokens.layer, tokens.lengths, budget, tokens.index, selection.keep, selection.merge, cluster)
 
     def kept(self, image: int = 0) -> list[int]:
         """Numbers, within the image, of the visual tokens that stayed."""

@@ -34,7 +34,9 @@ class KNorm(ScorePruner):
     def __post_init__(self) -> None:
         check_retention(self.retention)
         if self.layer < 1:
-            raise BudgetError(f"KNorm needs the keys of a decoder layer before it: layer is at least 1, got {self.layer}.")
+            raise BudgetError(
+                f"KNorm needs the keys of a decoder layer before it: layer is at least 1, got {self.layer}."
+            )
 
     def budgets(self, num_tokens: int, num_layers: int) -> dict[int, int]:
         return one_stage_budget(self.retention, self.layer, num_tokens, num_layers)

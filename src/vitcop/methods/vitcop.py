@@ -148,7 +148,9 @@ class ViTCoP(Pruner):
             if self.vision_retention is None:
                 low, high = 1 / num_tokens, 1.0
             else:
-                low, high = ((s * entering + (d - s) * b + (L - d) * deep_count(b)) / (L * num_tokens) for b in (1, entering))
+                most_deep = entering if self.deep_ratio is None else deep_count(entering)
+                low = (s * entering + (d - s) + (L - d)) / (L * num_tokens)
+                high = (d * entering + (L - d) * most_deep) / (L * num_tokens)
             raise BudgetError(
                 f"ViTCoP cannot average retention={r:.4g} over {L} layers with {num_tokens} visual tokens and stages "
                 f"before layers {s} and {d}; with these settings {low:.4g} to {high:.4g} is possible."

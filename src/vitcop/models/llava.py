@@ -22,12 +22,12 @@ class Llava(ModelFamily):
         config = model.config
         if config.vision_config.model_type != "clip_vision_model":
             raise UnsupportedModelError(
-                f"This LLaVA has a {config.vision_config.model_type!r} vision encoder, which has no [CLS] token to read "
-                "saliency from; only CLIP encoders are supported."
+                f"This LLaVA has a {config.vision_config.model_type!r} vision encoder, but saliency is read from the "
+                "[CLS] token of a CLIP encoder; no other is supported."
             )
         if not isinstance(config.vision_feature_layer, int) or config.vision_feature_layer == 0:
             raise UnsupportedModelError(
-                f"vision_feature_layer={config.vision_feature_layer!r} is not one encoder layer; set it to a single one."
+                f"vision_feature_layer={config.vision_feature_layer!r} is not one encoder layer; set a single one."
             )
         if config.vision_feature_select_strategy != "default":
             raise UnsupportedModelError(
@@ -46,7 +46,7 @@ class Llava(ModelFamily):
         return self.vision.encoder.layers[layer if layer < 0 else layer - 1].self_attn
 
     def observe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observation:
-        attention = self.observed
+        attention: Any = self.observed
         hidden_states = args[0] if args else kwargs["hidden_states"]
         heads = (attention.num_heads, attention.head_dim)
         query = attention.q_proj(hidden_states[:, 0]).unflatten(-1, heads)

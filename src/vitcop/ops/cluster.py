@@ -56,7 +56,8 @@ def density_peaks(
     mine, others = density[:, :, None], density[:, None, :]
     # Equal densities would make mutual parents: the lower index counts as the denser one.
     denser = (others > mine) | ((others == mine) & (index < index[:, None]))
-    near = torch.cdist(places, places) <= radius
+    # Places are exact fractions: keep the comparison exact where a distance equals the radius.
+    near = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist") <= radius + 1e-6
     separation, parent = distance.masked_fill(~(denser & near & valid[:, None]), math.inf).min(-1)
 
     peak = (density * separation).masked_fill(~valid, -math.inf)
@@ -84,9 +85,7 @@ def _distances(
     return distance.diagonal_scatter(distance.new_zeros(distance.shape[:2]), dim1=1, dim2=2)
 
 
-def _cutoff_of(
-    distance: Float[Tensor, "segments rows rows"], lengths: Sequence[int]
-) -> Float[Tensor, "segments 1 1"]:
+def _cutoff_of(distance: Float[Tensor, "segments rows rows"], lengths: Sequence[int]) -> Float[Tensor, "segments 1 1"]:
     """The CUTOFF_QUANTILE of the distances between different rows, for each segment."""
     segments, rows, _ = distance.shape
     real = torch.arange(rows, device=distance.device) < torch.tensor(lengths, device=distance.device)[:, None]

@@ -54,7 +54,7 @@ def smallest_per_segment(
 
 
 def pad_segments(
-    values: Shaped[Tensor, "rows *rest"], lengths: Sequence[int]
+    values: Shaped[Tensor, rows * rest], lengths: Sequence[int]
 ) -> tuple[Shaped[Tensor, "segments longest *rest"], Bool[Tensor, "segments longest"]]:
     """One padded row of the batch per segment, and where it holds a value; the padding is zero."""
     longest = max(lengths)

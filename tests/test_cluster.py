@@ -1,0 +1,83 @@
+"""Clustering against a naive transcription of its definition, and its invariants."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitcop.ops.cluster import density_peaks, num_centres
+
+
+def naive_density_peaks(keys, places, fraction, cutoff, radius):
+    """Labels of one picture, by loops over the page that defines them."""
+    n = len(keys)
+    distance = [[math.dist(a, b) for b in keys] for a in keys]
+    density = [sum(math.exp(-((d / cutoff) ** 2)) for d in row) for row in distance]
+    parent, separation = [None] * n, [math.inf] * n
+    for i in range(n):
+        for j in range(n):
+            denser = density[j] > density[i] or (density[j] == density[i] and j < i)
+            if denser and math.dist(places[i], places[j]) <= radius + 1e-6 and distance[i][j] < separation[i]:
+                parent[i], separation[i] = j, distance[i][j]
+    peaks = sorted(range(n), key=lambda i: (-density[i] * separation[i], i))
+    centres = peaks[: num_centres(fraction, n)]
+    label = {centre: number for number, centre in enumerate(centres)}
+    for i in sorted(range(n), key=lambda i: (-density[i], i)):
+        if i not in label:
+            nearest = min(centres, key=lambda c: (distance[i][c], c))
+            label[i] = label[nearest] if parent[i] is None else label[parent[i]]
+    return [label[i] for i in range(n)]
+
+
+def picture(seed, side, dim=5):
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.cartesian_prod(torch.arange(side), torch.arange(side)) / side
+    blobs = torch.randn(4, dim, generator=generator) * 3
+    keys = blobs[torch.randint(4, (side**2,), generator=generator)]
+    return keys + torch.randn(side**2, dim, generator=generator), places
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.floats(0.05, 0.6), st.sampled_from([0.2, 0.6, 2.0]))
+def test_equals_the_naive_loop(seed, side, fraction, radius):
+    keys, places = picture(seed, side)
+    labels = density_peaks(keys, places, (side**2,), centre_fraction=fraction, cutoff=2.5, radius=radius)
+    assert labels.tolist() == naive_density_peaks(keys.double().tolist(), places.tolist(), fraction, 2.5, radius)
+
+
+def test_equal_keys_fall_into_one_forest():
+    """Ties everywhere: every token is as dense as every other, and still each gets a cluster."""
+    keys, (_, places) = torch.ones(36, 4), picture(0, 6)
+    for cutoff in (None, 8.0):
+        labels = density_peaks(keys, places, (36,), centre_fraction=0.12, cutoff=cutoff, radius=0.6)
+        assert sorted(labels.unique().tolist()) == list(range(num_centres(0.12, 36)))
+
+
+@pytest.mark.parametrize("cutoff", [None, 2.5])
+def test_ragged_segments_are_clustered_by_themselves(cutoff):
+    pictures = [picture(seed, side) for seed, side in ((1, 3), (2, 6), (3, 1), (4, 4))]
+    settings = {"centre_fraction": 0.2, "cutoff": cutoff, "radius": 0.6}
+    alone = [density_peaks(keys, places, (len(keys),), **settings) for keys, places in pictures]
+    keys, places = (torch.cat(parts) for parts in zip(*pictures, strict=True))
+    together = density_peaks(keys, places, tuple(len(k) for k, _ in pictures), **settings)
+    assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_derived_cutoff_is_free_of_scale(scale):
+    keys, places = picture(5, 6)
+    settings = {"centre_fraction": 0.15, "cutoff": None, "radius": 0.6}
+    plain = density_peaks(keys, places, (36,), **settings)
+    assert torch.equal(density_peaks(keys * scale, places, (36,), **settings), plain)
+    assert torch.equal(density_peaks(keys + 100, places, (36,), **settings), plain)
+
+
+def test_partition_does_not_depend_on_the_order():
+    keys, places = picture(6, 6)
+    order = torch.randperm(36, generator=torch.Generator().manual_seed(0))
+    settings = {"centre_fraction": 0.15, "cutoff": 2.5, "radius": 0.6}
+    plain = density_peaks(keys, places, (36,), **settings)[order]
+    moved = density_peaks(keys[order], places[order], (36,), **settings)
+    assert torch.equal(plain[:, None] == plain, moved[:, None] == moved)

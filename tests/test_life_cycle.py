@@ -1,0 +1,175 @@
+"""Nothing is left behind, nothing mixes, and nothing is silently dense."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from tiny import MODELS, ONE_IMAGE, RAGGED, Prompt, batch
+
+import vitcop
+
+VITCOP = vitcop.ViTCoP(retention=0.3)
+GREEDY = {"do_sample": False, "max_new_tokens": 4, "suppress_tokens": [63]}
+
+
+@pytest.fixture
+def model():
+    return MODELS["llava"]()
+
+
+def hooks_of(model):
+    return [
+        (name, list(module._forward_pre_hooks), list(module._forward_hooks)) for name, module in model.named_modules()
+    ]
+
+
+def test_removing_leaves_the_model_as_it_was(model):
+    inputs = batch([ONE_IMAGE])
+    with torch.no_grad():
+        dense = model(**inputs, output_hidden_states=True).logits  # installs transformers' own hooks, once
+        kept = model.register_forward_pre_hook(lambda *_: None)
+        hooks, attributes = hooks_of(model), set(vars(model)) | set(vars(model.model))
+        with vitcop.prune(model, VITCOP):
+            model(**inputs)
+        assert hooks_of(model) == hooks
+        assert set(vars(model)) | set(vars(model.model)) == attributes
+        assert torch.equal(model(**inputs).logits, dense)
+    kept.remove()
+
+
+def test_an_error_in_the_forward_leaves_nothing_running(model):
+    inputs = batch([ONE_IMAGE])
+    decoder = model.model.language_model
+
+    def fail(*_):
+        raise RuntimeError("layer 4 fails")
+
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        failing = decoder.layers[4].register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="layer 4"):
+            model(**inputs)
+        failing.remove()
+        assert pruning.report is None
+        text = torch.tensor([[1, 2, 3]])
+        lone = decoder(inputs_embeds=model.get_input_embeddings()(text)).last_hidden_state
+        assert lone.shape[1] == 3
+        expected = model(**inputs).logits
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_an_interrupted_cache_is_refused(model):
+    cache, layers = None, model.model.language_model.layers
+
+    def grab_and_fail(layer, args, kwargs):
+        nonlocal cache
+        cache = kwargs["past_key_values"]
+        raise RuntimeError("stop")
+
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        hook = layers[4].register_forward_pre_hook(grab_and_fail, with_kwargs=True)
+        with pytest.raises(RuntimeError, match="stop"):
+            model(**batch([ONE_IMAGE]))
+        hook.remove()
+        with pytest.raises(vitcop.UnsupportedModelError, match="no longer holds"):
+            model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+
+
+def test_pruning_twice_is_refused(model):
+    with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="pruned already"):
+        vitcop.prune(model, vitcop.Random())
+    vitcop.prune(model, vitcop.Random()).remove()
+
+
+def test_a_pruned_cache_refuses_the_unpruned_model(model):
+    inputs, token = batch([ONE_IMAGE]), torch.tensor([[5]])
+    with torch.no_grad():
+        with vitcop.prune(model, VITCOP):
+            output = model(**inputs)
+            copied = copy.deepcopy(output.past_key_values)
+            expected = model(input_ids=token, past_key_values=output.past_key_values).logits
+        for cache in (output.past_key_values, copied):
+            with pytest.raises(vitcop.UnsupportedModelError, match="not pruned"):
+                model(input_ids=token, past_key_values=cache)
+        with vitcop.prune(model, vitcop.Random()):  # decoding runs no method, so any pruning can go on
+            assert torch.equal(model(input_ids=token, past_key_values=copied).logits, expected)
+
+
+def test_a_cache_filled_before_pruning_stays_dense(model):
+    inputs, token = batch([ONE_IMAGE]), torch.tensor([[5]])
+    with torch.no_grad():
+        output = model(**inputs)
+        expected = model(input_ids=token, past_key_values=copy.deepcopy(output.past_key_values)).logits
+        with vitcop.prune(model, VITCOP):
+            assert torch.equal(model(input_ids=token, past_key_values=output.past_key_values).logits, expected)
+
+
+def test_text_only_prompts_are_dense(model):
+    text = batch([Prompt(images=0, seed=4)])
+    with torch.no_grad():
+        expected = model.generate(**text, **GREEDY)
+        with vitcop.prune(model, VITCOP) as pruning:
+            assert torch.equal(model.generate(**text, **GREEDY), expected)
+    assert pruning.report is None
+
+
+def test_encoder_outputs_keep_their_own_images(model):
+    """Images encoded ahead, and others after them, must not lend each other their saliency."""
+    first, second = batch([ONE_IMAGE]), batch([Prompt(1, seed=9)])
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        model(**first)
+        expected = pruning.report.stages[0].kept()
+        encoded = model.model.get_image_features(first.pop("pixel_values"), return_dict=True)
+        model.model.get_image_features(second["pixel_values"], return_dict=True)
+        model(**first, mm_encoder_outputs={"image": encoded})
+        assert pruning.report.stages[0].kept() == expected
+    with torch.no_grad():
+        unseen = model.model.get_image_features(second.pop("pixel_values"), return_dict=True)
+        with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="vision encoder"):
+            model(**second, mm_encoder_outputs={"image": unseen})
+
+
+def test_threads_do_not_mix(model):
+    prompts = [Prompt(1, seed=31), Prompt(2, seed=32)]
+    answers = {}
+
+    def ask(index):
+        with torch.no_grad():
+            answers[index] = [model.generate(**batch([prompts[index]]), **GREEDY)[0, -4:].tolist() for _ in range(5)]
+
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        expected = [model.generate(**batch([prompt]), **GREEDY)[0, -4:].tolist() for prompt in prompts]
+        threads = [threading.Thread(target=ask, args=(index,)) for index in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert answers == {index: [expected[index]] * 5 for index in range(2)}
+
+
+def test_a_pruned_model_cannot_be_copied(model):
+    with vitcop.prune(model, VITCOP):
+        for copier in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(vitcop.UnsupportedModelError, match="copied or pickled"):
+                copier(model)
+    copy.deepcopy(model)
+
+
+def test_a_dead_cache_takes_its_request_along(model):
+    """No reference cycle: GPU memory must come back when the last name goes, not when the collector runs."""
+    import gc
+    import weakref
+
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.no_grad(), vitcop.prune(model, VITCOP):
+            output = model(**batch(RAGGED))
+            keys = weakref.ref(output.past_key_values.layers[-1].keys)
+            request = weakref.ref(output.past_key_values.request)
+            del output
+            assert keys() is None and request() is None
+    finally:
+        gc.enable()

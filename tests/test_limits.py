@@ -1,0 +1,234 @@
+"""What works and what raises, besides generation: the table in docs/limits.md, line by line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import cpu_offload, dispatch_model
+from peft import LoraConfig, get_peft_model
+from tiny import MODELS, ONE_IMAGE, RAGGED, batch
+from transformers import (
+    BertConfig,
+    BertModel,
+    DynamicCache,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+    StaticCache,
+)
+
+import vitcop
+
+VITCOP = vitcop.ViTCoP(retention=0.3)
+GREEDY = {"do_sample": False, "max_new_tokens": 4, "suppress_tokens": [63]}
+
+
+@pytest.fixture
+def model():
+    return MODELS["llava"]()
+
+
+@pytest.fixture
+def inputs():
+    return batch([ONE_IMAGE])
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ({"use_cache": False}, "needs the KV cache"),
+        ({"cache_implementation": "static"}, "StaticLayer"),
+        ({"cache_implementation": "offloaded"}, "offloaded cache"),
+        ({"prefill_chunk_size": 8}, "prefill_chunk_size"),
+    ],
+    ids=["use_cache", "static", "offloaded", "chunked"],
+)
+def test_generate_raises(model, inputs, call, reason):
+    if call.get("cache_implementation") == "offloaded" and not torch.accelerator.is_available():
+        cache = DynamicCache()
+        cache.offloading = True  # its constructor needs an accelerator
+        call = {"past_key_values": cache}
+    with torch.no_grad(), vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match=reason):
+        model.generate(**inputs, **GREEDY, **call)
+
+
+def test_sliding_window_raises(inputs):
+    model = MODELS["llava"]()
+    config = model.config.text_config
+    config.layer_types, config.sliding_window = ["sliding_attention"] * config.num_hidden_layers, 16
+    cache = DynamicCache(config=config)
+    with torch.no_grad(), vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="sliding"):
+        model(**inputs, past_key_values=cache)
+
+
+def test_static_cache_is_accepted_for_text(model):
+    """Nothing is pruned there, so nothing has to be refused."""
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        cache = StaticCache(config=model.config.text_config, max_cache_len=16)
+        model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache)
+
+
+def test_labels_raise(model, inputs):
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        with pytest.raises(vitcop.UnsupportedModelError, match="labels"):
+            model(**inputs, labels=inputs["input_ids"])
+        text = torch.tensor([[1, 2, 3]])
+        assert model(input_ids=text, labels=text).loss > 0
+
+
+def test_gradient_checkpointing_raises(model, inputs):
+    model.train()
+    model.gradient_checkpointing_enable()
+    with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="checkpointing"):
+        model(**inputs)
+
+
+def test_masks_of_other_shapes_raise(model, inputs):
+    width = inputs["input_ids"].shape[1]
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        with pytest.raises(vitcop.UnsupportedModelError, match="2-D"):
+            model(**inputs, attention_mask=torch.ones(1, 1, width, width))
+        cache = model(**inputs).past_key_values
+        with pytest.raises(vitcop.UnsupportedModelError, match=f"cover the {width + 1} tokens"):
+            model(input_ids=torch.tensor([[5]]), past_key_values=cache, attention_mask=torch.ones(1, 9))
+
+
+def test_images_in_a_later_turn_raise(model, inputs):
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        cache = model(**inputs).past_key_values
+        with pytest.raises(vitcop.UnsupportedModelError, match="first turn"):
+            model(**inputs, past_key_values=cache)
+        text = model(input_ids=torch.tensor([[1, 2, 3]])).past_key_values
+        with pytest.raises(vitcop.UnsupportedModelError, match="first turn"):
+            model(**inputs, past_key_values=text)
+
+
+def test_placeholders_must_match_images(model, inputs):
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        with pytest.raises(vitcop.UnsupportedModelError, match="pass pixel_values"):
+            model(input_ids=inputs["input_ids"])
+        with pytest.raises(ValueError, match="do not match"):
+            model(input_ids=inputs["input_ids"][:, :-12], pixel_values=inputs["pixel_values"])
+
+
+def test_another_batch_size_raises(model, inputs):
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        cache = model(**inputs).past_key_values
+        with pytest.raises(vitcop.UnsupportedModelError, match="holds 1 prompts"):
+            model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)
+
+
+def test_compiled_models_raise(model, inputs):
+    with pytest.raises(vitcop.UnsupportedModelError, match="compiled"):
+        vitcop.prune(torch.compile(model), VITCOP)
+    model.model.language_model.layers[0].compile()
+    with pytest.raises(vitcop.UnsupportedModelError, match="compiled"):
+        vitcop.prune(model, VITCOP)
+
+
+@pytest.mark.slow
+def test_compiling_a_pruned_model_breaks_the_graph_but_not_the_answer():
+    """In a process of its own: Dynamo cannot trace the shape checks that this test run adds to every function."""
+    script = """
+import torch, vitcop
+from tiny import MODELS, ONE_IMAGE, batch
+model, inputs = MODELS["llava"](), batch([ONE_IMAGE])
+with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(retention=0.3)) as pruning:
+    expected, kept = model(**inputs).logits, pruning.report.stages[-1].kept()
+    torch.testing.assert_close(torch.compile(model, backend="eager")(**inputs).logits, expected)
+    assert pruning.report.stages[-1].kept() == kept
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, check=True)
+
+
+def test_tensor_parallel_raises(model, monkeypatch):
+    monkeypatch.setattr(type(model), "tp_size", 2)
+    with pytest.raises(vitcop.UnsupportedModelError, match="tensor-parallel"):
+        vitcop.prune(model, VITCOP)
+
+
+def test_unknown_models_raise():
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    with pytest.raises(vitcop.UnsupportedModelError, match=r"unknown model type 'bert'.*Known: llava"):
+        vitcop.prune(BertModel(config), VITCOP)
+    with pytest.raises(vitcop.UnsupportedModelError, match="Linear cannot be pruned"):
+        vitcop.prune(torch.nn.Linear(2, 2), VITCOP)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"vision_config": SiglipVisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1)},
+            r"\[CLS\] token",
+        ),
+        ({"vision_feature_select_strategy": "full"}, "full"),
+        ({"vision_feature_layer": [-2, -1]}, "single"),
+    ],
+    ids=["siglip", "full", "layers"],
+)
+def test_llavas_without_a_cls_query_raise(model, change, reason):
+    config = LlavaConfig(**{**model.config.to_dict(), **change})
+    with pytest.raises(vitcop.UnsupportedModelError, match=reason):
+        vitcop.prune(LlavaForConditionalGeneration(config), VITCOP)
+
+
+def test_continuous_batching_raises(model):
+    with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="Paged"):
+        model.model(input_ids=torch.tensor([[1, 2]]), past_key_values=PagedAttentionCacheStandIn())
+
+
+class PagedAttentionCacheStandIn:
+    """Continuous batching's cache is not a `Cache`; building a real one needs a GPU."""
+
+
+def test_lora_works(model, inputs):
+    """The observation calls the wrapped projections, so that an adapter on them changes what is kept."""
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj", "k_proj"], init_lora_weights=False))
+    with torch.no_grad(), vitcop.prune(wrapped, VITCOP) as pruning:
+        adapted = wrapped(**inputs).logits
+        kept = pruning.report.stages[0].kept()
+        with wrapped.disable_adapter():
+            wrapped(**inputs)
+        assert pruning.report.stages[0].kept() != kept
+    merged = wrapped.merge_and_unload()
+    with torch.no_grad(), vitcop.prune(merged, VITCOP) as pruning:
+        torch.testing.assert_close(merged(**inputs).logits, adapted, rtol=1e-3, atol=1e-4)
+        assert pruning.report.stages[0].kept() == kept
+
+
+@pytest.mark.parametrize("how", ["device_map", "cpu_offload"])
+def test_weights_that_move_work(model, how):
+    inputs = batch(RAGGED)
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        expected = model.generate(**inputs, **GREEDY)
+    moved = MODELS["llava"]()
+    if how == "device_map":
+        moved = dispatch_model(moved, {"": "cpu"}, force_hooks=True)
+    else:
+        moved = cpu_offload(moved, torch.device("cpu"))
+    with torch.no_grad(), vitcop.prune(moved, VITCOP):
+        assert torch.equal(moved.generate(**inputs, **GREEDY), expected)
+
+
+def test_quantised_weights_work(model, inputs):
+    """Quantised layers have no weight of the usual kind: modules must be called, never read."""
+
+    class Opaque(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.call = lambda x: linear(x)
+
+        def forward(self, x):
+            return self.call(x)
+
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        expected = model.generate(**inputs, **GREEDY)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, torch.nn.Linear):
+                setattr(module, name, Opaque(child))
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        assert torch.equal(model.generate(**inputs, **GREEDY), expected)

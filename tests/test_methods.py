@@ -1,0 +1,76 @@
+"""What every method has in common."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_vitcop import average
+
+import vitcop
+from vitcop.ops.segments import smallest_per_segment
+
+
+@pytest.mark.parametrize("name", vitcop.METHODS)
+def test_settings_survive_json(name):
+    method = vitcop.METHODS[name](retention=0.25)
+    assert vitcop.Pruner.from_json(method.to_json()) == method
+    assert json.loads(method.to_json())["method"] == name
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(vitcop.VitcopError, match="Did you mean 'vitcop'"):
+        vitcop.Pruner.from_dict({"method": "vitcap"})
+    with pytest.raises(vitcop.VitcopError, match="Did you mean 'retention'"):
+        vitcop.Pruner.from_dict({"method": "vitcop", "retentoin": 0.1})
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 3000), st.integers(4, 80), st.floats(0, 1), st.sampled_from([vitcop.KNorm, vitcop.Random]))
+def test_one_stage_methods_average_the_retention(num_tokens, num_layers, share, kind):
+    method = kind(retention=0.5)
+    floor = (method.layer * num_tokens + num_layers - method.layer) / (num_layers * num_tokens)
+    retention = floor + share * (1 - floor)
+    budgets = kind(retention=retention).budgets(num_tokens, num_layers)
+    counts = {0: num_tokens} | budgets
+    assert abs(average(counts, num_layers) - retention * num_tokens) <= 1
+
+
+def test_below_the_floor_names_it():
+    with pytest.raises(vitcop.BudgetError, match=r"0\.06413, the smallest"):
+        vitcop.KNorm(retention=0.05).budgets(576, 32)
+    with pytest.raises(vitcop.BudgetError, match="one of the 8 decoder layers"):
+        vitcop.KNorm(layer=8).budgets(576, 8)
+    with pytest.raises(vitcop.BudgetError, match="at least 1"):
+        vitcop.KNorm(layer=0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=5), st.integers(0, 10**6))
+def test_smallest_of_each_segment(sizes, seed):
+    lengths, budgets = [n for n, _ in sizes], [min(n, k) for n, k in sizes]
+    values = torch.randint(5, (sum(lengths),), generator=torch.Generator().manual_seed(seed)).float()  # with ties
+    kept, start = [], 0
+    for n, k in zip(lengths, budgets, strict=True):
+        kept += sorted(sorted(range(start, start + n), key=lambda i: (values[i], i))[:k])
+        start += n
+    assert smallest_per_segment(values, lengths, budgets).tolist() == kept
+
+
+def test_random_is_uniform_and_follows_its_seed():
+    """Each of 64 tokens is kept about as often as any other over 2,000 seeds."""
+    index = torch.arange(64)
+    counts = torch.zeros(64)
+    for seed in range(2000):
+        score = vitcop.Random(seed=seed).score(_tokens(index))
+        counts[score.topk(16).indices] += 1
+    # Binomial(2000, 1/4): standard deviation 19; 64 draws stay within 4 of it.
+    assert (counts - 500).abs().max() < 78
+    assert torch.equal(vitcop.Random(seed=3).score(_tokens(index)), vitcop.Random(seed=3).score(_tokens(index)))
+
+
+def _tokens(index):
+    n = len(index)
+    empty = torch.zeros(n, 1)
+    return vitcop.VisualTokens(0, 0, (n,), empty, empty[..., None], index, torch.zeros(n, 2), empty[:, 0])

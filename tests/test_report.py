@@ -1,0 +1,51 @@
+"""The report says what happened, and its costs are those that are counted."""
+
+import json
+import re
+
+import torch
+from tiny import MODELS, NUM_LAYERS, ONE_IMAGE, RAGGED, TOKENS_PER_IMAGE, batch
+from torch.utils.flop_counter import FlopCounterMode
+
+import vitcop
+
+
+def test_costs_are_the_counted_ones():
+    """Eager attention multiplies full n x n matrices, which is what the closed form states."""
+    model, inputs = MODELS["llava"]("eager"), batch([ONE_IMAGE])
+    method, counter = vitcop.ViTCoP(retention=0.3), FlopCounterMode(display=False)
+    with torch.no_grad(), vitcop.prune(model, method) as pruning, counter:
+        output = model(**inputs)
+    layers = re.compile(r"LlavaForConditionalGeneration\.model\.language_model\.layers\.\d+")
+    counted = sum(sum(ops.values()) for name, ops in counter.get_flop_counts().items() if layers.fullmatch(name))
+    dense, pruned = pruning.report.prefill_flops
+    assert pruned == counted and dense > pruned
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+    assert pruning.report.kv_cache_bytes[1] == held
+
+
+def test_report_accounts_for_every_token():
+    model = MODELS["llava"]()
+    with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(retention=0.3)) as pruning:
+        cache = model(**batch(RAGGED)).past_key_values
+    report = pruning.report
+    assert report.images == (TOKENS_PER_IMAGE,) * 3 and report.rows == (0, 0, 2) and report.shapes == ((6, 6),) * 3
+    for image in range(3):
+        entering, merging, deep = report.stages
+        assert set(merging.kept(image)) <= set(entering.kept(image)) and set(deep.kept(image)) <= set(
+            merging.kept(image)
+        )
+        groups = merging.merged(image)
+        members = [token for group in groups.values() for token in group]
+        # Stage 2 loses nothing: each token is kept as it is or is in exactly one group.
+        alone = set(merging.kept(image)) - set(groups)
+        assert sorted([*members, *alone]) == entering.kept(image)
+        assert set(groups) <= set(merging.kept(image)) and not deep.merged(image)
+        assert sorted(merging.clusters(image)) == entering.kept(image)
+        alive = report.visual_tokens(image)
+        assert report.average_retention(image) == sum(alive) / (NUM_LAYERS * TOKENS_PER_IMAGE)
+    for layer in range(NUM_LAYERS):
+        assert cache.layers[layer].keys.shape[2] == max(report.tokens(row)[layer] for row in range(3))
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert plain["images"][2]["stages"][1]["kept"] == merging.kept(2)
+    assert str(report).count("\n") == 5

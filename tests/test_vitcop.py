@@ -1,0 +1,170 @@
+"""ViTCoP's schedule and its merging stage, against properties and a literal transcription."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vitcop
+from vitcop.methods.vitcop import merge_clusters
+from vitcop.tokens import merge_hidden_states
+
+
+def average(budgets, num_layers):
+    layers, counts = [*budgets, num_layers], list(budgets.values())
+    return sum((end - start) * n for start, end, n in zip(layers, layers[1:], counts, strict=False)) / num_layers
+
+
+@pytest.mark.parametrize(
+    ("retention", "counts", "mean"),
+    [(1 / 3, (288, 253, 51), 192.1), (2 / 9, (230, 165, 33), 127.8), (1 / 9, (172, 77, 15), 63.6)],
+)
+def test_papers_table(retention, counts, mean):
+    budgets = vitcop.ViTCoP(retention=retention).budgets(576, 32)
+    assert budgets == dict(zip((0, 2, 22), counts, strict=True))
+    assert round(average(budgets, 32), 1) == mean
+
+
+@settings(max_examples=400)
+@given(st.integers(1, 3000), st.integers(4, 80), st.floats(0, 1))
+def test_schedule_averages_the_retention(num_tokens, num_layers, share):
+    retention = 1 / num_tokens + share * (1 - 1 / num_tokens)
+    budgets = vitcop.ViTCoP(retention=retention).budgets(num_tokens, num_layers)
+    assert num_tokens >= max(budgets.values()) and min(budgets.values()) >= 1
+    assert list(budgets.values()) == sorted(budgets.values(), reverse=True)
+    assert abs(average(budgets, num_layers) - retention * num_tokens) <= 1
+    if retention == 1:
+        assert set(budgets.values()) == {num_tokens}
+
+
+def test_explicit_numbers_win_or_raise():
+    assert vitcop.ViTCoP(1 / 9, vision_retention=0.25, shallow_layer=3, deep_layer=20).budgets(576, 32)[0] == 144
+    assert (
+        vitcop.ViTCoP(1 / 3, deep_ratio=1.0).budgets(576, 32)[22]
+        == vitcop.ViTCoP(1 / 3, deep_ratio=1.0).budgets(576, 32)[2]
+    )
+    with pytest.raises(vitcop.BudgetError, match=r"0\.0\d+ to 0\.0\d+ is possible"):
+        vitcop.ViTCoP(0.5, vision_retention=0.1).budgets(576, 32)
+    with pytest.raises(vitcop.BudgetError, match=r"0\.08854 to 1 is possible"):
+        vitcop.ViTCoP(0.03, vision_retention=1.0).budgets(36, 32)
+    with pytest.raises(vitcop.BudgetError, match=r"0\.001736 to 1 is possible"):
+        vitcop.ViTCoP(0.001).budgets(576, 32)
+    with pytest.raises(vitcop.BudgetError, match="number of decoder layers"):
+        vitcop.ViTCoP(deep_layer=32).budgets(576, 32)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"retention": 0.0},
+        {"retention": 2.0},
+        {"vision_retention": 0.0},
+        {"centre_fraction": 1.5},
+        {"cutoff": -1.0},
+        {"radius": -0.1},
+    ],
+    ids=str,
+)
+def test_values_out_of_range_raise(bad):
+    with pytest.raises(vitcop.BudgetError):
+        vitcop.ViTCoP(**bad)
+
+
+def table(norms, clusters, hidden=None):
+    """A one-image table in stage 2 whose key norms are `norms`."""
+    n = len(norms)
+    keys = torch.zeros(n, 2, 4)
+    keys[:, :, 0] = torch.tensor(norms)[:, None]
+    return vitcop.VisualTokens(
+        layer=2,
+        stage=1,
+        lengths=(n,),
+        hidden_states=torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) if hidden is None else hidden,
+        keys=keys,
+        index=torch.arange(n),
+        grid=torch.zeros(n, 2),
+        saliency=torch.zeros(n),
+        labels={"cluster": torch.tensor(clusters)},
+    )
+
+
+def literal_merge(norms, clusters, budget):
+    """Stage II of the design page, line by line: {position: members averaged into it}, [] for unmerged ones."""
+    n = len(norms)
+    members = {c: [i for i in range(n) if clusters[i] == c] for c in sorted(set(clusters))}
+    total = {c: sum(norms[i] for i in m) for c, m in members.items()}
+    kept: dict[int, list[int]] = {}
+    groups = []
+    if len(members) <= budget:
+        share, spare = budget - len(members), n - len(members)
+        quota = {c: round(Fraction((len(m) - 1) * share, max(spare, 1))) for c, m in members.items()}
+        lightest = sorted(members, key=lambda c: (total[c], c))
+        while sum(quota.values()) != share:
+            missing = share - sum(quota.values())
+            able = (
+                [c for c in lightest if quota[c] < len(members[c]) - 1]
+                if missing > 0
+                else [c for c in sorted(members, key=lambda c: (-total[c], c)) if quota[c] > 0]
+            )
+            for c in able[: abs(missing)]:
+                quota[c] += 1 if missing > 0 else -1
+        for c, m in members.items():
+            by_norm = sorted(m, key=lambda i: (norms[i], i))
+            kept |= {i: [] for i in by_norm[: quota[c]]}
+            groups.append(sorted(by_norm[quota[c] :]))
+    else:
+        lightest = sorted(members, key=lambda c: (total[c], c))
+        groups = [members[c] for c in lightest[: budget - 1]]
+        groups.append(sorted(i for c in lightest[budget - 1 :] for i in members[c]))
+    for group in groups:
+        kept[group[len(group) // 2]] = group
+    return dict(sorted(kept.items()))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_merging_equals_its_definition(data):
+    n = data.draw(st.integers(2, 40))
+    num_clusters = data.draw(st.integers(1, n))
+    clusters = [
+        *range(num_clusters),
+        *data.draw(st.lists(st.integers(0, num_clusters - 1), min_size=n - num_clusters, max_size=n - num_clusters)),
+    ]
+    clusters = data.draw(st.permutations(clusters))
+    norms = data.draw(st.lists(st.integers(1, 64).map(lambda x: x / 8), min_size=n, max_size=n))
+    budget = data.draw(st.integers(1, n - 1))
+    tokens = table(norms, clusters)
+    selection = merge_clusters(tokens, (budget,))
+    expected = literal_merge(norms, clusters, budget)
+    assert selection.keep.tolist() == list(expected)
+
+    merged = merge_hidden_states(tokens.hidden_states, selection)
+    for row, (position, group) in zip(merged, expected.items(), strict=True):
+        own = tokens.hidden_states[position]
+        torch.testing.assert_close(row, own + tokens.hidden_states[group].mean(0) if group else own)
+
+
+def test_images_are_merged_by_themselves_and_full_ones_left_alone():
+    generator = torch.Generator().manual_seed(0)
+    sizes, budgets = (12, 7, 20), (5, 7, 3)
+    tables = [
+        table(torch.rand(n, generator=generator).tolist(), torch.randint(4, (n,), generator=generator).tolist())
+        for n in sizes
+    ]
+    together = vitcop.VisualTokens(
+        **{
+            name: torch.cat([getattr(t, name) for t in tables])
+            for name in ("hidden_states", "keys", "index", "grid", "saliency")
+        },
+        layer=2,
+        stage=1,
+        lengths=sizes,
+        labels={"cluster": torch.cat([t.labels["cluster"] for t in tables])},
+    )
+    merged = merge_hidden_states(together.hidden_states, merge_clusters(together, budgets)).split(budgets)
+    for part, budget, rows in zip(tables, budgets, merged, strict=True):
+        alone = merge_hidden_states(part.hidden_states, merge_clusters(part, (budget,)))
+        torch.testing.assert_close(rows, alone)
+    assert torch.equal(merged[1], tables[1].hidden_states)
