@@ -82,3 +82,16 @@ def test_half_precision_follows_float32(dtype):
         half = pruning.report.stages[0].kept()
     assert output.logits.dtype == dtype and output.logits.isfinite().all()
     assert len(set(full) & set(half)) >= len(full) - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompts", [(ONE_IMAGE,), RAGGED], ids=["one", "ragged"])
+def test_flex_prefill_equals_sdpa(prompts):
+    """Its block masks cannot be gathered but have to be made anew. Its decoding does not compile on CPU."""
+    logits = []
+    for attention in ("sdpa", "flex_attention"):
+        model = MODELS["llava"](attention)
+        with torch.no_grad(), vitcop.prune(model, METHODS["vitcop"]) as pruning:
+            output = model(**batch(prompts))
+        logits.append(output.logits[pruning.report.positions >= 0])
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)

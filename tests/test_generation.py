@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import IMAGE_TOKEN, METHODS, MODELS, ONE_IMAGE, RAGGED, Prompt, batch
 from transformers import DynamicCache, TextStreamer
-from transformers.cache_utils import Cache, Fp8QuantizedLayer
+from transformers.cache_utils import Cache, QuantizedLayer
 
 import vitcop
 
@@ -43,16 +43,19 @@ def test_decoding_equals_a_longer_prompt(method, attention, prompts):
 
 
 @pytest.mark.parametrize("how", ["beams", "several answers"])
-def test_repeated_prompts_keep_their_own_tokens(model, how):
-    prompts = (Prompt(2, seed=2), Prompt(1, seed=5))
+@pytest.mark.parametrize("images", [1, 2])
+def test_repeated_prompts_keep_their_own_tokens(model, images, how):
+    if images == 2 and not hasattr(model, "_expand_multimodal_outputs"):
+        pytest.skip("this transformers repeats the images of a prompt one by one and so mixes them up, dense as well")
+    prompts = (Prompt(images, seed=2), Prompt(1, seed=5))
     asked = {"num_beams": 3} if how == "beams" else {"num_return_sequences": 3, "do_sample": True}
     together = batch(prompts)
     with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
         torch.manual_seed(0)
         out = model.generate(**together, **(GREEDY | asked))
         report = pruning.report
-        assert report.rows == (0, 0, 1, 1, 2, 2, 3, 4, 5)
-        first_image = {0: 0, 1: 6}
+        assert report.rows == (*(row for row in range(3) for _ in range(images)), 3, 4, 5)
+        first_image = {0: 0, 1: 3 * images}
         for row, prompt in enumerate(prompts):
             model(**batch([prompt]))
             for copies in range(3):
@@ -136,13 +139,23 @@ def test_assisted_decoding_gives_the_greedy_answer(model, how):
     assert torch.equal(plain, assisted)
 
 
+class CoarseLayer(QuantizedLayer):
+    """Quantises as transformers' own layers do, which need optional packages, but to quarters."""
+
+    def _quantize(self, tensor, axis):
+        return (4 * tensor).round().to(torch.int8)
+
+    def _dequantize(self, quantised):
+        return quantised.to(self.dtype) / 4
+
+
 def test_quantised_cache_selects_by_the_exact_keys(model):
     """Half the stages read decoder keys: quantised ones would choose other tokens."""
     inputs = batch([ONE_IMAGE])
     with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
         model(**inputs)
         exact = [stage.kept() for stage in pruning.report.stages]
-        cache = Cache(layer_class_to_replicate=Fp8QuantizedLayer)
+        cache = Cache(layer_class_to_replicate=CoarseLayer)
         output = model.generate(**inputs, past_key_values=cache, **GREEDY)
     assert [stage.kept() for stage in pruning.report.stages] == exact
     assert output.shape[1] == inputs["input_ids"].shape[1] + 5
@@ -153,6 +166,8 @@ def test_a_given_cache_can_be_reset_and_used_again(model):
     with torch.no_grad(), vitcop.prune(model, VITCOP):
         first = model(**inputs, past_key_values=cache).logits
         cache.reset()
+        if cache.get_seq_length():
+            pytest.skip("this transformers blanks a cache without emptying it")
         again = model(**inputs, past_key_values=cache).logits
     assert torch.equal(first, again)
     cache.reset()

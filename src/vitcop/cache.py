@@ -119,7 +119,8 @@ class PrunedCache(Cache):
         super().reset()
         self.request = None
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, tokens_to_remove: int | Tensor) -> None:
+        tokens_to_remove = int(tokens_to_remove)
         # Drafts of assisted decoding come with the prompt's first forward: taking them back reaches into the prompt.
         if self.request is not None and (from_prompt := abs(tokens_to_remove) - self.tail_length()) > 0:
             self.request = self.request.crop(from_prompt)

@@ -164,7 +164,7 @@ class Pruning:
     def _refuse_images(self, input_ids: Tensor) -> None:
         if self._family.visual_mask(input_ids, None).any():
             raise UnsupportedModelError(
-                "Visual tokens arrive at a KV cache that is not empty, but only a prompt's first forward is pruned: put "
+                "Visual tokens arrive at a cache that is not empty, but only a prompt's first forward is pruned: put "
                 "all images into the first turn, start again with a new cache, or leave out prefill_chunk_size."
             )
 
