@@ -1,10 +1,13 @@
 """A row of a batch equals the row alone, and at retention 1 the model is bit for bit the unpatched one."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from tiny import METHODS, MODELS, ONE_IMAGE, RAGGED, Prompt, batch
 
 import vitcop
+from vitcop.layout import positions_of
 
 
 def decode(model, inputs, steps=3):
@@ -52,6 +55,48 @@ def test_text_row_is_untouched():
     torch.testing.assert_close(together[1], dense[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["vitcop", "three_stages"])
+def test_positions_of_ones_own_are_kept(method):
+    """Spaced by 3 in the prompt and behind it: only what was dropped may be taken out."""
+    model, prompts = MODELS["llava"](), (ONE_IMAGE, Prompt(images=0, seed=3))
+    inputs, token = batch(prompts), torch.tensor([[9], [9]])
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1)
+    positions = 3 * positions_of(mask)
+    width = inputs["input_ids"].shape[1]
+
+    def two_steps(model, rows):
+        prompt = {name: value[rows] for name, value in inputs.items() if name != "pixel_values"}
+        if rows != [1]:
+            prompt["pixel_values"] = inputs["pixel_values"]
+        first = model(**prompt, position_ids=positions[rows, :width])
+        given = {"attention_mask": mask[rows], "position_ids": positions[rows, width:]}
+        second = model(input_ids=token[rows], past_key_values=first.past_key_values, **given)
+        return torch.cat([first.logits[:, -1], second.logits[:, -1]], 1)
+
+    with torch.no_grad():
+        dense = two_steps(model, [1])
+        with vitcop.prune(model, METHODS[method]):
+            together, alone = two_steps(model, [0, 1]), two_steps(model, [0])
+    torch.testing.assert_close(together[1], dense[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together[0], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_positions_behind_a_prompt_without_any_count_its_columns():
+    """As in the dense model, padding included; and a mask may hide what it showed before."""
+    model, prompts = MODELS["llava"](), (ONE_IMAGE, Prompt(images=0, seed=3))
+    inputs, token = batch(prompts), torch.tensor([[9], [9]])
+    width = inputs["input_ids"].shape[1]
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1)
+    mask[:, width - 3] = 0
+    logits = []
+    for method in (None, METHODS["vitcop"]):
+        with torch.no_grad(), vitcop.prune(model, method) if method else nullcontext():
+            cache = model(**inputs).past_key_values
+            given = {"attention_mask": mask, "position_ids": torch.full((2, 1), width)}
+            logits.append(model(input_ids=token, past_key_values=cache, **given).logits[1])
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("prompts", [(ONE_IMAGE,), RAGGED], ids=["one", "ragged"])
 @pytest.mark.parametrize("method", [vitcop.ViTCoP(1.0), vitcop.KNorm(1.0), vitcop.Random(1.0)], ids=lambda m: m.name)
@@ -71,7 +116,7 @@ def test_retention_one_is_the_identity(family, method, prompts, attention):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_follows_float32(dtype):
-    """The same tokens survive stage 1 up to a few near ties, and answers stay close."""
+    """Stage 1 keeps the same tokens up to one near tie, and nothing overflows."""
     model, inputs = MODELS["llava"](), batch([ONE_IMAGE])
     method = vitcop.ViTCoP(retention=0.3)
     with torch.no_grad(), vitcop.prune(model, method) as pruning:

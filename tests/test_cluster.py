@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vitcop.ops.cluster import density_peaks, num_centres
@@ -41,6 +41,7 @@ def picture(seed, side, dim=5):
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.floats(0.05, 0.6), st.sampled_from([0.2, 0.6, 2.0]))
+@example(seed=0, side=5, fraction=0.5, radius=0.2)  # neighbours exactly at the radius
 def test_equals_the_naive_loop(seed, side, fraction, radius):
     keys, places = picture(seed, side)
     labels = density_peaks(keys, places, (side**2,), centre_fraction=fraction, cutoff=2.5, radius=radius)
@@ -63,6 +64,16 @@ def test_ragged_segments_are_clustered_by_themselves(cutoff):
     keys, places = (torch.cat(parts) for parts in zip(*pictures, strict=True))
     together = density_peaks(keys, places, tuple(len(k) for k, _ in pictures), **settings)
     assert torch.equal(together, torch.cat(alone))
+
+
+def test_derived_cutoff_is_the_quantile():
+    keys, places = picture(5, 6)
+    distances = torch.pdist(keys).sort().values.repeat_interleave(2)  # of ordered pairs
+    settings = {"centre_fraction": 0.15, "radius": 0.6}
+    derived = density_peaks(keys, places, (36,), cutoff=None, **settings)
+    given = distances[int(0.02 * 36 * 35)].item()
+    assert torch.equal(derived, density_peaks(keys, places, (36,), cutoff=given, **settings))
+    assert not torch.equal(derived, density_peaks(keys, places, (36,), cutoff=10 * given, **settings))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e4])

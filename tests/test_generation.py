@@ -118,9 +118,10 @@ def test_cache_rows_can_be_chosen_and_repeated(model):
 def test_crop_takes_back_text_only(model):
     inputs, token = batch([ONE_IMAGE]), torch.tensor([[9]])
     with torch.no_grad(), vitcop.prune(model, VITCOP):
-        shorter = inputs | {"input_ids": inputs["input_ids"][:, :-1]}
+        positions = 3 * torch.arange(inputs["input_ids"].shape[1])[None]
+        shorter = inputs | {"input_ids": inputs["input_ids"][:, :-1], "position_ids": positions[:, :-1]}
         expected = model(input_ids=token, past_key_values=model(**shorter).past_key_values).logits
-        cache = model(**inputs).past_key_values
+        cache = model(**inputs, position_ids=positions).past_key_values
         model(input_ids=torch.tensor([[4, 5, 6]]), past_key_values=cache)
         cache.crop(-4)
         cropped = model(input_ids=token, past_key_values=cache).logits

@@ -1,12 +1,15 @@
 """Nothing is left behind, nothing mixes, and nothing is silently dense."""
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
 from tiny import MODELS, ONE_IMAGE, RAGGED, Prompt, batch
+from transformers import DynamicCache
 
 import vitcop
 
@@ -60,7 +63,10 @@ def test_an_error_in_the_forward_leaves_nothing_running(model):
         assert torch.equal(model(**inputs).logits, expected)
 
 
-def test_an_interrupted_cache_is_refused(model):
+@pytest.mark.parametrize("given", [True, False], ids=["own cache", "model's cache"])
+@pytest.mark.parametrize("layer", [1, 4])
+def test_an_interrupted_cache_is_refused(model, layer, given):
+    """A cache of one's own grows its layers one by one: those that are there may all look right."""
     cache, layers = None, model.model.language_model.layers
 
     def grab_and_fail(layer, args, kwargs):
@@ -68,19 +74,43 @@ def test_an_interrupted_cache_is_refused(model):
         cache = kwargs["past_key_values"]
         raise RuntimeError("stop")
 
-    with torch.no_grad(), vitcop.prune(model, VITCOP):
-        hook = layers[4].register_forward_pre_hook(grab_and_fail, with_kwargs=True)
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        model(**batch([ONE_IMAGE]))
+        hook = layers[layer].register_forward_pre_hook(grab_and_fail, with_kwargs=True)
         with pytest.raises(RuntimeError, match="stop"):
-            model(**batch([ONE_IMAGE]))
+            model(**batch([ONE_IMAGE]), past_key_values=DynamicCache() if given else None)
         hook.remove()
+        assert pruning.report is None
         with pytest.raises(vitcop.UnsupportedModelError, match="no longer holds"):
             model(input_ids=torch.tensor([[5]]), past_key_values=cache)
 
 
+def test_a_keyboard_interrupt_leaves_nothing_running(model):
+    """torch runs no forward hooks after one."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    inputs, token = batch([ONE_IMAGE]), torch.tensor([[5]])
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        cache = model(**inputs).past_key_values
+        hook = model.model.language_model.norm.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(input_ids=token, past_key_values=cache)
+        hook.remove()
+    with torch.no_grad(), pytest.raises(vitcop.UnsupportedModelError, match="not pruned"):
+        model(input_ids=token, past_key_values=cache)
+
+
 def test_pruning_twice_is_refused(model):
+    with pytest.raises(vitcop.UnsupportedModelError, match="whole model"):
+        vitcop.prune(model.model, VITCOP)
     with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="pruned already"):
         vitcop.prune(model, vitcop.Random())
-    vitcop.prune(model, vitcop.Random()).remove()
+    pruning = vitcop.prune(model, vitcop.Random())
+    pruning.remove()
+    with pytest.raises(vitcop.VitcopError, match="has been removed"), pruning:
+        pass
 
 
 def test_a_pruned_cache_refuses_the_unpruned_model(model):
@@ -157,11 +187,18 @@ def test_a_pruned_model_cannot_be_copied(model):
     copy.deepcopy(model)
 
 
+def test_a_removed_pruning_does_not_keep_the_model():
+    model = MODELS["llava"]()
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        model(**batch([ONE_IMAGE]))
+    weight = weakref.ref(model.lm_head.weight)
+    del model
+    gc.collect()
+    assert weight() is None and pruning.report is not None
+
+
 def test_a_dead_cache_takes_its_request_along(model):
     """No reference cycle: GPU memory must come back when the last name goes, not when the collector runs."""
-    import gc
-    import weakref
-
     gc.collect()
     gc.disable()
     try:

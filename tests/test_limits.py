@@ -1,5 +1,6 @@
 """What works and what raises, besides generation: the table in docs/limits.md, line by line."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -54,13 +55,15 @@ def test_generate_raises(model, inputs, call, reason):
         model.generate(**inputs, **GREEDY, **call)
 
 
-def test_sliding_window_raises(inputs):
-    model = MODELS["llava"]()
+def test_sliding_window_raises(model, inputs):
     config = model.config.text_config
     config.layer_types, config.sliding_window = ["sliding_attention"] * config.num_hidden_layers, 16
     cache = DynamicCache(config=config)
-    with torch.no_grad(), vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="sliding"):
-        model(**inputs, past_key_values=cache)
+    stock, refused = MODELS["llava"](), pytest.raises(vitcop.UnsupportedModelError, match="without a sliding window")
+    with torch.no_grad(), vitcop.prune(stock, VITCOP), refused:
+        stock(**inputs, past_key_values=cache)
+    with pytest.raises(vitcop.UnsupportedModelError, match="'llama' decoder has sliding-window"):
+        vitcop.prune(model, VITCOP)
 
 
 def test_static_cache_is_accepted_for_text(model):
@@ -70,10 +73,13 @@ def test_static_cache_is_accepted_for_text(model):
         model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache)
 
 
-def test_labels_raise(model, inputs):
+def test_what_is_aligned_with_the_whole_prompt_raises(model, inputs):
     with torch.no_grad(), vitcop.prune(model, VITCOP):
         with pytest.raises(vitcop.UnsupportedModelError, match="labels"):
             model(**inputs, labels=inputs["input_ids"])
+        with pytest.raises(vitcop.UnsupportedModelError, match="logits_to_keep"):
+            model(**inputs, logits_to_keep=torch.tensor([3]))
+        assert model(**inputs, logits_to_keep=2).logits.shape[1] == 2
         text = torch.tensor([[1, 2, 3]])
         assert model(input_ids=text, labels=text).loss > 0
 
@@ -90,19 +96,35 @@ def test_masks_of_other_shapes_raise(model, inputs):
     with torch.no_grad(), vitcop.prune(model, VITCOP):
         with pytest.raises(vitcop.UnsupportedModelError, match="2-D"):
             model(**inputs, attention_mask=torch.ones(1, 1, width, width))
+        half = (torch.arange(width) < width // 2)[None].long()
+        with pytest.raises(vitcop.UnsupportedModelError, match="hides visual tokens"):
+            model(**inputs, attention_mask=half)
         cache = model(**inputs).past_key_values
         with pytest.raises(vitcop.UnsupportedModelError, match=f"cover the {width + 1} tokens"):
             model(input_ids=torch.tensor([[5]]), past_key_values=cache, attention_mask=torch.ones(1, 9))
 
 
-def test_images_in_a_later_turn_raise(model, inputs):
+@pytest.mark.parametrize("by", ["ids", "embeddings", "encoder outputs"])
+def test_images_in_a_later_turn_raise(model, inputs, by):
+    again = dict(inputs)
     with torch.no_grad(), vitcop.prune(model, VITCOP):
-        cache = model(**inputs).past_key_values
-        with pytest.raises(vitcop.UnsupportedModelError, match="first turn"):
-            model(**inputs, past_key_values=cache)
-        text = model(input_ids=torch.tensor([[1, 2, 3]])).past_key_values
-        with pytest.raises(vitcop.UnsupportedModelError, match="first turn"):
-            model(**inputs, past_key_values=text)
+        if by == "embeddings":
+            again["inputs_embeds"] = model.get_input_embeddings()(again.pop("input_ids"))
+        elif by == "encoder outputs":
+            encoded = model.model.get_image_features(again.pop("pixel_values"), return_dict=True)
+            again["mm_encoder_outputs"] = {"image": encoded}
+        for first in (inputs, {"input_ids": torch.tensor([[1, 2, 3]])}):
+            cache = model(**first).past_key_values
+            with pytest.raises(vitcop.UnsupportedModelError, match="first turn"):
+                model(**again, past_key_values=cache)
+
+
+def test_the_placeholder_may_be_said_without_an_image(model, inputs):
+    """As an answer it is a token like any other; so it is for the dense model."""
+    token = torch.tensor([[63]])
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        for first in (inputs, {"input_ids": torch.tensor([[1, 2, 3]])}):
+            assert model(input_ids=token, past_key_values=model(**first).past_key_values).logits.isfinite().all()
 
 
 def test_placeholders_must_match_images(model, inputs):
@@ -166,8 +188,9 @@ def test_unknown_models_raise():
         ),
         ({"vision_feature_select_strategy": "full"}, "full"),
         ({"vision_feature_layer": [-2, -1]}, "single"),
+        ({"vision_feature_layer": -4}, "one of the 3 encoder layers"),
     ],
-    ids=["siglip", "full", "layers"],
+    ids=["siglip", "full", "layers", "range"],
 )
 def test_llavas_without_a_cls_query_raise(model, change, reason):
     config = LlavaConfig(**{**model.config.to_dict(), **change})
@@ -175,13 +198,37 @@ def test_llavas_without_a_cls_query_raise(model, change, reason):
         vitcop.prune(LlavaForConditionalGeneration(config), VITCOP)
 
 
-def test_continuous_batching_raises(model):
-    with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="Paged"):
-        model.model(input_ids=torch.tensor([[1, 2]]), past_key_values=PagedAttentionCacheStandIn())
+def test_caches_of_other_libraries_raise(model):
+    with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="A tuple cannot be pruned"):
+        model.model(input_ids=torch.tensor([[1, 2]]), past_key_values=())
 
 
-class PagedAttentionCacheStandIn:
-    """Continuous batching's cache is not a `Cache`; building a real one needs a GPU."""
+def test_a_cache_rebuilt_by_hand_raises(model, inputs):
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        cache = model(**inputs).past_key_values
+        rebuilt = DynamicCache([(layer.keys, layer.values) for layer in cache.layers])
+        with pytest.raises(vitcop.UnsupportedModelError, match=r"copy\.deepcopy"):
+            model(input_ids=torch.tensor([[5]]), past_key_values=rebuilt)
+        with pytest.raises(Exception, match="pickle"):
+            pickle.dumps(cache)
+
+
+def test_another_feature_layer_per_call_raises(model, inputs):
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        with pytest.raises(vitcop.UnsupportedModelError, match="vision_feature_layer cannot change"):
+            model(**inputs, vision_feature_layer=-1)
+        model(**inputs, vision_feature_layer=-2)
+
+
+def test_inference_mode_and_autocast_work(model, inputs):
+    with vitcop.prune(model, VITCOP) as pruning:
+        with torch.no_grad():
+            expected = model(**inputs).logits
+        with torch.inference_mode():
+            assert torch.equal(model(**inputs).logits, expected)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert model(**inputs).logits.isfinite().all()
+    assert pruning.report.average_retention() < 0.35
 
 
 def test_lora_works(model, inputs):

@@ -1,12 +1,15 @@
 """What every method has in common."""
 
 import json
+from dataclasses import dataclass, field, replace
 
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_vitcop import average
+from transformers import DynamicCache
 
 import vitcop
 from vitcop.ops.segments import smallest_per_segment
@@ -22,6 +25,10 @@ def test_settings_survive_json(name):
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(vitcop.VitcopError, match="Did you mean 'vitcop'"):
         vitcop.Pruner.from_dict({"method": "vitcap"})
+    with pytest.raises(vitcop.VitcopError, match="is an object"):
+        vitcop.Pruner.from_json("[1]")
+    with pytest.raises(vitcop.VitcopError, match="not JSON"):
+        vitcop.Pruner.from_json("{")
     with pytest.raises(vitcop.VitcopError, match="Did you mean 'retention'"):
         vitcop.Pruner.from_dict({"method": "vitcop", "retentoin": 0.1})
 
@@ -42,8 +49,8 @@ def test_below_the_floor_names_it():
         vitcop.KNorm(retention=0.05).budgets(576, 32)
     with pytest.raises(vitcop.BudgetError, match="one of the 8 decoder layers"):
         vitcop.KNorm(layer=8).budgets(576, 8)
-    with pytest.raises(vitcop.BudgetError, match="at least 1"):
-        vitcop.KNorm(layer=0)
+    with pytest.raises(vitcop.BudgetError, match="at least 2"):
+        vitcop.KNorm(layer=1)
 
 
 @settings(deadline=None)
@@ -74,3 +81,74 @@ def _tokens(index):
     n = len(index)
     empty = torch.zeros(n, 1)
     return vitcop.VisualTokens(0, 0, (n,), empty, empty[..., None], index, torch.zeros(n, 2), empty[:, 0])
+
+
+@dataclass(frozen=True)
+class Wrong(tiny.ThreeStages):
+    """A method of somebody's own, with a mistake in its last stage."""
+
+    mistake: str = ""
+
+    def select(self, tokens, budget):
+        selection = super().select(tokens, budget)
+        keep, rows = selection.keep, len(tokens.index)
+        if tokens.layer < 5:
+            return selection
+        wrong = {
+            "unsorted": {"keep": keep.flip(0)},
+            "repeated": {"keep": keep[[0, *range(len(keep) - 1)]]},
+            "negative": {"keep": keep - rows},
+            "too few": {"keep": keep[1:]},
+            "mask": {"keep": torch.zeros(rows, dtype=torch.bool).index_fill(0, keep, True)},
+            "counts": {"keep": torch.arange(len(keep))},
+            "merge range": {"merge": torch.full((rows,), len(keep))},
+            "merge image": {"merge": torch.zeros(rows, dtype=torch.long)},
+            "merge shape": {"merge": torch.zeros(1, dtype=torch.long)},
+            "reduction": {"reduction": "add"},
+            "labels": {"labels": {"cluster": keep}},
+            "list": {"keep": keep.tolist()},
+            "merge type": {"merge": torch.full((rows,), -1.0)},
+        }[self.mistake]
+        # Past the type check of the test run, which a user does not have.
+        for name, value in wrong.items():
+            object.__setattr__(selection, name, value)
+        return selection
+
+
+MISTAKES = ("unsorted", "repeated", "negative", "too few", "mask", "counts", "reduction", "labels", "list")
+
+
+@pytest.mark.parametrize("mistake", [*MISTAKES, "merge range", "merge image", "merge shape", "merge type"])
+def test_a_wrong_selection_is_never_taken(mistake):
+    model = tiny.MODELS["llava"]()
+    cache = DynamicCache()
+    with torch.no_grad(), vitcop.prune(model, Wrong(mistake=mistake)):
+        with pytest.raises(vitcop.VitcopError, match="election"):
+            model(**tiny.batch(tiny.RAGGED), past_key_values=cache)
+        with pytest.raises(vitcop.UnsupportedModelError, match="no longer holds"):
+            model(input_ids=torch.tensor([[5]] * 3), past_key_values=cache)
+
+
+def test_merging_where_nothing_is_dropped_is_never_taken():
+    tokens = _tokens(torch.arange(4))
+    for lengths, budget, valid in (((4,), (4,), False), ((4,), (3,), True), ((2, 2), (2, 1), False)):
+        part = replace(tokens, lengths=lengths)
+        selection = vitcop.Selection(torch.arange(sum(budget)), torch.tensor([0, -1, -1, -1]))
+        assert part.allows(selection, budget).item() == valid
+
+
+@dataclass(frozen=True)
+class Impossible(tiny.ThreeStages):
+    """A method whose schedule cannot be carried out."""
+
+    schedule: dict = field(default_factory=dict)
+
+    def budgets(self, num_tokens, num_layers):
+        return self.schedule
+
+
+@pytest.mark.parametrize("schedule", [{}, {0: 0}, {0: 5, 2: 9}, {9: 5}, {0: 5.0}, {2.5: 5}], ids=str)
+def test_an_impossible_schedule_is_never_taken(schedule):
+    model, method = tiny.MODELS["llava"](), Impossible(schedule=schedule)
+    with torch.no_grad(), vitcop.prune(model, method), pytest.raises(vitcop.BudgetError):
+        model(**tiny.batch([tiny.ONE_IMAGE]))

@@ -29,7 +29,9 @@ def test_report_accounts_for_every_token():
     with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(retention=0.3)) as pruning:
         cache = model(**batch(RAGGED)).past_key_values
     report = pruning.report
-    assert report.images == (TOKENS_PER_IMAGE,) * 3 and report.rows == (0, 0, 2) and report.shapes == ((6, 6),) * 3
+    assert (
+        report.image_lengths == (TOKENS_PER_IMAGE,) * 3 and report.rows == (0, 0, 2) and report.shapes == ((6, 6),) * 3
+    )
     for image in range(3):
         entering, merging, deep = report.stages
         assert set(merging.kept(image)) <= set(entering.kept(image)) and set(deep.kept(image)) <= set(
@@ -48,4 +50,4 @@ def test_report_accounts_for_every_token():
         assert cache.layers[layer].keys.shape[2] == max(report.tokens(row)[layer] for row in range(3))
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["images"][2]["stages"][1]["kept"] == merging.kept(2)
-    assert str(report).count("\n") == 5
+    assert str(report).splitlines()[0] == report.summary and str(report).count("\n") == 4

@@ -49,6 +49,8 @@ def test_explicit_numbers_win_or_raise():
         vitcop.ViTCoP(0.5, vision_retention=0.1).budgets(576, 32)
     with pytest.raises(vitcop.BudgetError, match=r"0\.08854 to 1 is possible"):
         vitcop.ViTCoP(0.03, vision_retention=1.0).budgets(36, 32)
+    with pytest.raises(vitcop.BudgetError, match=r"to 0\.79\d+ is possible"):
+        vitcop.ViTCoP(0.876, deep_ratio=0.33).budgets(576, 32)
     with pytest.raises(vitcop.BudgetError, match=r"0\.001736 to 1 is possible"):
         vitcop.ViTCoP(0.001).budgets(576, 32)
     with pytest.raises(vitcop.BudgetError, match="number of decoder layers"):
@@ -168,3 +170,31 @@ def test_images_are_merged_by_themselves_and_full_ones_left_alone():
         alone = merge_hidden_states(part.hidden_states, merge_clusters(part, (budget,)))
         torch.testing.assert_close(rows, alone)
     assert torch.equal(merged[1], tables[1].hidden_states)
+
+
+def first_stage(method, **fields):
+    generator = torch.Generator().manual_seed(0)
+    tokens = vitcop.VisualTokens(
+        layer=0,
+        stage=0,
+        lengths=(144,),
+        hidden_states=torch.zeros(144, 1),
+        keys=torch.randn(144, 2, 3, generator=generator),
+        index=torch.arange(144),
+        grid=torch.cartesian_prod(torch.arange(12), torch.arange(12)) / 12,
+        saliency=torch.rand(144, generator=generator),
+        **fields,
+    )
+    return method.select(tokens, (100,)).labels["cluster"]
+
+
+def test_the_encoders_cutoff_is_taken_unless_one_is_given():
+    derived, known = first_stage(vitcop.ViTCoP()), first_stage(vitcop.ViTCoP(), key_cutoff=2.0)
+    assert torch.equal(known, first_stage(vitcop.ViTCoP(cutoff=2.0)))
+    assert torch.equal(known, first_stage(vitcop.ViTCoP(cutoff=2.0), key_cutoff=9.0))
+    assert not torch.equal(known, derived)
+
+
+@pytest.mark.parametrize(("retention", "centres"), [(0.05, 12), (1 / 9, 12), (2 / 9, 15), (1 / 3, 18), (0.9, 18)])
+def test_papers_number_of_clusters(retention, centres):
+    assert first_stage(vitcop.ViTCoP(retention=retention)).max() + 1 == centres

@@ -110,7 +110,6 @@ def batch(prompts: Sequence[Prompt], padding: str = "left") -> dict[str, Tensor]
 class ThreeStages(vitcop.Pruner):
     """Drops at the entrance and in two layers and merges nothing, by saliency and by key norm."""
 
-    name = "three_stages"
     positions: str = "keep"
 
     def budgets(self, num_tokens: int, num_layers: int) -> dict[int, int]:

@@ -22,15 +22,25 @@ class Request:
 
     Attributes:
         prompt_length: columns of the unpruned prompt, padding included.
+        num_layers: decoder layers that a complete prefill fills.
         layouts: first decoder layer of each stretch -> the prompt tokens held from that layer on.
-        next_position: rotary position of the first token after the prompt, per row.
+        positions: rotary positions of the tokens that entered the decoder, as in `layouts[0]`.
+        position_shift: by how much those behind the prompt lie before the ones in the unpruned prompt, per row.
         text_after_images: prompt columns behind the last visual token of any row; a scalar.
     """
 
     prompt_length: int
+    num_layers: int
     layouts: dict[int, Layout]
-    next_position: Int[Tensor, " batch"]
+    positions: Int[Tensor, "batch entered"]
+    position_shift: Int[Tensor, " batch"]
     text_after_images: Int[Tensor, ""]
+
+    @property
+    def next_position(self) -> Int[Tensor, " batch"]:
+        """Rotary position of the first token after the prompt."""
+        mask = self.layouts[0].mask
+        return (self.positions if mask is None else self.positions.masked_fill(~mask, -1)).amax(-1) + 1
 
     def layout_at(self, layer: int) -> Layout:
         """What decoder layer `layer` holds of the prompt."""
@@ -41,7 +51,8 @@ class Request:
         return replace(
             self,
             layouts={first: layout.select_rows(rows) for first, layout in self.layouts.items()},
-            next_position=self.next_position[rows.to(self.next_position.device)],
+            positions=self.positions[rows.to(self.positions.device)],
+            position_shift=self.position_shift[rows.to(self.position_shift.device)],
         )
 
     def crop(self, tokens: int) -> Request:
@@ -50,7 +61,7 @@ class Request:
         Raises:
             UnsupportedModelError: some of these columns are visual tokens or padding.
         """
-        columns = torch.arange(self.prompt_length - tokens, self.prompt_length, device=self.next_position.device)
+        columns = torch.arange(self.prompt_length - tokens, self.prompt_length, device=self.positions.device)
         if tokens > self.text_after_images or not all(layout.ends_with(columns) for layout in self.layouts.values()):
             raise UnsupportedModelError(
                 "Only the text at the end of a pruned prompt can be cropped, not its images; start again with a new "
@@ -60,7 +71,7 @@ class Request:
             self,
             prompt_length=self.prompt_length - tokens,
             layouts={first: layout.without_last(tokens) for first, layout in self.layouts.items()},
-            next_position=self.next_position - tokens,
+            positions=self.positions[:, :-tokens],
             text_after_images=self.text_after_images - tokens,
         )
 
@@ -90,7 +101,7 @@ class PrunedCache(Cache):
         """
         assert self.request is not None
         tails = {layer.get_seq_length() - self.request.layout_at(i).width for i, layer in enumerate(self.layers)}
-        if len(tails) != 1 or min(tails) < 0:
+        if len(self.layers) != self.request.num_layers or len(tails) != 1 or min(tails) < 0:
             raise UnsupportedModelError(
                 "This KV cache no longer holds what pruning left in it (an interrupted prefill, or an edit of single "
                 "layers); start again with a new cache."
@@ -137,12 +148,36 @@ class PrunedCache(Cache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
         if self.request is not None:
-            rows = torch.arange(len(self.request.next_position))
+            rows = torch.arange(len(self.request.positions))
             self._select_rows(rows.repeat_interleave(repeats))
 
     def _select_rows(self, rows: Tensor) -> None:
         if self.request is not None:
             self.request = self.request.select_rows(rows)
+
+
+def check_prunable(cache: Cache) -> None:
+    """Raise unless the layers of this cache can hold different numbers of tokens."""
+    layers = getattr(cache, "layers", None)
+    kind = getattr(cache, "layer_class_to_replicate", None) or DynamicLayer
+    growing = layers is not None and all(isinstance(layer, DynamicLayer) for layer in layers)
+    if not growing or not issubclass(kind, DynamicLayer) or any(cache.is_sliding):
+        kinds = {type(layer).__name__ for layer in layers or ()} or {type(cache).__name__}
+        raise UnsupportedModelError(
+            f"A cache of {', '.join(sorted(kinds))} cannot be pruned, as its layers must all hold the same tokens; use "
+            "a DynamicCache without a sliding window."
+        )
+    if cache.offloading:
+        raise UnsupportedModelError("An offloaded cache cannot be pruned; use a DynamicCache that is not.")
+
+
+def check_dense(cache: Cache) -> None:
+    """Raise if a cache that nothing is known about holds a pruned prompt all the same, such as one copied by hand."""
+    if len({layer.get_seq_length() for layer in cache.layers if isinstance(layer, DynamicLayer)}) > 1:
+        raise UnsupportedModelError(
+            "The layers of this KV cache hold different numbers of tokens, and what they are is not known: continue "
+            "with the cache that the pruned model returned, or a copy.deepcopy of it."
+        )
 
 
 def adopt(cache: Cache) -> PrunedCache:
@@ -153,15 +188,7 @@ def adopt(cache: Cache) -> PrunedCache:
     """
     if isinstance(cache, PrunedCache):
         return cache
-    growing = cache.layer_class_to_replicate is None or issubclass(cache.layer_class_to_replicate, DynamicLayer)
-    if not growing or not all(isinstance(layer, DynamicLayer) for layer in cache.layers) or any(cache.is_sliding):
-        kinds = {type(layer).__name__ for layer in cache.layers} or {type(cache).__name__}
-        raise UnsupportedModelError(
-            f"A cache of {', '.join(sorted(kinds))} cannot be pruned, as its layers must all hold the same tokens; use "
-            " the default DynamicCache, without a sliding window."
-        )
-    if cache.offloading:
-        raise UnsupportedModelError("An offloaded cache cannot be pruned; use the default DynamicCache.")
+    check_prunable(cache)
     cache.__class__ = _pruned_class(type(cache))  # type: ignore[arg-type]
     assert isinstance(cache, PrunedCache)
     return cache

@@ -26,6 +26,13 @@ class Layout:
     def width(self) -> int:
         return self.columns.shape[1]
 
+    @property
+    def ranks(self) -> Int[Tensor, "batch width"]:
+        """Number of each token in its row; 0 at padding."""
+        if self.mask is not None:
+            return positions_of(self.mask)
+        return torch.arange(self.width, device=self.columns.device).expand_as(self.columns)
+
     def keep(
         self, alive: Bool[Tensor, "batch width"], lengths: Sequence[int]
     ) -> tuple[Layout, Int[Tensor, "batch kept"]]:

@@ -25,10 +25,14 @@ class Pruner(ABC):
     """
 
     name: ClassVar[str]
-    """What the command line and JSON call the method; the registry is keyed by it."""
+    """What the command line and JSON call the method: its class in lower case, unless it says otherwise."""
 
     positions: Positions = "keep"
     """Whether the tokens that survive stage 0 keep their positions or are numbered anew, without gaps."""
+
+    def __init_subclass__(cls) -> None:
+        if "name" not in vars(cls):
+            cls.name = cls.__name__.lower()
 
     @abstractmethod
     def budgets(self, num_tokens: int, num_layers: int) -> dict[int, int]:
@@ -49,7 +53,8 @@ class Pruner(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The method's name and settings as plain values; `from_dict` reads them back."""
-        assert dataclasses.is_dataclass(self)
+        if not dataclasses.is_dataclass(self):
+            raise VitcopError(f"{type(self).__name__} must be a dataclass, whose fields are its settings.")
         return {"method": self.name, **dataclasses.asdict(self)}
 
     def to_json(self) -> str:
@@ -65,18 +70,27 @@ class Pruner(ABC):
         from .methods import METHODS
 
         name, values = settings.get("method"), {k: v for k, v in settings.items() if k != "method"}
-        if name not in METHODS:
+        if not isinstance(name, str) or name not in METHODS:
             raise VitcopError(unknown_name("method", name, METHODS))
         method = METHODS[name]
         known = [f.name for f in dataclasses.fields(method)]  # type: ignore[arg-type]
         for value_name in values:
             if value_name not in known:
                 raise VitcopError(unknown_name(f"setting of {name}", value_name, known))
-        return method(**values)
+        try:
+            return method(**values)
+        except TypeError as error:
+            raise VitcopError(f"A setting of {name} is of the wrong type: {error}.") from error
 
     @staticmethod
     def from_json(text: str) -> Pruner:
-        return Pruner.from_dict(json.loads(text))
+        try:
+            settings = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise VitcopError(f"This is not JSON: {error}.") from error
+        if not isinstance(settings, dict):
+            raise VitcopError(f"A method in JSON is an object with its name and settings, not {text!r}.")
+        return Pruner.from_dict(settings)
 
 
 class ScorePruner(Pruner):
@@ -93,7 +107,7 @@ class ScorePruner(Pruner):
 def check_retention(retention: float) -> None:
     """Raise unless `retention` is a share of tokens that can be kept."""
     if not 0 < retention <= 1:
-        raise BudgetError(f"retention is a share of the visual tokens, above 0 and at most 1; got {retention}.")
+        raise BudgetError(f"retention is a share of the visual tokens, above 0 and at most 1; got {retention:.4g}.")
 
 
 def one_stage_budget(retention: float, layer: int, num_tokens: int, num_layers: int) -> dict[int, int]:

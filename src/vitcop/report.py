@@ -46,17 +46,17 @@ class StageReport:
         return self.index[self.keep[start : start + self.after[image]]].tolist()
 
     def merged(self, image: int = 0) -> dict[int, list[int]]:
-        """Tokens that took others in -> all tokens whose mean went into them, themselves included if they took part."""
+        """Tokens that took others in -> the tokens whose mean went into them, themselves included if they took part."""
         groups: dict[int, list[int]] = {}
         if self.merge is None:
             return groups
         start = sum(self.before[:image])
         rows = slice(start, start + self.before[image])
-        index = self.index.tolist()
+        index, keep = self.index.tolist(), self.keep.tolist()
         for source, slot in zip(index[rows], self.merge[rows].tolist(), strict=True):
             if slot >= 0:
-                groups.setdefault(index[int(self.keep[slot])], []).append(source)
-        return groups
+                groups.setdefault(index[keep[slot]], []).append(source)
+        return {token: group for token, group in groups.items() if group != [token]}
 
     def clusters(self, image: int = 0) -> dict[int, int]:
         """Visual token -> its cluster, for the tokens that came to the stage and are in one."""
@@ -75,18 +75,20 @@ class Report:
     Attributes:
         method: name of the pruning method.
         num_layers: decoder layers.
-        images: visual tokens of each image, before pruning.
+        image_lengths: visual tokens of each image, before pruning.
         rows: the row of the batch in which each image stands.
         shapes: (rows, columns) in which the visual tokens of each image stand.
         stages: what each stage did. Empty if every token stayed.
         layouts: first decoder layer of each stretch -> the prompt columns held from that layer on.
         row_lengths: first decoder layer of each stretch -> tokens per row held from that layer on.
         prompt_lengths: tokens per row of the unpruned prompt, padding left out.
+        decoder_config: of the language model, for the costs.
+        bytes_per_value: of a key or value as the model computes it.
     """
 
     method: str
     num_layers: int
-    images: tuple[int, ...]
+    image_lengths: tuple[int, ...]
     rows: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]
     stages: tuple[StageReport, ...]
@@ -98,7 +100,7 @@ class Report:
 
     def visual_tokens(self, image: int = 0) -> list[int]:
         """Visual tokens of an image alive in each decoder layer."""
-        alive = [self.images[image]] * self.num_layers
+        alive = [self.image_lengths[image]] * self.num_layers
         for stage in self.stages:
             alive[stage.layer :] = [stage.after[image]] * (self.num_layers - stage.layer)
         return alive
@@ -112,7 +114,7 @@ class Report:
 
     def average_retention(self, image: int = 0) -> float:
         """Share of an image's visual tokens that was alive, averaged over the decoder layers."""
-        return sum(self.visual_tokens(image)) / (self.num_layers * self.images[image])
+        return sum(self.visual_tokens(image)) / (self.num_layers * self.image_lengths[image])
 
     @property
     def positions(self) -> Int[Tensor, "batch width"]:
@@ -121,6 +123,8 @@ class Report:
 
     def positions_at(self, layer: int) -> Int[Tensor, "batch width"]:
         """Prompt column of every position in decoder layer `layer`, -1 for padding."""
+        if not 0 <= layer < self.num_layers:
+            raise IndexError(f"there is no layer {layer} in {self.num_layers}")
         layout = self.layouts[max(first for first in self.layouts if first <= layer)]
         return layout.columns if layout.mask is None else layout.columns.masked_fill(~layout.mask, -1)
 
@@ -133,7 +137,7 @@ class Report:
 
     @property
     def kv_cache_bytes(self) -> tuple[int, int]:
-        """Bytes of the prompt's keys and values, dense and pruned, over the batch, padding left out."""
+        """Bytes of the prompt's keys and values, dense and pruned, over the batch; unquantised and without padding."""
         dense = [[n] * self.num_layers for n in self.prompt_lengths]
         pruned = [self.tokens(row) for row in range(len(dense))]
         return (
@@ -152,6 +156,7 @@ class Report:
                 {
                     "row": self.rows[i],
                     "tokens": count,
+                    "shape": list(self.shapes[i]),
                     "average_retention": self.average_retention(i),
                     "stages": [
                         {
@@ -164,22 +169,28 @@ class Report:
                         for stage in self.stages
                     ],
                 }
-                for i, count in enumerate(self.images)
+                for i, count in enumerate(self.image_lengths)
             ],
             "prefill_flops": {"dense": dense_flops, "pruned": flops},
             "kv_cache_bytes": {"dense": dense_bytes, "pruned": held_bytes},
         }
 
+    @property
+    def summary(self) -> str:
+        """The whole batch in one line."""
+        alive = sum(sum(self.visual_tokens(image)) for image in range(len(self.image_lengths)))
+        retention = alive / (self.num_layers * sum(self.image_lengths))
+        (dense_flops, flops), (dense_bytes, held) = self.prefill_flops, self.kv_cache_bytes
+        return (
+            f"{self.method}: {retention:.1%} of {sum(self.image_lengths)} visual tokens on average; decoder prefill "
+            f"{flops / 1e9:.4g} of {dense_flops / 1e9:.4g} GFLOP ({flops / dense_flops:.1%}), KV cache "
+            f"{held / 1e6:.4g} of {dense_bytes / 1e6:.4g} MB ({held / dense_bytes:.1%})"
+        )
+
     def __str__(self) -> str:
-        lines = [f"{self.method}: visual tokens alive from each layer on, of {self.num_layers} layers"]
-        layers = [stage.layer for stage in self.stages]
-        lines.append("image    row  tokens  " + "".join(f"{f'layer {layer}':>10}" for layer in layers) + "   average")
-        for i, (count, row) in enumerate(zip(self.images, self.rows, strict=True)):
+        stages = "".join(f"{f'layer {stage.layer}':>10}" for stage in self.stages)
+        lines = [self.summary, f"image    row  tokens  {stages}   average    (tokens alive from each layer on)"]
+        for i, (count, row) in enumerate(zip(self.image_lengths, self.rows, strict=True)):
             counts = "".join(f"{stage.after[i]:>10}" for stage in self.stages)
             lines.append(f"{i:>5}  {row:>5}  {count:>6}  {counts}   {self.average_retention(i):>6.1%}")
-        (dense_flops, flops), (dense_bytes, held) = self.prefill_flops, self.kv_cache_bytes
-        lines.append(
-            f"decoder prefill {flops / 1e9:.4g} of {dense_flops / 1e9:.4g} GFLOP ({flops / dense_flops:.1%}), "
-            f"KV cache {held / 1e6:.4g} of {dense_bytes / 1e6:.4g} MB ({held / dense_bytes:.1%})"
-        )
         return "\n".join(lines)

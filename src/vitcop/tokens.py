@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from .errors import VitcopError
 from .ops.segments import segment_ids
 
 
@@ -46,6 +47,37 @@ class VisualTokens:
     def images(self) -> Int[Tensor, " visual"]:
         """The image of each row, counted over the whole batch."""
         return segment_ids(self.lengths, self.index.device)
+
+    def allows(self, selection: Selection, budget: Sequence[int]) -> Bool[Tensor, ""]:
+        """Whether a selection keeps its promises, as a tensor that need not be read yet.
+
+        Raises:
+            VitcopError: its tensors are of the wrong shape or type.
+
+        Rows out of range are not caught here: torch's own indexing refuses them.
+        """
+        rows, kept = len(self.index), sum(budget)
+        if not isinstance(selection, Selection) or selection.reduction not in ("mean", "add_mean"):
+            raise VitcopError("select must return a Selection, whose reduction is 'mean' or 'add_mean'.")
+        keep, merge = selection.keep, selection.merge
+        columns = {"keep": (keep, kept)} | {name: (column, rows) for name, column in selection.labels.items()}
+        if merge is not None:
+            columns["merge"] = merge, rows
+        for name, (column, length) in columns.items():
+            if not isinstance(column, Tensor) or column.shape != (length,):
+                raise VitcopError(f"A selection's {name} must be a tensor of shape ({length},).")
+        if keep.dtype != torch.int64 or (merge is not None and merge.dtype != torch.int64):
+            raise VitcopError("A selection's keep and merge must be integer indices.")
+        images = self.images
+        kept_images = images[keep.clamp(0, rows - 1)]
+        valid = (keep.diff() > 0).all() & (keep >= 0).all() & (keep < rows).all()
+        valid = valid & (kept_images == segment_ids(tuple(budget), keep.device)).all()
+        if merge is not None:
+            slot = merge.clamp(0, kept - 1)
+            shrinks = torch.tensor([after < before for before, after in zip(self.lengths, budget, strict=True)])
+            merged = (merge == slot) & (kept_images[slot] == images) & shrinks.to(images.device)[images]
+            valid = valid & ((merge == -1) | merged).all()
+        return valid
 
     def take(self, keep: Int[Tensor, " kept"], lengths: Sequence[int]) -> VisualTokens:
         """The table of the rows `keep`, of which `lengths[i]` belong to image `i`."""

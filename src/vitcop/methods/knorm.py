@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,20 +22,17 @@ class KNorm(ScorePruner):
 
     Attributes:
         retention: share of the visual tokens alive, averaged over the decoder layers.
-        layer: the decoder layer before which tokens are dropped; at least 1, as it needs decoder keys.
+        layer: the decoder layer before which tokens are dropped; at least 2, since the norms of layer 0
+            rank tokens the wrong way round.
     """
-
-    name: ClassVar[str] = "knorm"
 
     retention: float = 1 / 9
     layer: int = 2
 
     def __post_init__(self) -> None:
         check_retention(self.retention)
-        if self.layer < 1:
-            raise BudgetError(
-                f"KNorm needs the keys of a decoder layer before it: layer is at least 1, got {self.layer}."
-            )
+        if self.layer < 2:
+            raise BudgetError(f"KNorm needs keys of layer 1 or later, so its layer is at least 2; got {self.layer}.")
 
     def budgets(self, num_tokens: int, num_layers: int) -> dict[int, int]:
         return one_stage_budget(self.retention, self.layer, num_tokens, num_layers)

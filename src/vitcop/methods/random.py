@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -26,8 +25,6 @@ class Random(ScorePruner):
         seed: another seed gives another choice.
     """
 
-    name: ClassVar[str] = "random"
-
     retention: float = 1 / 9
     layer: int = 0
     seed: int = 0
@@ -39,7 +36,7 @@ class Random(ScorePruner):
         return one_stage_budget(self.retention, self.layer, num_tokens, num_layers)
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
-        return _hash(tokens.index + (self.seed << 32)).double()
+        return _hash(tokens.index + (self.seed % 2**31 << 32)).float()
 
 
 def _hash(values: Int[Tensor, " visual"]) -> Int[Tensor, " visual"]:
@@ -51,4 +48,4 @@ def _hash(values: Int[Tensor, " visual"]) -> Int[Tensor, " visual"]:
     x = (values.to(torch.int64) + 1) * -0x61C8864680B583EB
     x = (x ^ shift(x, 30)) * -0x40A7B892E31B1A47
     x = (x ^ shift(x, 27)) * -0x6B2FB644ECCEEE15
-    return shift(x ^ shift(x, 31), 11)
+    return shift(x ^ shift(x, 31), 40)  # 24 bits, which float32 holds exactly

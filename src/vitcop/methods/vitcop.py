@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -45,7 +44,8 @@ class ViTCoP(Pruner):
         retention: share of the visual tokens alive, averaged over the decoder layers.
         vision_retention: share that stage 1 keeps; None solves it from `retention`.
         centre_fraction: clusters per token that stage 1 keeps; None solves it from `retention`.
-        shallow_layer: decoder layer before which stage 2 runs; None is 2 of 32 layers, in proportion.
+        shallow_layer: decoder layer before which stage 2 runs, at least 2, since the key norms of layer 0
+            rank tokens the wrong way round; None is 2 of 32 layers, in proportion.
         deep_layer: decoder layer before which stage 3 runs; None is 22 of 32 layers, in proportion.
         deep_ratio: tokens that stage 3 leaves, as a share of those that stage 2 left; None is 1/5, and
             grows where a high retention needs it.
@@ -55,8 +55,6 @@ class ViTCoP(Pruner):
         positions: "compact" numbers the tokens that enter the language model consecutively, as the
             paper does; "keep" leaves each at its place in the unpruned prompt.
     """
-
-    name: ClassVar[str] = "vitcop"
 
     retention: float = 1 / 9
     vision_retention: float | None = None
@@ -111,9 +109,9 @@ class ViTCoP(Pruner):
     def _stage_layers(self, num_layers: int) -> tuple[int, int]:
         shallow = self.shallow_layer if self.shallow_layer is not None else max(2, 2 * num_layers // 32)
         deep = self.deep_layer if self.deep_layer is not None else max(shallow + 1, 22 * num_layers // 32)
-        if not 1 <= shallow < deep < num_layers:
+        if not 2 <= shallow < deep < num_layers:
             raise BudgetError(
-                f"ViTCoP needs 1 <= shallow_layer < deep_layer < {num_layers}, the number of decoder layers; "
+                f"ViTCoP needs 2 <= shallow_layer < deep_layer < {num_layers}, the number of decoder layers; "
                 f"got {shallow} and {deep}."
             )
         return shallow, deep
@@ -146,7 +144,7 @@ class ViTCoP(Pruner):
             shallow += 1
         if abs(excess(shallow)) > 1 or r * num_tokens < 1 - 1e-9:
             if self.vision_retention is None:
-                low, high = 1 / num_tokens, 1.0
+                low, high = 1 / num_tokens, 1.0 if self.deep_ratio is None else (d + (L - d) * ratio) / L
             else:
                 most_deep = entering if self.deep_ratio is None else deep_count(entering)
                 low = (s * entering + (d - s) + (L - d)) / (L * num_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,11 +70,13 @@ class ModelFamily(ABC):
         model_types: `config.model_type` of the models that belong to the family.
         first_stage_layer: the earliest decoder layer before which tokens may be dropped, besides 0.
         key_cutoff: density cutoff known to suit the keys of this vision encoder, or None.
+        observed: the vision attention module whose inputs `observe` gets.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     first_stage_layer: ClassVar[int] = 1
     key_cutoff: float | None = None
+    observed: nn.Module
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -81,6 +84,7 @@ class ModelFamily(ABC):
         self.decoder: PreTrainedModel = model.get_decoder()
         self.vision: PreTrainedModel = model.get_encoder("image")
         self.layers: nn.ModuleList = self.decoder.layers
+        _check_decoder(self.decoder)
 
     def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Bool[Tensor, "batch seq"]:
         """Where the prompt has a placeholder for a visual token.
@@ -102,11 +106,25 @@ class ModelFamily(ABC):
             )
         return mask
 
-    @property
-    @abstractmethod
-    def observed(self) -> nn.Module:
-        """The vision attention module whose input is watched."""
+    def check_call(self, call: dict[str, Any]) -> None:  # noqa: B027 - most families have nothing to refuse
+        """Raise if this call of the base model asks for what cannot be pruned correctly."""
 
     @abstractmethod
     def observe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observation:
         """Keys, saliency and grid of every visual token, from the inputs of `observed`."""
+
+
+def _check_decoder(decoder: PreTrainedModel) -> None:
+    """Raise unless every layer attends to all tokens before it, and gets its cache, mask and positions by name."""
+    config = decoder.config
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
+        raise UnsupportedModelError(
+            f"The {config.model_type!r} decoder has sliding-window or other partial attention, which is not supported."
+        )
+    parameters = inspect.signature(decoder.layers[0].forward).parameters
+    if not {"past_key_values", "attention_mask", "position_embeddings"} <= parameters.keys():
+        raise UnsupportedModelError(
+            f"The layers of the {config.model_type!r} decoder take their cache or positions in a way that is "
+            "not supported."
+        )

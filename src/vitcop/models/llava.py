@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
@@ -35,15 +34,19 @@ class Llava(ModelFamily):
                 "use 'default'."
             )
         super().__init__(model)
+        layers, layer = self.vision.encoder.layers, config.vision_feature_layer
+        if not -len(layers) <= layer <= len(layers):
+            raise UnsupportedModelError(f"vision_feature_layer={layer} is not one of the {len(layers)} encoder layers.")
+        # hidden_states[0] is the embedding, so hidden_states[k] leaves layer k - 1, and [-1] the last one.
+        self.observed = layers[layer if layer < 0 else layer - 1].self_attn
         vision = config.vision_config
         if (vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size) == (1024, 24, 336, 14):
             self.key_cutoff = 8.0
 
-    @property
-    def observed(self) -> nn.Module:
-        layer = self.model.config.vision_feature_layer
-        # hidden_states[0] is the embedding, so hidden_states[k] leaves layer k - 1, and [-1] the last one.
-        return self.vision.encoder.layers[layer if layer < 0 else layer - 1].self_attn
+    def check_call(self, call: dict[str, Any]) -> None:
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            if call.get(name) not in (None, getattr(self.model.config, name)):
+                raise UnsupportedModelError(f"{name} cannot change per call while pruned; set it in the config before.")
 
     def observe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observation:
         attention: Any = self.observed

@@ -1,4 +1,4 @@
-"""Operations on a flat table whose rows belong to segments (images, clusters), without host synchronisation.
+"""Operations on a flat table whose rows belong to segments (images, clusters), without reading anything back.
 
 A segment's rows are consecutive wherever `lengths` is taken; `segments` may be in any order.
 """
