@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint format train clean
 
 demo: $(VENV)/.installed
 	mkdir -p build
@@ -12,6 +12,7 @@ demo: $(VENV)/.installed
 test: lint
 	$(BIN)/pytest -n 2 -m "not slow"
 
+# What has to compile first.
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
 
@@ -23,6 +24,11 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# An hour or more on two cores; goes on from its last checkpoint. Replaces the model in the box.
+train: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train]"
+	$(BIN)/python -m training
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

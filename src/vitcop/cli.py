@@ -1,0 +1,295 @@
+"""The `vitcop` command. What is slow to import is imported where it is used, so that `--help` need not wait for it."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from . import builtin
+from .errors import UnsupportedModelError, VitcopError, unknown_name
+from .overlay import as_seen
+from .overlay import overlay as draw_overlay
+
+if TYPE_CHECKING:
+    from .pruner import Pruner
+    from .report import Report
+
+MAX_NEW_TOKENS = 64
+REPEATS = 5
+OVERLAY_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff")
+GENERAL_QUESTION = "What is in this picture?"
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    """Faster vision-language models: drop the visual tokens that an answer does not need."""
+    if version:
+        from . import __version__
+
+        typer.echo(f"vitcop {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    question: Annotated[
+        str | None, typer.Argument(help="What to ask about the picture.", show_default="one that suits the picture")
+    ] = None,
+    image: Annotated[Path, typer.Option(help="The picture.", show_default="an example")] = builtin.EXAMPLE_PICTURE,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Folder or Hugging Face name of a vision-language model.", show_default="the small one in the box"
+        ),
+    ] = str(builtin.MODEL_PATH),
+    retention: Annotated[
+        str, typer.Option(help="Share of the visual tokens to keep, averaged over the decoder layers.")
+    ] = "1/9",
+    method: Annotated[str, typer.Option(help="How to choose the tokens to keep.")] = "vitcop",
+    compare: Annotated[bool, typer.Option("--compare", help="Answer without pruning, too, and compare.")] = False,
+    overlay: Annotated[Path | None, typer.Option(help="Write a picture of what each stage kept to this file.")] = None,
+) -> None:
+    """Answer a question about a picture with most of its visual tokens dropped."""
+    if question is None:
+        question = builtin.example_question() if image == builtin.EXAMPLE_PICTURE else GENERAL_QUESTION
+    with _one_line_errors():
+        share = _read_share(retention)
+        picture = _read_picture(image)
+        if overlay:
+            _check_can_write(overlay, image)
+        with _progress() as progress:
+            loading = progress.add_task("Loading", total=None)
+            from . import prune
+            from .pruner import Pruner
+
+            pruner = Pruner.from_dict({"method": method, "retention": share})
+            chat = _Chat.about(picture, question, *_load(model))
+            progress.remove_task(loading)
+            with prune(chat.model, pruner) as pruning:
+                answer = chat.answer(_TokenBar(progress, "Answering"))
+            report = pruning.report
+            assert report is not None
+            if compare:
+                dense_answer = chat.answer(_TokenBar(progress, "Answering without pruning"))
+                seconds = _seconds_to_first_token(chat, pruner, progress)
+    if compare:
+        Console().print(_table(report, (dense_answer, answer), seconds, _device_name(chat)))
+    else:
+        typer.echo(answer)
+        typer.echo(report.summary, err=True)
+    if overlay:
+        with _one_line_errors(), _writing_errors(overlay):
+            draw_overlay(as_seen(picture, chat.processor.image_processor), report).save(overlay)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Show what the user can mend as one line on stderr, and exit with code 2."""
+    try:
+        yield
+    except VitcopError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _read_share(text: str) -> float:
+    try:
+        return float(Fraction(text))
+    except (ValueError, ArithmeticError) as error:
+        raise VitcopError(f"--retention is a fraction such as 1/9 or a number such as 0.2; got {text!r}.") from error
+
+
+def _read_picture(path: Path) -> Image.Image:
+    """The picture as a viewer shows it: turned upright, on white where it is transparent, 8 bits a channel."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as file:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I;16"):
+                picture = picture.convert("I").point(lambda value: value / 256)
+            if picture.has_transparency_data:
+                paper = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(paper, picture.convert("RGBA"))
+            return picture.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise VitcopError(f"{path} is not a picture, or of a kind that Pillow cannot read.") from error
+    except Exception as error:  # a broken file can raise anything in the decoder of its kind
+        raise VitcopError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _check_can_write(path: Path, picture: Path) -> None:
+    """Refuse before the model runs, not after."""
+    if path.suffix.lower() not in OVERLAY_KINDS:
+        raise VitcopError(f"--overlay needs one of the extensions {', '.join(OVERLAY_KINDS)}; got {path.name!r}.")
+    if not path.parent.is_dir():
+        raise VitcopError(f"--overlay cannot be written: there is no folder {path.parent}.")
+    if path.is_dir():
+        raise VitcopError(f"--overlay cannot be written: {path} is a folder.")
+    if path.exists() and path.samefile(picture):
+        raise VitcopError("--overlay would overwrite the picture; give it another name.")
+
+
+@contextmanager
+def _writing_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise VitcopError(f"--overlay cannot be written to {path}: {error.strerror or error}.") from error
+
+
+def _progress() -> Progress:
+    # Even a disabled bar ends with an empty line where it cannot draw, and a quiet console does not.
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    return Progress(*columns, console=console, transient=True)
+
+
+class _TokenBar:
+    """A progress bar that `generate` moves, which takes it for a streamer."""
+
+    def __init__(self, progress: Progress, text: str) -> None:
+        self.progress, self.task = progress, progress.add_task(text, total=MAX_NEW_TOKENS)
+
+    def put(self, tokens: object) -> None:
+        self.progress.advance(self.task)
+
+    def end(self) -> None:
+        self.progress.update(self.task, completed=MAX_NEW_TOKENS)
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """A loaded model, and a question about a picture as it takes it."""
+
+    model: Any
+    processor: Any
+    inputs: Any
+
+    @staticmethod
+    def about(picture: Image.Image, question: str, model: Any, processor: Any) -> _Chat:
+        token = getattr(processor, "image_token", "<image>")
+        if token in question:
+            raise VitcopError(f"The question {question!r} holds {token!r}, which stands for a picture.")
+        prompt = f"USER: {token}\n{question} ASSISTANT:"
+        if getattr(processor, "chat_template", None) is not None:
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        try:
+            inputs = processor(images=picture, text=prompt, return_tensors="pt")
+        except ValueError as error:
+            raise VitcopError(f"The model cannot take the question {question!r}: {error}") from error
+        return _Chat(model, processor, inputs.to(model.device, dtype=model.dtype))
+
+    def answer(self, bar: _TokenBar) -> str:
+        output = self.generate(MAX_NEW_TOKENS, streamer=bar)
+        new = output[:, self.inputs["input_ids"].shape[1] :]
+        return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+
+    def generate(self, max_new_tokens: int, **options: Any) -> Any:
+        return self.model.generate(**self.inputs, **options, max_new_tokens=max_new_tokens, do_sample=False)
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    """A model, on the GPU if there is one, and its processor.
+
+    Raises:
+        VitcopError: it cannot be found, loaded or pruned.
+    """
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    from .models import FAMILIES
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with _loading_errors(name):
+        model_type = AutoConfig.from_pretrained(name).model_type
+    if model_type not in FAMILIES:  # before gigabytes are loaded in vain
+        raise UnsupportedModelError(unknown_name("model type", model_type, FAMILIES))
+    with _loading_errors(name):
+        processor = AutoProcessor.from_pretrained(name)
+        dtype = "auto" if device == "cuda" else torch.float32
+        return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device), processor
+
+
+@contextmanager
+def _loading_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of any of several libraries, which have no base class in common
+        where = "" if Path(name).is_dir() else "there is no such folder, and the hub gave: "
+        reason = str(error).strip().partition("\n")[0]
+        raise VitcopError(f"Cannot load the model {name!r}: {where}{reason}") from error
+
+
+def _seconds_to_first_token(chat: _Chat, pruner: Pruner, progress: Progress) -> tuple[float, float]:
+    """Median time that a prompt takes until its first token, dense and pruned, the image encoder included."""
+    import torch
+
+    from . import prune
+
+    def timed() -> float:
+        start = time.perf_counter()
+        chat.generate(1)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    dense, pruned = [], []
+    # In turn, so that a machine that slows down or speeds up does so for both.
+    for _ in progress.track(range(1 + REPEATS), description="Timing the first token"):
+        dense.append(timed())
+        with prune(chat.model, pruner):
+            pruned.append(timed())
+    return statistics.median(dense[1:]), statistics.median(pruned[1:])  # the first ones warm up
+
+
+def _device_name(chat: _Chat) -> str:
+    import torch
+
+    if chat.model.device.type == "cuda":
+        return torch.cuda.get_device_name(chat.model.device)
+    return f"CPU with {torch.get_num_threads()} threads"
+
+
+def _table(report: Report, answers: tuple[str, str], seconds: tuple[float, float], device: str) -> Table:
+    """What pruning changed, dense beside pruned."""
+    caption = f"Time to first token: median of {REPEATS} runs on this {device}, vision encoder included."
+    table = Table(caption=caption, caption_justify="left")
+    table.add_column()
+    table.add_column("dense", overflow="fold", min_width=15)
+    table.add_column(report.method, overflow="fold", min_width=15)
+    table.add_row("answer", *map(Text, answers))
+    table.add_row("time to first token", *(f"{1000 * value:,.1f} ms" for value in seconds))
+    table.add_section()
+    total, layer = report.image_lengths[0], 0
+    for alive, layers in groupby(report.visual_tokens()):
+        first, layer = layer, layer + len(list(layers))
+        table.add_row(f"visual tokens, layers {first}-{layer - 1}", str(total), str(alive))
+    table.add_row("average retention", "100.0%", f"{report.average_retention():.1%}")
+    table.add_section()
+    table.add_row("decoder prefill", *(f"{flops / 1e9:,.4g} GFLOP" for flops in report.prefill_flops))
+    table.add_row("KV cache of the prompt", *(f"{size:,} bytes" for size in report.kv_cache_bytes))
+    return table
