@@ -103,3 +103,10 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, complaint, tmp_path,
 
 def test_version():
     assert CliRunner().invoke(cli.app, ["--version"]).stdout == f"vitcop {vitcop.__version__}\n"
+
+
+def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
+    Image.new("I;16", (2, 2), 128 * 256).save(tmp_path / "deep.png")
+    Image.new("RGBA", (2, 2), (200, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert cli._read_picture(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
+    assert cli._read_picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
