@@ -142,7 +142,11 @@ def test_text_only_prompts_are_dense(model):
         expected = model.generate(**text, **GREEDY)
         with vitcop.prune(model, VITCOP) as pruning:
             assert torch.equal(model.generate(**text, **GREEDY), expected)
-    assert pruning.report is None
+            assert pruning.report is None
+            model(**batch([ONE_IMAGE]))
+            report = pruning.report
+            model(**text)
+    assert pruning.report is report is not None
 
 
 def test_encoder_outputs_keep_their_own_images(model):

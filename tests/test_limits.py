@@ -213,8 +213,15 @@ def test_a_cache_rebuilt_by_hand_raises(model, inputs):
             pickle.dumps(cache)
 
 
-def test_another_feature_layer_per_call_raises(model, inputs):
+def test_another_feature_layer_raises(model, inputs):
+    """The saliency would be of a layer whose features the projector does not take."""
     with torch.no_grad(), vitcop.prune(model, VITCOP):
+        with pytest.raises(vitcop.UnsupportedModelError, match="vision_feature_layer cannot change"):
+            model.generate(**inputs, **GREEDY, vision_feature_layer=-1)
+        model.config.vision_feature_layer = -1
+        with pytest.raises(vitcop.UnsupportedModelError, match="vision_feature_layer cannot change"):
+            model.generate(**inputs, **GREEDY)
+        model.config.vision_feature_layer = -2
         with pytest.raises(vitcop.UnsupportedModelError, match="vision_feature_layer cannot change"):
             model(**inputs, vision_feature_layer=-1)
         model(**inputs, vision_feature_layer=-2)

@@ -108,6 +108,10 @@ class PrunedCache(Cache):
             )
         return tails.pop()
 
+    def release(self) -> None:
+        """End the forward that uses the cache."""
+        self.running, self.last_keys = False, None
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ class Decode:
         return hidden_states, kwargs | {"attention_mask": self.mask}
 
     def release(self) -> None:
-        self.cache.running, self.cache.last_keys = False, None
+        self.cache.release()
 
     def _padding_mask(self, layout: Layout, new: int) -> Tensor | None:
         """2-D mask over what a stretch of layers holds of the prompt and all that came after it."""

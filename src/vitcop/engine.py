@@ -111,6 +111,7 @@ class Pruning:
         self._hooks.append(stock.register_forward_hook(self._close, always_call=True))
         before(family.base, self._start)
         self._hooks.append(family.base.register_forward_hook(self._finish, always_call=True))
+        before(family.vision, self._encode)
         before(family.observed, self._observe)
         self._hooks.append(family.vision.register_forward_hook(self._publish, always_call=True))
         before(family.decoder, self._enter)
@@ -192,6 +193,9 @@ class Pruning:
         if running is not None:
             running.release()
         return running
+
+    def _encode(self, vision: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
+        self._family.check_encoding(kwargs)
 
     def _observe(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
         with torch.no_grad():

@@ -124,7 +124,7 @@ class Prefill:
 
     def release(self) -> None:
         if self.cache is not None:
-            self.cache.running, self.cache.last_keys = False, None
+            self.cache.release()
 
     def check_selections(self) -> None:
         """Raise if a stage's selection was not what it has to be; all at once, so that no stage waits for the host."""

@@ -69,8 +69,8 @@ class VisualTokens:
         if keep.dtype != torch.int64 or (merge is not None and merge.dtype != torch.int64):
             raise VitcopError("A selection's keep and merge must be integer indices.")
         images = self.images
-        kept_images = images[keep.clamp(0, rows - 1)]
-        valid = (keep.diff() > 0).all() & (keep >= 0).all() & (keep < rows).all()
+        kept_images = images[keep]
+        valid = (keep.diff() > 0).all() & (keep >= 0).all()
         valid = valid & (kept_images == segment_ids(tuple(budget), keep.device)).all()
         if merge is not None:
             slot = merge.clamp(0, kept - 1)

@@ -109,6 +109,9 @@ class ModelFamily(ABC):
     def check_call(self, call: dict[str, Any]) -> None:  # noqa: B027 - most families have nothing to refuse
         """Raise if this call of the base model asks for what cannot be pruned correctly."""
 
+    def check_encoding(self, call: dict[str, Any]) -> None:  # noqa: B027 - most families have nothing to refuse
+        """Raise if this call of the vision encoder asks for features that `observe` does not belong to."""
+
     @abstractmethod
     def observe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observation:
         """Keys, saliency and grid of every visual token, from the inputs of `observed`."""

@@ -39,14 +39,23 @@ class Llava(ModelFamily):
             raise UnsupportedModelError(f"vision_feature_layer={layer} is not one of the {len(layers)} encoder layers.")
         # hidden_states[0] is the embedding, so hidden_states[k] leaves layer k - 1, and [-1] the last one.
         self.observed = layers[layer if layer < 0 else layer - 1].self_attn
+        self.feature_layer = layer
         vision = config.vision_config
         if (vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size) == (1024, 24, 336, 14):
             self.key_cutoff = 8.0
 
     def check_call(self, call: dict[str, Any]) -> None:
-        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
-            if call.get(name) not in (None, getattr(self.model.config, name)):
-                raise UnsupportedModelError(f"{name} cannot change per call while pruned; set it in the config before.")
+        observed = {"vision_feature_layer": self.feature_layer, "vision_feature_select_strategy": "default"}
+        for name, value in observed.items():
+            asked = call.get(name)
+            if (getattr(self.model.config, name) if asked is None else asked) != value:
+                raise UnsupportedModelError(f"{name} cannot change while pruned; set it in the config before.")
+
+    def check_encoding(self, call: dict[str, Any]) -> None:
+        # A layer passed to `generate` reaches the encoder alone, as the one hidden state to return.
+        layer = call.get("output_hidden_states")
+        if type(layer) is int and layer != self.feature_layer:
+            raise UnsupportedModelError("vision_feature_layer cannot change while pruned; set it in the config before.")
 
     def observe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observation:
         attention: Any = self.observed
