@@ -4,10 +4,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny import METHODS, MODELS, ONE_IMAGE, RAGGED, Prompt, batch
+from tiny import FAMILIES, LLAVA, METHODS, ONE_IMAGE, Prompt, batch, ragged
 
 import vitcop
-from vitcop.layout import positions_of
+from vitcop.positions import count_positions
 
 
 def decode(model, inputs, steps=3):
@@ -26,28 +26,30 @@ def decode(model, inputs, steps=3):
 
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", MODELS)
-def test_row_equals_row_alone(family, method, padding):
-    model, prompts = MODELS[family](), (*RAGGED, Prompt(images=1, seed=7))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_row_equals_row_alone(name, method, padding):
+    family = FAMILIES[name]
+    model, prompts = family.model(), (*ragged(family), Prompt(images=1, seed=7))
     with torch.no_grad(), vitcop.prune(model, METHODS[method]) as pruning:
-        together, _ = decode(model, batch(prompts, padding))
-        report, image = pruning.report, 0
+        together, _ = decode(model, batch(prompts, padding, family))
+        report = pruning.report
         for row, prompt in enumerate(prompts):
-            if prompt.images == 0:
+            if not prompt.visuals(family):
                 continue
-            alone, _ = decode(model, batch([prompt]))
+            alone, _ = decode(model, batch([prompt], family=family))
             torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-5)
-            for own in range(prompt.images):
+            images = [image for image, of_row in enumerate(report.rows) if of_row == row]
+            assert len(images) == prompt.images + prompt.videos == len(pruning.report.rows)
+            for own, image in enumerate(images):
                 for stage, stage_alone in zip(report.stages, pruning.report.stages, strict=True):
                     assert stage.kept(image) == stage_alone.kept(own)
                     assert stage.merged(image) == stage_alone.merged(own)
-                assert report.rows[image] == row
+                assert report.modalities[image] == pruning.report.modalities[own]
                 assert report.average_retention(image) == pruning.report.average_retention(own)
-                image += 1
 
 
 def test_text_row_is_untouched():
-    model, prompts = MODELS["llava"](), (ONE_IMAGE, Prompt(images=0, seed=3))
+    model, prompts = LLAVA.model(), (ONE_IMAGE, Prompt(images=0, seed=3))
     with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(retention=0.3)):
         together, _ = decode(model, batch(prompts))
     with torch.no_grad():
@@ -58,10 +60,10 @@ def test_text_row_is_untouched():
 @pytest.mark.parametrize("method", ["vitcop", "three_stages"])
 def test_positions_of_ones_own_are_kept(method):
     """Spaced by 3 in the prompt and behind it: only what was dropped may be taken out."""
-    model, prompts = MODELS["llava"](), (ONE_IMAGE, Prompt(images=0, seed=3))
+    model, prompts = LLAVA.model(), (ONE_IMAGE, Prompt(images=0, seed=3))
     inputs, token = batch(prompts), torch.tensor([[9], [9]])
     mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1)
-    positions = 3 * positions_of(mask)
+    positions = 3 * count_positions(mask)
     width = inputs["input_ids"].shape[1]
 
     def two_steps(model, rows):
@@ -83,7 +85,7 @@ def test_positions_of_ones_own_are_kept(method):
 
 def test_positions_behind_a_prompt_without_any_count_its_columns():
     """As in the dense model, padding included; and a mask may hide what it showed before."""
-    model, prompts = MODELS["llava"](), (ONE_IMAGE, Prompt(images=0, seed=3))
+    model, prompts = LLAVA.model(), (ONE_IMAGE, Prompt(images=0, seed=3))
     inputs, token = batch(prompts), torch.tensor([[9], [9]])
     width = inputs["input_ids"].shape[1]
     mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1)
@@ -98,17 +100,19 @@ def test_positions_behind_a_prompt_without_any_count_its_columns():
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("prompts", [(ONE_IMAGE,), RAGGED], ids=["one", "ragged"])
+@pytest.mark.parametrize("prompts", ["one", "ragged"])
 @pytest.mark.parametrize("method", [vitcop.ViTCoP(1.0), vitcop.KNorm(1.0), vitcop.Random(1.0)], ids=lambda m: m.name)
-@pytest.mark.parametrize("family", MODELS)
-def test_retention_one_is_the_identity(family, method, prompts, attention):
-    model, inputs = MODELS[family](attention), batch(prompts)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_retention_one_is_the_identity(name, method, prompts, attention):
+    family = FAMILIES[name]
+    model = family.model(attention)
+    inputs = batch([ONE_IMAGE] if prompts == "one" else ragged(family), family=family)
     with torch.no_grad():
-        dense, cache = decode(model, inputs)
+        dense = model(**inputs)
         with vitcop.prune(model, method) as pruning:
-            pruned, pruned_cache = decode(model, inputs)
-    assert torch.equal(dense, pruned)
-    for layer, pruned_layer in zip(cache.layers, pruned_cache.layers, strict=True):
+            pruned = model(**inputs)
+    assert torch.equal(dense.logits, pruned.logits)
+    for layer, pruned_layer in zip(dense.past_key_values.layers, pruned.past_key_values.layers, strict=True):
         assert torch.equal(layer.keys, pruned_layer.keys)
         assert torch.equal(layer.values, pruned_layer.values)
     assert pruning.report.average_retention() == 1
@@ -117,7 +121,7 @@ def test_retention_one_is_the_identity(family, method, prompts, attention):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_follows_float32(dtype):
     """Stage 1 keeps the same tokens up to one near tie, and nothing overflows."""
-    model, inputs = MODELS["llava"](), batch([ONE_IMAGE])
+    model, inputs = LLAVA.model(), batch([ONE_IMAGE])
     method = vitcop.ViTCoP(retention=0.3)
     with torch.no_grad(), vitcop.prune(model, method) as pruning:
         model(**inputs)
@@ -130,12 +134,12 @@ def test_half_precision_follows_float32(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prompts", [(ONE_IMAGE,), RAGGED], ids=["one", "ragged"])
+@pytest.mark.parametrize("prompts", [(ONE_IMAGE,), ragged(LLAVA)], ids=["one", "ragged"])
 def test_flex_prefill_equals_sdpa(prompts):
     """Its block masks cannot be gathered but have to be made anew. Its decoding does not compile on CPU."""
     logits = []
     for attention in ("sdpa", "flex_attention"):
-        model = MODELS["llava"](attention)
+        model = LLAVA.model(attention)
         with torch.no_grad(), vitcop.prune(model, METHODS["vitcop"]) as pruning:
             output = model(**batch(prompts))
         logits.append(output.logits[pruning.report.positions >= 0])

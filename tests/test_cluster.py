@@ -39,13 +39,20 @@ def picture(seed, side, dim=5):
     return keys + torch.randn(side**2, dim, generator=generator), places
 
 
+def partition(labels):
+    """The clusters as sets of their members."""
+    return {frozenset(i for i, label in enumerate(labels) if label == cluster) for cluster in labels}
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.floats(0.05, 0.6), st.sampled_from([0.2, 0.6, 2.0]))
 @example(seed=0, side=5, fraction=0.5, radius=0.2)  # neighbours exactly at the radius
 def test_equals_the_naive_loop(seed, side, fraction, radius):
     keys, places = picture(seed, side)
     labels = density_peaks(keys, places, (side**2,), centre_fraction=fraction, cutoff=2.5, radius=radius)
-    assert labels.tolist() == naive_density_peaks(keys.double().tolist(), places.tolist(), fraction, 2.5, radius)
+    expected = naive_density_peaks(keys.double().tolist(), places.tolist(), fraction, 2.5, radius)
+    # Peaks that differ by less than float32 can tell change numbers, but not members.
+    assert partition(labels.tolist()) == partition(expected)
 
 
 def test_equal_keys_fall_into_one_forest():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import MODELS
+from tiny import LLAVA
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from vitcop.models import family_of
@@ -22,8 +22,8 @@ def test_cutoff_is_known_for_one_encoder(image_size, cutoff):
 
 def test_feature_layers_count_from_both_ends():
     """hidden_states[2] and hidden_states[-2] of 3 layers both leave the second one."""
-    model = MODELS["llava"]()
+    model = LLAVA.model()
     second = model.model.vision_tower.encoder.layers[1].self_attn
     for layer in (-2, 2):
         model.config.vision_feature_layer = layer
-        assert family_of(model).observed is second
+        assert family_of(model).observed == {"image": second}

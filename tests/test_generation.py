@@ -4,20 +4,18 @@ import copy
 
 import pytest
 import torch
-from tiny import IMAGE_TOKEN, METHODS, MODELS, ONE_IMAGE, RAGGED, Prompt, batch
+from tiny import GREEDY, IMAGE, LLAVA, METHODS, ONE_IMAGE, RAGGED, VIDEO, Prompt, batch
 from transformers import DynamicCache, TextStreamer
 from transformers.cache_utils import Cache, QuantizedLayer
 
 import vitcop
 
 VITCOP = vitcop.ViTCoP(retention=0.3)
-# Random weights are ready to say the image placeholder, which no prompt may hold without an image.
-GREEDY = {"do_sample": False, "max_new_tokens": 5, "suppress_tokens": [IMAGE_TOKEN]}
 
 
 @pytest.fixture
 def model():
-    return MODELS["llava"]()
+    return LLAVA.model()
 
 
 def continued(ids, *tokens):
@@ -30,7 +28,7 @@ def continued(ids, *tokens):
 @pytest.mark.parametrize("method", METHODS)
 def test_decoding_equals_a_longer_prompt(method, attention, prompts):
     """Keys of visual tokens do not depend on later text, so each step must repeat a prefill of all tokens so far."""
-    model, inputs = MODELS["llava"](attention), batch(prompts)
+    model, inputs = LLAVA.model(attention), batch(prompts)
     with torch.no_grad(), vitcop.prune(model, METHODS[method]):
         out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)
         ids = inputs["input_ids"]
@@ -96,7 +94,7 @@ def test_interleaved_caches_do_not_mix(model):
         answers = [[], []]
         for _ in range(5):
             for turn, output in enumerate(outputs):
-                token = output.logits[:, -1:].argmax(-1)
+                token = output.logits[:, -1:, : min(IMAGE, VIDEO)].argmax(-1)
                 answers[turn].append(token.item())
                 outputs[turn] = model(input_ids=token, past_key_values=output.past_key_values)
     assert [torch.tensor(a).tolist() for a in answers] == [e.tolist() for e in expected]
@@ -133,7 +131,7 @@ def test_crop_takes_back_text_only(model):
 @pytest.mark.parametrize("how", ["assistant", "prompt lookup"])
 def test_assisted_decoding_gives_the_greedy_answer(model, how):
     inputs = batch([ONE_IMAGE])
-    drafted = {"assistant_model": MODELS["llava"]()} if how == "assistant" else {"prompt_lookup_num_tokens": 2}
+    drafted = {"assistant_model": LLAVA.model()} if how == "assistant" else {"prompt_lookup_num_tokens": 2}
     with torch.no_grad(), vitcop.prune(model, VITCOP):
         plain = model.generate(**inputs, **GREEDY | {"max_new_tokens": 12})
         assisted = model.generate(**inputs, **GREEDY | {"max_new_tokens": 12}, **drafted)
@@ -194,7 +192,7 @@ def test_streamer_sees_the_answer(model):
 
 
 def test_hidden_states_and_attentions_hold_survivors():
-    model, inputs = MODELS["llava"]("eager"), batch(RAGGED)
+    model, inputs = LLAVA.model("eager"), batch(RAGGED)
     with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
         out = model(**inputs, output_hidden_states=True, output_attentions=True)
     for layer, attention in enumerate(out.attentions):

@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from tiny import MODELS, ONE_IMAGE, RAGGED, Prompt, batch
+from tiny import LLAVA, ONE_IMAGE, RAGGED, Prompt, batch
 from transformers import DynamicCache
 
 import vitcop
@@ -19,7 +19,7 @@ GREEDY = {"do_sample": False, "max_new_tokens": 4, "suppress_tokens": [63]}
 
 @pytest.fixture
 def model():
-    return MODELS["llava"]()
+    return LLAVA.model()
 
 
 def hooks_of(model):
@@ -192,7 +192,7 @@ def test_a_pruned_model_cannot_be_copied(model):
 
 
 def test_a_removed_pruning_does_not_keep_the_model():
-    model = MODELS["llava"]()
+    model = LLAVA.model()
     with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
         model(**batch([ONE_IMAGE]))
     weight = weakref.ref(model.lm_head.weight)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
 from peft import LoraConfig, get_peft_model
-from tiny import MODELS, ONE_IMAGE, RAGGED, batch
+from tiny import LLAVA, ONE_IMAGE, RAGGED, batch
 from transformers import (
     BertConfig,
     BertModel,
@@ -28,7 +28,7 @@ GREEDY = {"do_sample": False, "max_new_tokens": 4, "suppress_tokens": [63]}
 
 @pytest.fixture
 def model():
-    return MODELS["llava"]()
+    return LLAVA.model()
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_sliding_window_raises(model, inputs):
     config = model.config.text_config
     config.layer_types, config.sliding_window = ["sliding_attention"] * config.num_hidden_layers, 16
     cache = DynamicCache(config=config)
-    stock, refused = MODELS["llava"](), pytest.raises(vitcop.UnsupportedModelError, match="without a sliding window")
+    stock, refused = LLAVA.model(), pytest.raises(vitcop.UnsupportedModelError, match="without a sliding window")
     with torch.no_grad(), vitcop.prune(stock, VITCOP), refused:
         stock(**inputs, past_key_values=cache)
     with pytest.raises(vitcop.UnsupportedModelError, match="'llama' decoder has sliding-window"):
@@ -155,8 +155,8 @@ def test_compiling_a_pruned_model_breaks_the_graph_but_not_the_answer():
     """In a process of its own: Dynamo cannot trace the shape checks that this test run adds to every function."""
     script = """
 import torch, vitcop
-from tiny import MODELS, ONE_IMAGE, batch
-model, inputs = MODELS["llava"](), batch([ONE_IMAGE])
+from tiny import LLAVA, ONE_IMAGE, batch
+model, inputs = LLAVA.model(), batch([ONE_IMAGE])
 with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(retention=0.3)) as pruning:
     expected, kept = model(**inputs).logits, pruning.report.stages[-1].kept()
     torch.testing.assert_close(torch.compile(model, backend="eager")(**inputs).logits, expected)
@@ -173,7 +173,7 @@ def test_tensor_parallel_raises(model, monkeypatch):
 
 def test_unknown_models_raise():
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
-    with pytest.raises(vitcop.UnsupportedModelError, match=r"unknown model type 'bert'.*Known: llava"):
+    with pytest.raises(vitcop.UnsupportedModelError, match=r"type 'bert'.*Known: .*llava.*See docs/models\.md"):
         vitcop.prune(BertModel(config), VITCOP)
     with pytest.raises(vitcop.UnsupportedModelError, match="Linear cannot be pruned"):
         vitcop.prune(torch.nn.Linear(2, 2), VITCOP)
@@ -184,7 +184,7 @@ def test_unknown_models_raise():
     [
         (
             {"vision_config": SiglipVisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1)},
-            r"\[CLS\] token",
+            "use 'full' with this encoder",
         ),
         ({"vision_feature_select_strategy": "full"}, "full"),
         ({"vision_feature_layer": [-2, -1]}, "single"),
@@ -258,7 +258,7 @@ def test_weights_that_move_work(model, how):
     inputs = batch(RAGGED)
     with torch.no_grad(), vitcop.prune(model, VITCOP):
         expected = model.generate(**inputs, **GREEDY)
-    moved = MODELS["llava"]()
+    moved = LLAVA.model()
     if how == "device_map":
         moved = dispatch_model(moved, {"": "cpu"}, force_hooks=True)
     else:

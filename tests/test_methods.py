@@ -36,8 +36,8 @@ def test_unknown_names_are_answered_with_the_nearest():
 @settings(max_examples=200)
 @given(st.integers(1, 3000), st.integers(4, 80), st.floats(0, 1), st.sampled_from([vitcop.KNorm, vitcop.Random]))
 def test_one_stage_methods_average_the_retention(num_tokens, num_layers, share, kind):
-    method = kind(retention=0.5)
-    floor = (method.layer * num_tokens + num_layers - method.layer) / (num_layers * num_tokens)
+    layer = 2 if kind is vitcop.KNorm else 0
+    floor = (layer * num_tokens + num_layers - layer) / (num_layers * num_tokens)
     retention = floor + share * (1 - floor)
     budgets = kind(retention=retention).budgets(num_tokens, num_layers)
     counts = {0: num_tokens} | budgets
@@ -80,7 +80,9 @@ def test_random_is_uniform_and_follows_its_seed():
 def _tokens(index):
     n = len(index)
     empty = torch.zeros(n, 1)
-    return vitcop.VisualTokens(0, 0, (n,), empty, empty[..., None], index, torch.zeros(n, 2), empty[:, 0])
+    return vitcop.VisualTokens(
+        0, 0, (n,), empty, empty[..., None], index, torch.zeros(n, 2), empty[:, 0], torch.zeros_like(index), ((n,),)
+    )
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ MISTAKES = ("unsorted", "repeated", "negative", "too few", "mask", "counts", "re
 
 @pytest.mark.parametrize("mistake", [*MISTAKES, "merge range", "merge image", "merge shape", "merge type"])
 def test_a_wrong_selection_is_never_taken(mistake):
-    model = tiny.MODELS["llava"]()
+    model = tiny.LLAVA.model()
     cache = DynamicCache()
     with torch.no_grad(), vitcop.prune(model, Wrong(mistake=mistake)):
         with pytest.raises(vitcop.VitcopError, match="election"):
@@ -143,12 +145,12 @@ class Impossible(tiny.ThreeStages):
 
     schedule: dict = field(default_factory=dict)
 
-    def budgets(self, num_tokens, num_layers):
+    def budgets(self, num_tokens, num_layers, first_layer=1):
         return self.schedule
 
 
 @pytest.mark.parametrize("schedule", [{}, {0: 0}, {0: 5, 2: 9}, {9: 5}, {0: 5.0}, {2.5: 5}], ids=str)
 def test_an_impossible_schedule_is_never_taken(schedule):
-    model, method = tiny.MODELS["llava"](), Impossible(schedule=schedule)
+    model, method = tiny.LLAVA.model(), Impossible(schedule=schedule)
     with torch.no_grad(), vitcop.prune(model, method), pytest.raises(vitcop.BudgetError):
         model(**tiny.batch([tiny.ONE_IMAGE]))

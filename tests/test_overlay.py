@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlamaConfig
 
 from vitcop import Report, StageReport, builtin
+from vitcop.models.grids import Grids
 from vitcop.overlay import GAP, LINE, MARGIN, SHORTEST_SIDE, as_seen, overlay
 
 ROWS, COLUMNS = 2, 3
@@ -34,9 +35,9 @@ def drawn(*stages: StageReport) -> Image.Image:
     report = Report(
         method="by hand",
         num_layers=4,
-        image_lengths=(ROWS * COLUMNS,),
+        images=(Grids.full((ROWS, COLUMNS)),),
+        modalities=("image",),
         rows=(0,),
-        shapes=((ROWS, COLUMNS),),
         stages=stages,
         layouts={},
         row_lengths={},

@@ -88,6 +88,8 @@ def table(norms, clusters, hidden=None):
         index=torch.arange(n),
         grid=torch.zeros(n, 2),
         saliency=torch.zeros(n),
+        segments=torch.zeros(n, dtype=torch.long),
+        segment_sizes=((n,),),
         labels={"cluster": torch.tensor(clusters)},
     )
 
@@ -158,11 +160,12 @@ def test_images_are_merged_by_themselves_and_full_ones_left_alone():
     together = vitcop.VisualTokens(
         **{
             name: torch.cat([getattr(t, name) for t in tables])
-            for name in ("hidden_states", "keys", "index", "grid", "saliency")
+            for name in ("hidden_states", "keys", "index", "grid", "saliency", "segments")
         },
         layer=2,
         stage=1,
         lengths=sizes,
+        segment_sizes=tuple((n,) for n in sizes),
         labels={"cluster": torch.cat([t.labels["cluster"] for t in tables])},
     )
     merged = merge_hidden_states(together.hidden_states, merge_clusters(together, budgets)).split(budgets)
@@ -183,6 +186,8 @@ def first_stage(method, **fields):
         index=torch.arange(144),
         grid=torch.cartesian_prod(torch.arange(12), torch.arange(12)) / 12,
         saliency=torch.rand(144, generator=generator),
+        segments=torch.zeros(144, dtype=torch.long),
+        segment_sizes=((144,),),
         **fields,
     )
     return method.select(tokens, (100,)).labels["cluster"]

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from .errors import UnsupportedModelError
 from .layout import Layout
+from .positions import Positions
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,26 @@ class Request:
         num_layers: decoder layers that a complete prefill fills.
         layouts: first decoder layer of each stretch -> the prompt tokens held from that layer on.
         positions: rotary positions of the tokens that entered the decoder, as in `layouts[0]`.
-        position_shift: by how much those behind the prompt lie before the ones in the unpruned prompt, per row.
+        ends: prompt column behind the last token of each row: less than `prompt_length` where it is padded there.
         text_after_images: prompt columns behind the last visual token of any row; a scalar.
     """
 
     prompt_length: int
     num_layers: int
     layouts: dict[int, Layout]
-    positions: Int[Tensor, "batch entered"]
-    position_shift: Int[Tensor, " batch"]
+    positions: Positions
+    ends: Int[Tensor, " batch"]
     text_after_images: Int[Tensor, ""]
 
     @property
     def next_position(self) -> Int[Tensor, " batch"]:
         """Rotary position of the first token after the prompt."""
-        mask = self.layouts[0].mask
-        return (self.positions if mask is None else self.positions.masked_fill(~mask, -1)).amax(-1) + 1
+        return self.positions.behind(self.layouts[0].mask)
+
+    @property
+    def batch(self) -> int:
+        """Prompts in the batch."""
+        return len(self.layouts[0].columns)
 
     def layout_at(self, layer: int) -> Layout:
         """What decoder layer `layer` holds of the prompt."""
@@ -51,8 +56,8 @@ class Request:
         return replace(
             self,
             layouts={first: layout.select_rows(rows) for first, layout in self.layouts.items()},
-            positions=self.positions[rows.to(self.positions.device)],
-            position_shift=self.position_shift[rows.to(self.position_shift.device)],
+            positions=self.positions.select_rows(rows),
+            ends=self.ends[rows.to(self.ends.device)],
         )
 
     def crop(self, tokens: int) -> Request:
@@ -61,7 +66,7 @@ class Request:
         Raises:
             UnsupportedModelError: some of these columns are visual tokens or padding.
         """
-        columns = torch.arange(self.prompt_length - tokens, self.prompt_length, device=self.positions.device)
+        columns = torch.arange(self.prompt_length - tokens, self.prompt_length, device=self.layouts[0].columns.device)
         if tokens > self.text_after_images or not all(layout.ends_with(columns) for layout in self.layouts.values()):
             raise UnsupportedModelError(
                 "Only the text at the end of a pruned prompt can be cropped, not its images; start again with a new "
@@ -71,7 +76,8 @@ class Request:
             self,
             prompt_length=self.prompt_length - tokens,
             layouts={first: layout.without_last(tokens) for first, layout in self.layouts.items()},
-            positions=self.positions[:, :-tokens],
+            positions=self.positions.without_last(tokens),
+            ends=self.ends - tokens,
             text_after_images=self.text_after_images - tokens,
         )
 
@@ -152,7 +158,7 @@ class PrunedCache(Cache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
         if self.request is not None:
-            rows = torch.arange(len(self.request.positions))
+            rows = torch.arange(self.request.batch)
             self._select_rows(rows.repeat_interleave(repeats))
 
     def _select_rows(self, rows: Tensor) -> None:
@@ -160,16 +166,16 @@ class PrunedCache(Cache):
             self.request = self.request.select_rows(rows)
 
 
-def check_prunable(cache: Cache) -> None:
-    """Raise unless the layers of this cache can hold different numbers of tokens."""
+def check_prunable(cache: Cache, has_windows: bool) -> None:
+    """Raise unless the layers of this cache can hold different numbers of tokens, windows being for such models."""
     layers = getattr(cache, "layers", None)
     kind = getattr(cache, "layer_class_to_replicate", None) or DynamicLayer
     growing = layers is not None and all(isinstance(layer, DynamicLayer) for layer in layers)
-    if not growing or not issubclass(kind, DynamicLayer) or any(cache.is_sliding):
+    if not growing or not issubclass(kind, DynamicLayer) or (any(cache.is_sliding) and not has_windows):
         kinds = {type(layer).__name__ for layer in layers or ()} or {type(cache).__name__}
         raise UnsupportedModelError(
             f"A cache of {', '.join(sorted(kinds))} cannot be pruned, as its layers must all hold the same tokens; use "
-            "a DynamicCache without a sliding window."
+            "a DynamicCache, without a sliding window that the model does not have."
         )
     if cache.offloading:
         raise UnsupportedModelError("An offloaded cache cannot be pruned; use a DynamicCache that is not.")
@@ -184,15 +190,15 @@ def check_dense(cache: Cache) -> None:
         )
 
 
-def adopt(cache: Cache) -> PrunedCache:
+def adopt(cache: Cache, has_windows: bool) -> PrunedCache:
     """Turn an empty cache into one that a pruned prompt can fill.
 
     Raises:
-        UnsupportedModelError: the layers of this cache cannot hold different numbers of tokens.
+        UnsupportedModelError: as `check_prunable`.
     """
     if isinstance(cache, PrunedCache):
         return cache
-    check_prunable(cache)
+    check_prunable(cache, has_windows)
     cache.__class__ = _pruned_class(type(cache))  # type: ignore[arg-type]
     assert isinstance(cache, PrunedCache)
     return cache

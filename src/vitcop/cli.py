@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import builtin
-from .errors import UnsupportedModelError, VitcopError, unknown_name
+from .errors import VitcopError
 from .overlay import as_seen
 from .overlay import overlay as draw_overlay
 
@@ -218,7 +218,7 @@ def _load(name: str) -> tuple[Any, Any]:
     import transformers
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    from .models import FAMILIES
+    from .models import known_family
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
@@ -226,8 +226,7 @@ def _load(name: str) -> tuple[Any, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with _loading_errors(name):
         model_type = AutoConfig.from_pretrained(name).model_type
-    if model_type not in FAMILIES:  # before gigabytes are loaded in vain
-        raise UnsupportedModelError(unknown_name("model type", model_type, FAMILIES))
+    known_family(model_type)  # before gigabytes are loaded in vain
     with _loading_errors(name):
         processor = AutoProcessor.from_pretrained(name)
         dtype = "auto" if device == "cuda" else torch.float32

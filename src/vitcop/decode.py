@@ -6,74 +6,94 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import create_causal_mask
 
 from .cache import PrunedCache
 from .errors import UnsupportedModelError
-from .layout import Layout, positions_of
+from .layout import Layout
+from .masks import layer_mask
 from .models import ModelFamily
+from .models.base import Call
+from .positions import count_positions
 
 
 class Decode:
     """New tokens behind a batch of pruned prompts."""
 
-    def __init__(self, family: ModelFamily, cache: PrunedCache, batch: int) -> None:
+    def __init__(self, family: ModelFamily, cache: PrunedCache, batch: int, new: int) -> None:
         assert cache.request is not None
-        self.family, self.cache, self.request = family, cache, cache.request
-        rows = len(self.request.positions)
-        if batch != rows:
-            raise UnsupportedModelError(f"The KV cache holds {rows} prompts, and {batch} rows came with it.")
+        self.family, self.cache, self.request, self.new = family, cache, cache.request, new
+        if batch != self.request.batch:
+            raise UnsupportedModelError(
+                f"The KV cache holds {self.request.batch} prompts, and {batch} rows came with it."
+            )
         self.tail = cache.tail_length()
+        self.tail_mask: Tensor | None = None
+        self.masks: dict[str, Any] = {}
         cache.running = True
 
-    def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        new = kwargs["inputs_embeds"].shape[1]
-        mask = kwargs.get("attention_mask")
+    def start(self, call: Call) -> Call:
+        """The arguments of the base model, with the request's positions, and without the mask, which is made here."""
+        mask = call.get("attention_mask")
         if mask is not None:
-            seen = self.request.prompt_length + self.tail + new
+            seen = self.request.prompt_length + self.tail + self.new
             if mask.ndim != 2 or mask.shape[1] != seen:
                 raise UnsupportedModelError(
                     f"attention_mask must be 2-D and cover the {seen} tokens of the conversation so far, dropped ones "
                     f"included; got shape {tuple(mask.shape)}."
                 )
-            self.prompt_mask, mask = mask.bool().tensor_split([self.request.prompt_length], dim=1)
-        self.tail_mask: Tensor | None = mask
-        positions = kwargs.get("position_ids")
+            self.prompt_mask, self.tail_mask = mask.bool().tensor_split([self.request.prompt_length], dim=1)
+        positions = call.get("position_ids")
         if positions is not None:  # counted in the unpruned prompt
-            positions = positions - self.request.position_shift.to(positions.device)[:, None]
+            positions = self.request.positions.given(positions)
         else:
-            next_position = self.request.next_position
-            steps = torch.arange(self.tail, self.tail + new, device=next_position.device)[None]
-            if mask is not None:
-                steps = positions_of(mask)[:, -new:].to(next_position.device)
-            positions = next_position[:, None] + steps
-        padding = self._padding_mask(self.request.layouts[0], new)
-        return kwargs | {"position_ids": positions, "attention_mask": padding}
+            first = self.request.next_position
+            steps = torch.arange(self.tail, self.tail + self.new, device=first.device)[None]
+            if self.tail_mask is not None:
+                steps = count_positions(self.tail_mask)[:, -self.new :].to(first.device)
+            positions = first[:, None] + steps
+        return call | {"position_ids": positions, "attention_mask": None}
 
-    def before_layer(self, layer: int, hidden_states: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        if layer == 0:
-            self.mask = kwargs.get("attention_mask")
-        elif layer in self.request.layouts:
-            padding = self._padding_mask(self.request.layouts[layer], hidden_states.shape[1])
-            if padding is not None or self.mask is not None:
-                self.mask = create_causal_mask(
-                    config=self.family.decoder.config,
-                    inputs_embeds=hidden_states,
-                    attention_mask=padding,
-                    past_key_values=self.cache,
-                    layer_idx=layer,
-                )
-        return hidden_states, kwargs | {"attention_mask": self.mask}
+    def enter(self, kwargs: Call) -> Call:
+        layout, kinds = self.request.layouts[0], self.family.layer_kinds
+        if len(set(kinds)) == 1:
+            return kwargs | {"attention_mask": self._real(layout)}
+        # Such decoders take one mask for each kind of layer, and a mask that is there is not made again.
+        embeds = kwargs["inputs_embeds"]
+        return kwargs | {"attention_mask": {kind: self._mask(kinds.index(kind), layout, embeds) for kind in set(kinds)}}
+
+    def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:
+        kind = self.family.layer_kinds[layer]
+        if layer in self.request.layouts:
+            self.masks = {}
+        if kind not in self.masks:
+            self.masks[kind] = kwargs.get("attention_mask")
+            layout = self.request.layout_at(layer)
+            plain = kind == "full_attention" and self.masks[kind] is None and self._real(layout) is None
+            if layout is not self.request.layouts[0] and not plain:
+                self.masks[kind] = self._mask(layer, layout, hidden_states)
+        return hidden_states, kwargs | {"attention_mask": self.masks[kind]}
 
     def release(self) -> None:
         self.cache.release()
 
-    def _padding_mask(self, layout: Layout, new: int) -> Tensor | None:
+    def _mask(self, layer: int, layout: Layout, hidden_states: Tensor) -> Any:
+        tail = self.request.ends[:, None] + torch.arange(self.tail + self.new, device=self.request.ends.device)
+        return layer_mask(
+            self.family.decoder.config,
+            self.family.layer_kinds[layer],
+            layer,
+            hidden_states,
+            self.cache,
+            real=self._real(layout),
+            columns=torch.cat([layout.columns, tail.to(layout.columns.device)], 1),
+        )
+
+    def _real(self, layout: Layout) -> Tensor | None:
         """2-D mask over what a stretch of layers holds of the prompt and all that came after it."""
         if layout.mask is None and self.tail_mask is None:
             return None
-        prompt = torch.ones_like(layout.columns, dtype=torch.bool) if layout.mask is None else layout.mask
+        prompt = layout.alive
         if self.tail_mask is None:
-            return torch.cat([prompt, prompt.new_ones(len(prompt), self.tail + new)], dim=1)
+            return torch.cat([prompt, prompt.new_ones(len(prompt), self.tail + self.new)], dim=1)
         given = self.prompt_mask.gather(1, layout.columns.to(self.prompt_mask.device))
         return torch.cat([prompt.to(given.device) & given, self.tail_mask], dim=1)

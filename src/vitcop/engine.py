@@ -1,6 +1,6 @@
 """Runs a pruning method inside a stock transformers model. The only file with hooks.
 
-    pixels -> vision layer -> observe(): keys, saliency, grid
+    pixels -> get_image_features -> observe(): keys, saliency, grids
                   |
                   v  VisualTokens(0) -> select -> gather
     inputs_embeds -------------------------------> layers 0..s-1
@@ -13,6 +13,7 @@ the thread; what outlives it is in the `Request` of its KV cache. Neither model 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import threading
@@ -30,13 +31,12 @@ from .cache import PrunedCache, check_dense, check_prunable
 from .decode import Decode
 from .errors import UnsupportedModelError, VitcopError
 from .models import Observation, family_of
-from .prefill import Prefill
+from .models.base import Call
+from .prefill import Placeholders, Prefill
 from .pruner import Pruner
 from .report import Report
 
 logger = logging.getLogger("vitcop")
-
-Kwargs = dict[str, Any]
 
 # `generate` encodes images before it calls the model: the observation travels on the encoder's output.
 _OBSERVATION = "_vitcop_observation"
@@ -79,7 +79,7 @@ class Pruning:
         if self._family.base is stock:
             raise UnsupportedModelError("Pass the whole model, with its language-model head, not its base model.")
         self._forward = threading.local()
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[RemovableHandle | _Wrapper] = []
         self._add_hooks(stock)
 
     def remove(self) -> None:
@@ -111,9 +111,10 @@ class Pruning:
         self._hooks.append(stock.register_forward_hook(self._close, always_call=True))
         before(family.base, self._start)
         self._hooks.append(family.base.register_forward_hook(self._finish, always_call=True))
-        before(family.vision, self._encode)
-        before(family.observed, self._observe)
-        self._hooks.append(family.vision.register_forward_hook(self._publish, always_call=True))
+        for modality in family.modalities:
+            self._hooks.append(_Wrapper(family.base, f"get_{modality}_features", partial(self._encode, modality)))
+        for attention in dict.fromkeys(family.observed.values()):
+            before(attention, self._watch)
         before(family.decoder, self._enter)
         for index, layer in enumerate(family.layers):
             before(layer, partial(self._layer, index))
@@ -122,10 +123,10 @@ class Pruning:
     def _running(self) -> Prefill | Decode | None:
         return getattr(self._forward, "running", None)
 
-    def _open(self, model: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
-        call = _bound(model, args, kwargs)
+    def _open(self, model: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
+        call = _bound(model.forward, args, kwargs)
         aligned = call.get("labels") is not None or isinstance(call.get("logits_to_keep"), Tensor)
-        if aligned and self._family.visual_mask(call.get("input_ids"), call.get("inputs_embeds")).any():
+        if aligned and self._placeholders(call).any:
             raise UnsupportedModelError(
                 "labels, and logits_to_keep as a tensor, cannot be used while visual tokens are pruned, since logits "
                 "hold the survivors only: leave them out, and pick from the logits by pruning.report.positions."
@@ -134,16 +135,16 @@ class Pruning:
         self._forward.encoded = _observations_in(call)
 
     def _close(self, model: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        self._forward.encoded = []
+        self._forward.encoded = {}
 
-    def _start(self, base: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[tuple[Any, ...], Kwargs]:
-        call = _bound(base, args, kwargs)
+    def _start(self, base: nn.Module, args: tuple[Any, ...], kwargs: Call) -> tuple[tuple[Any, ...], Call]:
+        call = _bound(base.forward, args, kwargs)
         self._release()
         self._family.check_call(call)
-        self._forward.running = self._request_of(call)
-        return (), call
+        self._forward.running = running = self._request_of(call)
+        return (), running.start(call) if isinstance(running, Decode) else call
 
-    def _request_of(self, call: Kwargs) -> Prefill | Decode | None:
+    def _request_of(self, call: Call) -> Prefill | Decode | None:
         """What kind of forward this is: the prefill of a pruned prompt, a later step of one, or neither."""
         ids, embeds, cache = call.get("input_ids"), call.get("inputs_embeds"), call.get("past_key_values")
         tokens = ids if ids is not None else embeds
@@ -158,27 +159,30 @@ class Pruning:
                     "images into the first turn, start again with a new cache, or leave out prefill_chunk_size."
                 )
             if isinstance(cache, PrunedCache) and cache.request is not None:
-                return Decode(self._family, cache, tokens.shape[0])
+                return Decode(self._family, cache, *tokens.shape[:2])
             check_dense(cache)
             return None
 
-        visual = self._family.visual_mask(ids, embeds)
-        mask = call.get("attention_mask")
-        flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        real = torch.ones_like(visual) if flat is None else flat.bool()
-        counts, lengths, hidden = torch.stack([visual.sum(1), real.sum(1), (visual & ~real).sum(1)]).tolist()
-        if not any(counts):
+        placeholders = self._placeholders(call)
+        if not placeholders.any:
             return None
         if cache is not None:
-            check_prunable(cache)
-        if mask is not None and flat is None:
+            check_prunable(cache, self._family.has_windows)
+        mask = call.get("attention_mask")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             raise UnsupportedModelError("attention_mask must be 2-D (batch, seq) for a prompt to be pruned.")
-        if any(hidden):
+        if placeholders.hidden:
             raise UnsupportedModelError("attention_mask hides visual tokens; leave the image out of the prompt.")
         self.report = None
-        prefill = Prefill(self._family, self.method, visual, counts, real, lengths)
-        prefill.observations += _observations_in(call) or getattr(self._forward, "encoded", [])
+        prefill = Prefill(self._family, self.method, call, placeholders)
+        for modality, observation in (_observations_in(call) or getattr(self._forward, "encoded", {})).items():
+            prefill.observations[modality].append(observation)
         return prefill
+
+    def _placeholders(self, call: Call) -> Placeholders:
+        mask = call.get("attention_mask")
+        flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        return Placeholders.of(self._family.placeholders(call.get("input_ids"), call.get("inputs_embeds")), flat)
 
     def _finish(self, base: nn.Module, args: tuple[Any, ...], output: object) -> None:
         running = self._release()
@@ -194,31 +198,37 @@ class Pruning:
             running.release()
         return running
 
-    def _encode(self, vision: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
-        self._family.check_encoding(kwargs)
+    def _watch(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
+        self._forward.watched = _bound(attention.forward, args, kwargs)
 
-    def _observe(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
+    def _encode(self, modality: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Any:
+        """In place of the model's `get_image_features` or `get_video_features`, since some calls stand in the other."""
+        if getattr(self._forward, "encoding", False):
+            return original(*args, **kwargs)
+        call = _bound(original, args, kwargs)
+        self._family.check_encoding(call)
+        self._forward.encoding, self._forward.watched = True, None
+        try:
+            output = original(*args, **kwargs)
+            watched = self._forward.watched
+        finally:
+            self._forward.encoding, self._forward.watched = False, None
+        if not isinstance(output, ModelOutput) or watched is None:
+            return output
         with torch.no_grad():
-            self._forward.observation = self._family.observe(args, kwargs)
-
-    def _publish(self, vision: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        observation = getattr(self._forward, "observation", None)
-        self._forward.observation = None
-        if output is None or observation is None:
-            return  # the encoder failed
-        if isinstance(output, ModelOutput):
-            setattr(output, _OBSERVATION, observation)
+            observation = self._family.observe(modality, call, watched)
+        _check_observation(observation, output)
+        setattr(output, _OBSERVATION, observation)
         if isinstance(self._running, Prefill):
-            self._running.observations.append(observation)
+            self._running.observations[modality].append(observation)
+        return output
 
-    def _enter(
-        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Kwargs
-    ) -> tuple[tuple[Any, ...], Kwargs] | None:
+    def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Call) -> tuple[tuple[Any, ...], Call] | None:
         return None if self._running is None else (args, self._running.enter(kwargs))
 
     def _layer(
-        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: Kwargs
-    ) -> tuple[tuple[Any, ...], Kwargs] | None:
+        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: Call
+    ) -> tuple[tuple[Any, ...], Call] | None:
         if self._running is None:
             return None
         hidden_states, kwargs = self._running.before_layer(index, args[0], kwargs)
@@ -245,21 +255,62 @@ def _stock_model(model: Any) -> PreTrainedModel:
     return stock
 
 
-def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
-    """The arguments of a call of `module`, all by name."""
+class _Wrapper:
+    """A method of one object wrapped by another, until it is removed.
+
+    Not a forward hook, since how features are packed into tokens is said to no module: `image_sizes` and the
+    like end at `get_image_features`, which `generate` calls before the first forward.
+    """
+
+    def __init__(self, owner: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
+        self.owner: nn.Module | None = owner
+        self.name = name
+        self.before = vars(owner).get(name)
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(original, args, kwargs) if self.owner is not None else original(*args, **kwargs)
+
+        self.wrapped = wrapped
+        setattr(owner, name, wrapped)
+
+    def remove(self) -> None:
+        owner, self.owner = self.owner, None
+        # Where somebody has wrapped it again, it stays, and does nothing.
+        if owner is not None and vars(owner).get(self.name) is self.wrapped:
+            delattr(owner, self.name)
+            if self.before is not None:
+                setattr(owner, self.name, self.before)
+
+
+def _bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Call:
+    """The arguments of a call, all by name."""
     if not args:
         return kwargs
-    call = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+    call = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
     return call | call.pop("kwargs", {})
 
 
-def _brings_images(call: Kwargs) -> bool:
+def _brings_images(call: Call) -> bool:
     """Whether images come along with this call, as pixels or encoded."""
     pixels = any(value is not None for name, value in call.items() if name.startswith("pixel_values"))
     return pixels or any(output is not None for output in (call.get("mm_encoder_outputs") or {}).values())
 
 
-def _observations_in(call: Kwargs) -> list[Observation]:
-    """What was observed when the encoder outputs passed to this call were made."""
-    outputs = (call.get("mm_encoder_outputs") or {}).values()
-    return [getattr(output, _OBSERVATION) for output in outputs if hasattr(output, _OBSERVATION)]
+def _observations_in(call: Call) -> dict[str, Observation]:
+    """What was observed when the encoder outputs passed to this call were made, by modality."""
+    outputs = (call.get("mm_encoder_outputs") or {}).items()
+    return {modality: getattr(out, _OBSERVATION) for modality, out in outputs if hasattr(out, _OBSERVATION)}
+
+
+def _check_observation(observation: Observation, output: ModelOutput) -> None:
+    """Raise unless there is one place for each of the features that the model will put into the prompt."""
+    features = output.pooler_output
+    made = sum(feature.shape[:-1].numel() for feature in features)
+    seen = sum(observation.placeholders), sum(observation.lengths), len(observation.keys)
+    if seen[0] != made or seen[1] != seen[2]:
+        raise UnsupportedModelError(
+            f"The model made {made} visual tokens where {seen[0]} were expected from the sizes of its pictures; pass "
+            "pictures as its processor makes them, and please report this if you did."
+        )

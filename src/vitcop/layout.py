@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from .positions import count_positions
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -27,10 +29,15 @@ class Layout:
         return self.columns.shape[1]
 
     @property
+    def alive(self) -> Bool[Tensor, "batch width"]:
+        """Where a slot holds a token."""
+        return torch.ones_like(self.columns, dtype=torch.bool) if self.mask is None else self.mask
+
+    @property
     def ranks(self) -> Int[Tensor, "batch width"]:
         """Number of each token in its row; 0 at padding."""
         if self.mask is not None:
-            return positions_of(self.mask)
+            return count_positions(self.mask)
         return torch.arange(self.width, device=self.columns.device).expand_as(self.columns)
 
     def keep(
@@ -75,9 +82,3 @@ def gather_slots(values: Shaped[Tensor, ...], slots: Int[Tensor, "batch kept"], 
     source[dim - 1] = slots.shape[0]
     index = slots.view(*slots.shape, *[1] * (-dim - 1)).expand(shape)
     return values.expand(source).gather(dim, index)
-
-
-def positions_of(mask: Shaped[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-    """Positions counted over the tokens of each row; padding is at 0."""
-    mask = mask.long()
-    return (mask.cumsum(-1) - 1) * mask

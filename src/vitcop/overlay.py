@@ -56,7 +56,7 @@ def overlay(picture: Image.Image, report: Report, image: int = 0) -> Image.Image
         report: of the prefill that read the image.
         image: its number in the report.
     """
-    (rows, columns), total = report.shapes[image], report.image_lengths[image]
+    (rows, columns), total = report.images[image].shapes[0], report.image_lengths[image]
     cell = -(-SHORTEST_SIDE // min(rows, columns))
     picture = picture.convert("RGB").resize((columns * cell, rows * cell), Image.Resampling.LANCZOS)
     groups_of_stages = _groups_of_stages(report, image)

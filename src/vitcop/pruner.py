@@ -35,10 +35,15 @@ class Pruner(ABC):
             cls.name = cls.__name__.lower()
 
     @abstractmethod
-    def budgets(self, num_tokens: int, num_layers: int) -> dict[int, int]:
+    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         """Decoder layer -> tokens of an image of `num_tokens` alive from that layer on.
 
         Layer 0 is the entrance of the language model. Counts never rise with the layer.
+
+        Args:
+            num_tokens: visual tokens of one image.
+            num_layers: decoder layers.
+            first_layer: the earliest layer, besides 0, before which this decoder lets tokens be dropped.
 
         Raises:
             BudgetError: the settings leave no valid schedule for an image and a decoder of this size.

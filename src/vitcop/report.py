@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from .cost import kv_cache_bytes, prefill_flops
 from .layout import Layout
+from .models.grids import Grids
 from .tokens import Selection, VisualTokens
 
 
@@ -75,9 +76,10 @@ class Report:
     Attributes:
         method: name of the pruning method.
         num_layers: decoder layers.
-        image_lengths: visual tokens of each image, before pruning.
-        rows: the row of the batch in which each image stands.
-        shapes: (rows, columns) in which the visual tokens of each image stand.
+        images: the grids (tiles, frames) of each image or video, and where its visual tokens stand in them.
+            All images of the batch come before all videos.
+        modalities: "image" or "video", of each.
+        rows: the row of the batch in which each stands.
         stages: what each stage did. Empty if every token stayed.
         layouts: first decoder layer of each stretch -> the prompt columns held from that layer on.
         row_lengths: first decoder layer of each stretch -> tokens per row held from that layer on.
@@ -88,15 +90,20 @@ class Report:
 
     method: str
     num_layers: int
-    image_lengths: tuple[int, ...]
+    images: tuple[Grids, ...]
+    modalities: tuple[str, ...]
     rows: tuple[int, ...]
-    shapes: tuple[tuple[int, int], ...]
     stages: tuple[StageReport, ...]
     layouts: dict[int, Layout]
     row_lengths: dict[int, tuple[int, ...]]
     prompt_lengths: tuple[int, ...]
     decoder_config: PretrainedConfig
     bytes_per_value: int
+
+    @property
+    def image_lengths(self) -> tuple[int, ...]:
+        """Visual tokens of each image, before pruning."""
+        return tuple(image.num_tokens for image in self.images)
 
     def visual_tokens(self, image: int = 0) -> list[int]:
         """Visual tokens of an image alive in each decoder layer."""
@@ -156,7 +163,8 @@ class Report:
                 {
                     "row": self.rows[i],
                     "tokens": count,
-                    "shape": list(self.shapes[i]),
+                    "modality": self.modalities[i],
+                    "grids": [list(shape) for shape in self.images[i].shapes],
                     "average_retention": self.average_retention(i),
                     "stages": [
                         {

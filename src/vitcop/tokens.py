@@ -26,10 +26,15 @@ class VisualTokens:
         keys: keys of the layer just before: of the vision encoder at layer 0 (as its key projection
             gives them), later of decoder layer `layer - 1` (as they are in the KV cache).
         index: number of the token among all visual tokens of its image.
-        grid: row and column of the token in its picture, as fractions of the height and the width.
-        saliency: attention that the token's patch received in the vision encoder.
+        grid: row and column of the token in its grid, as fractions of the height and the width.
+        saliency: attention that the token's patches received in the vision encoder.
+        segments: the grid (picture, tile or frame) of each row, counted over the whole batch. A picture's
+            tiles may lie across each other in the prompt.
+        segment_sizes: visual tokens that each grid of each image had before pruning.
         labels: what earlier stages wrote about each token, e.g. its cluster.
         key_cutoff: density cutoff that suits the keys of this vision encoder, None if it is not known.
+        normalised_keys: whether the decoder normalises its keys (QK-norm), which takes most of the meaning
+            from their norms.
     """
 
     layer: int
@@ -40,8 +45,11 @@ class VisualTokens:
     index: Int[Tensor, " visual"]
     grid: Float[Tensor, "visual 2"]
     saliency: Float[Tensor, " visual"]
+    segments: Int[Tensor, " visual"]
+    segment_sizes: tuple[tuple[int, ...], ...]
     labels: dict[str, Shaped[Tensor, " visual"]] = field(default_factory=dict)
     key_cutoff: float | None = None
+    normalised_keys: bool = False
 
     @property
     def images(self) -> Int[Tensor, " visual"]:
@@ -88,17 +96,15 @@ class VisualTokens:
         return self._map(lambda column: column.to(device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> VisualTokens:
-        return VisualTokens(
-            layer=self.layer,
-            stage=self.stage,
-            lengths=self.lengths,
+        return replace(
+            self,
             hidden_states=change(self.hidden_states),
             keys=change(self.keys),
             index=change(self.index),
             grid=change(self.grid),
             saliency=change(self.saliency),
+            segments=change(self.segments),
             labels={name: change(values) for name, values in self.labels.items()},
-            key_cutoff=self.key_cutoff,
         )
 
 

@@ -23,19 +23,23 @@ class KNorm(ScorePruner):
     Attributes:
         retention: share of the visual tokens alive, averaged over the decoder layers.
         layer: the decoder layer before which tokens are dropped; at least 2, since the norms of layer 0
-            rank tokens the wrong way round.
+            rank tokens the wrong way round. None is the earliest possible one.
+
+    Where the decoder normalises its keys (QK-norm: Qwen3, Gemma 3), what is left of the norms is how far the
+    heads agree; they are used all the same, since they are this method.
     """
 
     retention: float = 1 / 9
-    layer: int = 2
+    layer: int | None = None
 
     def __post_init__(self) -> None:
         check_retention(self.retention)
-        if self.layer < 2:
+        if self.layer is not None and self.layer < 2:
             raise BudgetError(f"KNorm needs keys of layer 1 or later, so its layer is at least 2; got {self.layer}.")
 
-    def budgets(self, num_tokens: int, num_layers: int) -> dict[int, int]:
-        return one_stage_budget(self.retention, self.layer, num_tokens, num_layers)
+    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
+        layer = max(2, first_layer) if self.layer is None else self.layer
+        return one_stage_budget(self.retention, layer, num_tokens, num_layers)
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
         return -key_norm(tokens.keys)

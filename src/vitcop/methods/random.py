@@ -32,7 +32,7 @@ class Random(ScorePruner):
     def __post_init__(self) -> None:
         check_retention(self.retention)
 
-    def budgets(self, num_tokens: int, num_layers: int) -> dict[int, int]:
+    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         return one_stage_budget(self.retention, self.layer, num_tokens, num_layers)
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BudgetError
-from ..ops.cluster import density_peaks
+from ..ops.cluster import density_peaks, num_centres
 from ..ops.saliency import key_norm
 from ..ops.segments import (
     indices_of,
     rank_in_segment,
     segment_sum,
+    smallest_in_segments,
     smallest_per_segment,
 )
 from ..pruner import Positions, Pruner, check_retention
@@ -31,10 +34,15 @@ class ViTCoP(Pruner):
     Based on "ViTCoP: Accelerating Large Vision-Language Models via Visual and Textual Semantic
     Collaborative Pruning" (arXiv 2601.17818, AAAI 2026).
 
-    1. Entering the language model, the patches to which [CLS] attends most stay, and are clustered.
+    1. Entering the language model, the most salient tokens stay, and are clustered: the patches to which
+       [CLS] attends most, or, in encoders without it, those that receive most attention. Tiles and frames
+       share the budget of their image or video by their sizes, and are ranked and clustered each by itself.
     2. Before `shallow_layer`, small key norms say which members of a cluster stay; the rest of each
        cluster is merged into one token.
     3. Before `deep_layer`, the tokens of smallest key norm stay.
+
+    Decoders that normalise their keys (QK-norm: Qwen3, Gemma 3) give all keys of a head much the same norm.
+    There, stages 2 and 3 take the saliency of stage 1 in its place.
 
     Differences from the authors' code: the schedule follows the model's own number of layers; density
     ties and tokens without a denser neighbour get a cluster by rule, not by accident; stage 3 keeps the
@@ -45,7 +53,8 @@ class ViTCoP(Pruner):
         vision_retention: share that stage 1 keeps; None solves it from `retention`.
         centre_fraction: clusters per token that stage 1 keeps; None solves it from `retention`.
         shallow_layer: decoder layer before which stage 2 runs, at least 2, since the key norms of layer 0
-            rank tokens the wrong way round; None is 2 of 32 layers, in proportion.
+            rank tokens the wrong way round; None is 2 of 32 layers, in proportion, or the earliest possible
+            one after that.
         deep_layer: decoder layer before which stage 3 runs; None is 22 of 32 layers, in proportion.
         deep_ratio: tokens that stage 3 leaves, as a share of those that stage 2 left; None is 1/5, and
             grows where a high retention needs it.
@@ -79,8 +88,8 @@ class ViTCoP(Pruner):
         if self.positions not in ("compact", "keep"):
             raise BudgetError(f"positions is 'compact' or 'keep'; got {self.positions!r}.")
 
-    def budgets(self, num_tokens: int, num_layers: int) -> dict[int, int]:
-        shallow_layer, deep_layer = self._stage_layers(num_layers)
+    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
+        shallow_layer, deep_layer = self._stage_layers(num_layers, first_layer)
         entering, shallow, deep = self._token_counts(num_tokens, num_layers, shallow_layer, deep_layer)
         return {0: entering, shallow_layer: shallow, deep_layer: deep}
 
@@ -89,25 +98,33 @@ class ViTCoP(Pruner):
             return self._keep_salient(tokens, budget)
         if tokens.stage == 1:
             return merge_clusters(tokens, budget)
-        return Selection(smallest_per_segment(key_norm(tokens.keys), tokens.lengths, budget))
+        return Selection(smallest_per_segment(insignificance(tokens), tokens.lengths, budget))
 
     def _keep_salient(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         """Stage 1: the most salient patches, and the clusters they form (VIC)."""
-        keep = smallest_per_segment(-tokens.saliency, tokens.lengths, budget)
+        shares = [_share_out(n, sizes) for n, sizes in zip(budget, tokens.segment_sizes, strict=True)]
+        quotas = [quota for share in shares for quota in share]
+        keep = smallest_in_segments(-tokens.saliency, tokens.segments, quotas)
         kept = tokens.take(keep, budget)
+        # A picture's tiles may lie across each other: cluster segment after segment, and put the labels back.
+        order = kept.segments.argsort(stable=True)
+        centre_fraction = self.centre_fraction or _centre_fraction(self.retention)
         cluster = density_peaks(
-            kept.keys.flatten(1),
-            kept.grid,
-            budget,
-            centre_fraction=self.centre_fraction or _centre_fraction(self.retention),
+            kept.keys.flatten(1)[order],
+            kept.grid[order],
+            [quota for quota in quotas if quota],
+            centre_fraction=centre_fraction,
             cutoff=self.cutoff or tokens.key_cutoff,
             radius=self.radius,
         )
+        # Clusters are counted anew in each segment, but told apart by image.
+        before = [first for share in shares for first in _clusters_before(share, centre_fraction)]
+        cluster = cluster + torch.tensor(before, device=cluster.device)[kept.segments[order]]
         unclustered = torch.full_like(tokens.index, -1)
-        return Selection(keep, labels={"cluster": unclustered.scatter(0, keep, cluster)})
+        return Selection(keep, labels={"cluster": unclustered.scatter(0, keep[order], cluster)})
 
-    def _stage_layers(self, num_layers: int) -> tuple[int, int]:
-        shallow = self.shallow_layer if self.shallow_layer is not None else max(2, 2 * num_layers // 32)
+    def _stage_layers(self, num_layers: int, first_layer: int) -> tuple[int, int]:
+        shallow = self.shallow_layer if self.shallow_layer is not None else max(2, 2 * num_layers // 32, first_layer)
         deep = self.deep_layer if self.deep_layer is not None else max(shallow + 1, 22 * num_layers // 32)
         if not 2 <= shallow < deep < num_layers:
             raise BudgetError(
@@ -156,6 +173,11 @@ class ViTCoP(Pruner):
         return entering, shallow, deep_count(shallow)
 
 
+def insignificance(tokens: VisualTokens) -> Float[Tensor, " visual"]:
+    """How little the language model heeds each token: its key norm, or minus its saliency where keys are normalised."""
+    return -tokens.saliency if tokens.normalised_keys else key_norm(tokens.keys)
+
+
 def merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
     """Stage 2: every cluster keeps its quota of members and leaves the rest as one merged token.
 
@@ -171,7 +193,7 @@ def merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
     cluster = images * longest + tokens.labels["cluster"]
     image_of = torch.arange(len(tokens.lengths), device=device).repeat_interleave(longest)
 
-    norm = key_norm(tokens.keys).double()
+    norm = insignificance(tokens).double()
     size = segment_sum(torch.ones_like(cluster), cluster, num_clusters)
     weight = segment_sum(norm, cluster, num_clusters).masked_fill(size == 0, math.inf)
     clusters = segment_sum((size > 0).long(), image_of, len(tokens.lengths))
@@ -224,6 +246,21 @@ def _quotas(
     lightest = rank_in_segment(can_give, image_of, len(share))
     heaviest = rank_in_segment(can_take, image_of, len(share))
     return quota + (lightest < missing).long() - (heaviest < -missing).long()
+
+
+def _share_out(budget: int, sizes: Sequence[int]) -> list[int]:
+    """Shares of `budget` in proportion to `sizes`, whole numbers by the largest remainder, earlier ones first."""
+    total = sum(sizes)
+    shares = [budget * size // total for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: -(budget * sizes[i] % total))
+    for i in by_remainder[: budget - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def _clusters_before(share: Sequence[int], centre_fraction: float) -> list[int]:
+    """Clusters in the segments of an image before each one, which keep `share` tokens."""
+    return [0, *accumulate(num_centres(centre_fraction, quota) if quota else 0 for quota in share)][:-1]
 
 
 def _vision_retention(retention: float, L: int, s: int, d: int, ratio: float) -> float:

@@ -1,16 +1,29 @@
-"""The supported model families, one file each. A new one is added to the tuple below, and nowhere else."""
+"""The supported model families, one file each: a new file is found by itself."""
 
 from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError, unknown_name
 from .base import ModelFamily, Observation
-from .llava import Llava
 
-FAMILIES: dict[str, type[ModelFamily]] = {
-    model_type: family for family in (Llava,) for model_type in family.model_types
-}
+TABLE = "docs/models.md"
+
+
+def _families() -> dict[str, type[ModelFamily]]:
+    """The families defined in the modules beside this one, by the model types that they know."""
+    families: dict[str, type[ModelFamily]] = {}
+    for module in iter_modules(__path__, f"{__name__}."):
+        for value in vars(import_module(module.name)).values():
+            if isinstance(value, type) and issubclass(value, ModelFamily) and value.__module__ == module.name:
+                families |= dict.fromkeys(value.model_types, value)
+    return families
+
+
+FAMILIES: dict[str, type[ModelFamily]] = _families()
 
 
 def family_of(model: PreTrainedModel) -> ModelFamily:
@@ -19,10 +32,18 @@ def family_of(model: PreTrainedModel) -> ModelFamily:
     Raises:
         UnsupportedModelError: no family knows this type of model, or the family cannot prune this one.
     """
-    model_type = model.config.model_type
+    return known_family(model.config.model_type)(model)
+
+
+def known_family(model_type: str) -> type[ModelFamily]:
+    """The family of a `config.model_type`.
+
+    Raises:
+        UnsupportedModelError: there is none; the message names the nearest and the table of families.
+    """
     if model_type not in FAMILIES:
-        raise UnsupportedModelError(unknown_name("model type", model_type, FAMILIES))
-    return FAMILIES[model_type](model)
+        raise UnsupportedModelError(f"{unknown_name('model type', model_type, FAMILIES)} See {TABLE}.")
+    return FAMILIES[model_type]
 
 
-__all__ = ["FAMILIES", "ModelFamily", "Observation", "family_of"]
+__all__ = ["FAMILIES", "TABLE", "ModelFamily", "Observation", "family_of", "known_family"]

@@ -10,28 +10,53 @@ from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
+from .encoders import Patches
+from .grids import Grids, Shape, patch_numbers
+
+Call = dict[str, Any]
+"""The arguments of a call, all by name."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What the vision encoder showed of a batch of images, one row per visual token, image after image.
+    """What the vision encoder showed of a batch of images or videos, in the order of their placeholders.
 
     Attributes:
-        lengths: visual tokens per image.
-        shapes: (rows, columns) in which the visual tokens of each image stand.
-        keys, saliency, grid: as in `VisualTokens`.
+        images: the grids of each image or video.
+        keys, saliency: as in `VisualTokens`, one row per visual token, image after image.
     """
 
-    lengths: tuple[int, ...]
-    shapes: tuple[tuple[int, int], ...]
+    images: tuple[Grids, ...]
     keys: Float[Tensor, "visual heads head_dim"]
     saliency: Float[Tensor, " visual"]
-    grid: Float[Tensor, "visual 2"]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Visual tokens per image, separators left out."""
+        return tuple(image.num_tokens for image in self.images)
+
+    @property
+    def placeholders(self) -> tuple[int, ...]:
+        """Placeholders per image, separators included."""
+        return tuple(image.placeholders for image in self.images)
+
+    @staticmethod
+    def of(patches: Patches, images: Sequence[Sequence[Shape]], side: int = 1) -> Observation:
+        """Images whose patches stand row by row, grid after grid.
+
+        Args:
+            images: of each image the rows and columns of its grids, in patches.
+            side: rows and columns of patches that become one visual token.
+        """
+        if side > 1:
+            patches = patches.mean(patch_numbers([shape for image in images for shape in image], side))
+        grids = tuple(Grids.full(*((rows // side, columns // side) for rows, columns in image)) for image in images)
+        return Observation(grids, patches.keys, patches.saliency)
 
     @staticmethod
     def concatenate(parts: Sequence[Observation]) -> Observation:
@@ -39,11 +64,9 @@ class Observation:
         if len(parts) == 1:
             return parts[0]
         return Observation(
-            lengths=tuple(n for part in parts for n in part.lengths),
-            shapes=tuple(shape for part in parts for shape in part.shapes),
+            images=tuple(image for part in parts for image in part.images),
             keys=torch.cat([part.keys for part in parts]),
             saliency=torch.cat([part.saliency for part in parts]),
-            grid=torch.cat([part.grid for part in parts]),
         )
 
     def take(self, spans: Sequence[tuple[int, int]]) -> Observation:
@@ -52,11 +75,9 @@ class Observation:
         return Observation.concatenate(
             [
                 Observation(
-                    lengths=self.lengths[first:end],
-                    shapes=self.shapes[first:end],
+                    images=self.images[first:end],
                     keys=self.keys[starts[first] : starts[end]],
                     saliency=self.saliency[starts[first] : starts[end]],
-                    grid=self.grid[starts[first] : starts[end]],
                 )
                 for first, end in spans
             ]
@@ -68,60 +89,113 @@ class ModelFamily(ABC):
 
     Attributes:
         model_types: `config.model_type` of the models that belong to the family.
+        modalities: what the encoder turns into visual tokens, by the names that transformers uses.
+        saliency: where the saliency comes from, in the words of the table of families.
+        keeps_positions: whether surviving tokens always stay at their positions, whatever the method says.
+        tiles_are_images: whether the encoder gets tiles without being told which picture they are of; see `joined`.
+        has_windows: whether decoder layers may attend to a sliding window.
         first_stage_layer: the earliest decoder layer before which tokens may be dropped, besides 0.
         key_cutoff: density cutoff known to suit the keys of this vision encoder, or None.
-        observed: the vision attention module whose inputs `observe` gets.
+        observed: for each modality the vision attention module whose inputs `observe` gets.
     """
 
-    model_types: ClassVar[tuple[str, ...]]
-    first_stage_layer: ClassVar[int] = 1
+    model_types: ClassVar[tuple[str, ...]] = ()
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    saliency: ClassVar[str]
+    keeps_positions: ClassVar[bool] = False
+    tiles_are_images: ClassVar[bool] = False
+    has_windows: ClassVar[bool] = False
+    first_stage_layer: int = 1
     key_cutoff: float | None = None
-    observed: nn.Module
+    observed: dict[str, nn.Module]
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.base: PreTrainedModel = model.base_model
         self.decoder: PreTrainedModel = model.get_decoder()
-        self.vision: PreTrainedModel = model.get_encoder("image")
         self.layers: nn.ModuleList = self.decoder.layers
-        _check_decoder(self.decoder)
+        _check_decoder(self.decoder, self.has_windows)
+        kinds = getattr(self.decoder.config, "layer_types", None) or ["full_attention"] * len(self.layers)
+        self.layer_kinds: tuple[str, ...] = tuple(kinds[: len(self.layers)])
 
-    def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Bool[Tensor, "batch seq"]:
-        """Where the prompt has a placeholder for a visual token.
+    @property
+    def normalises_keys(self) -> bool:
+        """Whether the decoder normalises each key (QK-norm), so that key norms say little about a token."""
+        return hasattr(self.layers[0].self_attn, "k_norm")
+
+    def placeholders(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None
+    ) -> dict[str, Bool[Tensor, "batch seq"]]:
+        """Where the prompt has a placeholder of each modality.
 
         Raises:
             UnsupportedModelError: the placeholders cannot be told from text in `inputs_embeds`.
         """
-        token = self.model.config.image_token_id
+        tokens = {modality: getattr(self.model.config, f"{modality}_token_id") for modality in self.modalities}
         if input_ids is not None:
-            return input_ids == token
+            return {modality: input_ids == token for modality, token in tokens.items()}
         assert inputs_embeds is not None
         embedding = self.model.get_input_embeddings()
-        placeholder = embedding(torch.full((), token, dtype=torch.long, device=inputs_embeds.device))
-        mask = (inputs_embeds == placeholder).all(-1)
-        if not mask.any():
+        device = inputs_embeds.device
+        masks = {
+            modality: (inputs_embeds == embedding(torch.full((), token, dtype=torch.long, device=device))).all(-1)
+            for modality, token in tokens.items()
+        }
+        if not torch.stack(list(masks.values())).any():
             raise UnsupportedModelError(
                 "Which of these inputs_embeds are visual tokens cannot be seen: pass input_ids, or inputs_embeds that "
                 "still hold the image placeholders together with pixel_values."
             )
-        return mask
+        return masks
 
-    def check_call(self, call: dict[str, Any]) -> None:  # noqa: B027 - most families have nothing to refuse
+    def check_call(self, call: Call) -> None:  # noqa: B027 - most families have nothing to refuse
         """Raise if this call of the base model asks for what cannot be pruned correctly."""
 
-    def check_encoding(self, call: dict[str, Any]) -> None:  # noqa: B027 - most families have nothing to refuse
-        """Raise if this call of the vision encoder asks for features that `observe` does not belong to."""
+    def check_encoding(self, call: Call) -> None:  # noqa: B027 - most families have nothing to refuse
+        """Raise if this call of `get_image_features` or the like asks for features that `observe` does not see."""
 
     @abstractmethod
-    def observe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observation:
-        """Keys, saliency and grid of every visual token, from the inputs of `observed`."""
+    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+        """What the encoder shows of every visual token.
+
+        Args:
+            modality: "image" or "video".
+            call: arguments of `get_image_features` or `get_video_features`.
+            attention: arguments of `observed[modality]` in that call.
+        """
+
+    def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
+        """Whether each image that was observed is a further tile of the one before it.
+
+        Args:
+            tokens: ids (batch, seq) or embeddings (batch, seq, hidden) of the prompts.
+            starts: row and column of the first placeholder of each image.
+            lengths: placeholders of each image.
+        """
+        return [False] * len(starts)
+
+    def attention_blocks(self, call: Call) -> Int[Tensor, "batch seq"] | None:
+        """For decoders in which tokens of one block see each other both ways: the block of each token, -1 for none."""
+        return None
+
+    def gather_features(self, kwargs: Call, slots: Int[Tensor, "batch kept"], alive: Tensor, count: int) -> Call:
+        """What the decoder gets besides embeddings, after tokens were dropped from what enters it.
+
+        Args:
+            kwargs: arguments of the decoder.
+            slots: where each token that goes on stood before.
+            alive: where in `slots` there is a token and no padding, (batch, kept).
+            count: visual tokens that go on, over the whole batch.
+        """
+        return {}
 
 
-def _check_decoder(decoder: PreTrainedModel) -> None:
-    """Raise unless every layer attends to all tokens before it, and gets its cache, mask and positions by name."""
+def _check_decoder(decoder: PreTrainedModel, has_windows: bool) -> None:
+    """Raise unless layers attend in a way we can follow, and get their cache, mask and positions by name."""
     config = decoder.config
     kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
+    known = {"full_attention", "sliding_attention"} if has_windows else {"full_attention"}
+    if kinds - known or (not kinds and getattr(config, "sliding_window", None)):
         raise UnsupportedModelError(
             f"The {config.model_type!r} decoder has sliding-window or other partial attention, which is not supported."
         )

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from .segments import indices_of, pad_segments
+
+# Largest temporary of `attention_received`, in values: 64 MiB in float32.
+_BLOCK_VALUES = 2**24
 
 
 def key_norm(keys: Float[Tensor, "tokens heads head_dim"]) -> Float[Tensor, " tokens"]:
@@ -28,3 +36,39 @@ def cls_attention(
     """
     logits = scale * (query[:, None].float() * keys.float()).sum(-1)
     return logits.softmax(dim=1)[:, 1:].sum(-1)
+
+
+def attention_received(
+    queries: Float[Tensor, "patches heads head_dim"],
+    keys: Float[Tensor, "patches heads head_dim"],
+    scale: float,
+    lengths: Sequence[int],
+    real: Bool[Tensor, " patches"] | None = None,
+) -> Float[Tensor, " patches"]:
+    """Mean over heads and queries of the softmax attention to each patch, for encoders without [CLS].
+
+    Queries are streamed in blocks, so that memory grows with the number of patches, not with its square.
+
+    Args:
+        queries, keys: as the layer multiplies them, rotary embedding included.
+        scale: what the layer multiplies its logits with.
+        lengths: patches of each stretch that attends to itself only: a picture, a tile or a frame.
+        real: where there is a patch and no padding, all if None. Padding neither attends nor is attended to.
+    """
+    if real is None:
+        real = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
+    padded_queries, valid = pad_segments(queries, lengths)
+    padded_keys = pad_segments(keys, lengths)[0].permute(0, 2, 3, 1)  # (segments, heads, head_dim, longest)
+    seen = pad_segments(real, lengths)[0]
+    received = torch.zeros(seen.shape, device=queries.device)
+    segments, longest, heads, _ = padded_queries.shape
+    block = max(1, _BLOCK_VALUES // (segments * heads * longest))
+    for start in range(0, longest, block):
+        rows = padded_queries[:, start : start + block].transpose(1, 2)  # (segments, heads, block, head_dim)
+        logits = scale * (rows @ padded_keys).float()
+        weights = logits.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
+        attending = seen[:, None, start : start + block, None]
+        # A stretch that is all padding has no finite logit.
+        received += weights.masked_fill(~attending, 0).mean(1).sum(1)
+    received = received / seen.sum(1, keepdim=True).clamp(min=1)
+    return received.flatten()[indices_of(valid.flatten(), sum(lengths))]

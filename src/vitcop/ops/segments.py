@@ -47,8 +47,14 @@ def smallest_per_segment(
     values: Float[Tensor, " rows"], lengths: Sequence[int], budget: Sequence[int]
 ) -> Int[Tensor, " kept"]:
     """Ascending row indices of the `budget[i]` smallest values of every segment `i`."""
-    segments = segment_ids(lengths, values.device)
-    ranks = rank_in_segment(values, segments, len(lengths))
+    return smallest_in_segments(values, segment_ids(lengths, values.device), budget)
+
+
+def smallest_in_segments(
+    values: Float[Tensor, " rows"], segments: Int[Tensor, " rows"], budget: Sequence[int]
+) -> Int[Tensor, " kept"]:
+    """As `smallest_per_segment`, for segments whose rows may lie across each other."""
+    ranks = rank_in_segment(values, segments, len(budget))
     allowed = torch.tensor(budget, device=values.device)[segments]
     return indices_of(ranks < allowed, sum(budget))
 

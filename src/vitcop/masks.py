@@ -1,0 +1,55 @@
+"""Attention masks of decoder layers that hold a part of the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import Cache, PretrainedConfig
+from transformers.masking_utils import blockwise_overlay, create_causal_mask
+
+
+def layer_mask(
+    config: PretrainedConfig,
+    kind: str,
+    layer: int,
+    hidden_states: Float[Tensor, "batch new hidden"],
+    cache: Cache | None,
+    *,
+    real: Bool[Tensor, "batch held"] | None,
+    columns: Int[Tensor, "batch held"],
+    blocks: Int[Tensor, "batch held"] | None = None,
+) -> Any:
+    """What a layer needs as its mask, made by transformers' own functions for any attention backend.
+
+    A sliding window is counted in the tokens of the unpruned prompt, so that a token sees what it would see in
+    the dense model, less what was dropped.
+
+    Args:
+        kind: the layer's entry in `config.layer_types`.
+        real: where the layer holds a token and no padding; None when everywhere.
+        columns: of the unpruned prompt and what came behind it, of all that the layer holds; new tokens come last.
+        blocks: tokens of the same block see each other both ways; -1 for none.
+    """
+    overlays: dict[str, Callable[..., Any]] = {}
+    if blocks is not None:
+        overlays["or_mask_function"] = blockwise_overlay(blocks)
+    if kind == "sliding_attention":
+        overlays["and_mask_function"] = _window(config.sliding_window, columns)
+    return create_causal_mask(
+        config=config,
+        inputs_embeds=hidden_states,
+        attention_mask=real,
+        past_key_values=cache,
+        layer_idx=layer,
+        **overlays,
+    )
+
+
+def _window(length: int, columns: Tensor) -> Callable[..., Any]:
+    def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return columns[batch, query] - columns[batch, key] < length
+
+    return sees

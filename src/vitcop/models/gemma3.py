@@ -1,0 +1,41 @@
+"""Gemma 3: average-pooled pictures, whose tokens see each other both ways, and layers with a sliding window."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import UnsupportedModelError
+from .base import Call, Observation
+from .tower import TowerFamily
+
+
+class Gemma3(TowerFamily):
+    """One square grid per picture."""
+
+    model_types = ("gemma3",)
+    encoders = ("siglip_vision_model",)
+    saliency = "attention received, mean over the patches of a token"
+    has_windows = True
+
+    def check_call(self, call: Call) -> None:
+        if "flash" in self.decoder.config._attn_implementation:
+            raise UnsupportedModelError(
+                "Gemma 3 cannot be pruned with flash attention, which knows neither its image masks nor where in the "
+                "prompt a window ends; use attn_implementation='sdpa'."
+            )
+
+    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+        projector = self.base.multi_modal_projector
+        shape = (projector.patches_per_image, projector.patches_per_image)
+        pictures = len(attention["hidden_states"])
+        return Observation.of(self._patches(modality, attention), [[shape]] * pictures, projector.kernel_size)
+
+    def attention_blocks(self, call: Call) -> Int[Tensor, "batch seq"] | None:
+        kinds = call.get("token_type_ids")
+        if kinds is None:
+            return None
+        image = kinds == 1
+        starts = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
+        return torch.where(image, starts.cumsum(1) - 1, -1)

@@ -1,0 +1,103 @@
+"""LLaVA-NeXT: a thumbnail and tiles per picture, with their padding cut away and a newline after each row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import (
+    get_anyres_image_grid_shape,
+    image_size_to_num_patches,
+)
+
+from .base import Call, Observation
+from .encoders import Patches
+from .grids import SEPARATOR, Grids
+from .tower import TowerFamily
+
+
+class LlavaNext(TowerFamily):
+    """One grid for the thumbnail and one per tile.
+
+    The model packs the features of a picture's tiles row by row over the whole picture. What belongs to
+    them, and where they stand, is packed by the same function of the model, so that it cannot differ.
+    """
+
+    model_types = ("llava_next",)
+    encoders: ClassVar[tuple[str, ...]] = ("clip_vision_model", "siglip_vision_model")
+    saliency = "attention of [CLS] in each tile (CLIP), attention received (SigLIP)"
+
+    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+        return self._observe_tiles(call, self._patches(modality, attention))
+
+    @property
+    def _side(self) -> int:
+        """Rows and columns of patches in a tile."""
+        vision = self.model.config.vision_config
+        return vision.image_size // vision.patch_size
+
+    def _tiles(self, call: Call) -> list[int]:
+        """Tiles of each picture, its thumbnail included."""
+        config = self.model.config
+        return [
+            image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
+            for size in call["image_sizes"]
+        ]
+
+    def _pack(self, tiles: Sequence[Tensor], call: Call, newline: Tensor) -> list[Tensor]:
+        """What the model makes of each picture's features: (tiles, patches, channels) -> (placeholders, channels)."""
+        strategy = self.features["vision_feature_select_strategy"]
+        return self.base.pack_image_features(list(tiles), call["image_sizes"], strategy, newline)[0]
+
+    def _observe_tiles(self, call: Call, patches: Patches) -> Observation:
+        tiles = self._tiles(call)
+        columns = [1] * len(tiles)
+        for number, (count, size) in enumerate(zip(tiles, call["image_sizes"], strict=True)):
+            if count > 1:
+                config = self.model.config
+                shape = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+                columns[number] = shape[1]
+        places = [_places_of_tiles(*sizes, self._side) for sizes in zip(tiles, columns, strict=True)]
+        packed = self._pack(places, call, torch.full((3,), math.nan))
+        images = tuple(_grids(*image, self._side) for image in zip(packed, tiles, columns, strict=True))
+
+        channels = torch.cat([patches.saliency[:, None], patches.keys.flatten(1)], 1)
+        channels = channels.unflatten(0, (sum(tiles), -1))
+        packed = self._pack(channels.split(tiles), call, channels.new_zeros(channels.shape[-1]))
+        visual = torch.cat([image.visual for image in images])
+        channels = torch.cat(list(packed))[visual.nonzero()[:, 0].to(channels.device)]
+        keys = channels[:, 1:].unflatten(1, patches.keys.shape[1:]).to(patches.keys.dtype)
+        return Observation(images, keys, channels[:, 0])
+
+
+def _places_of_tiles(tiles: int, columns: int, side: int) -> Float[Tensor, "tiles patches 3"]:
+    """Row and column of each patch in its picture, in tiles, and whether it is of the thumbnail, which comes first.
+
+    Args:
+        columns: tiles beside each other.
+        side: rows and columns of patches in a tile.
+    """
+    patch = torch.arange(side, dtype=torch.float64) / side
+    inside = torch.cartesian_prod(patch, patch)
+    number = torch.arange(-1, tiles - 1).clamp(min=0)
+    corner = torch.stack([number // columns, number % columns], -1)
+    thumbnail = (torch.arange(tiles) == 0).double()
+    return torch.cat([corner[:, None] + inside, thumbnail[:, None, None].expand(-1, side**2, 1)], -1)
+
+
+def _grids(packed: Float[Tensor, "placeholders 3"], tiles: int, columns: int, side: int) -> Grids:
+    """The thumbnail and the tiles of a picture, from `_places_of_tiles` as the model packed them."""
+    separator = packed[:, 0].isnan()
+    place, thumbnail = packed[:, :2].nan_to_num(), packed[:, 2] == 1
+    corner = (place + 1e-6).floor().long()  # interpolated places are not exact
+    segments = torch.where(thumbnail, 0, 1 + corner[:, 0] * columns + corner[:, 1])
+    tile = place[~(separator | thumbnail)]
+    # Where the model has shrunk the picture, a tile has fewer columns than patches.
+    step = (tile[1:, 1] - tile[:-1, 1]).clamp(min=1 / side).min().item() if len(tile) > 1 else 1 / side
+    shapes = ((side, side), *((round(1 / step), round(1 / step)),) * (tiles - 1))
+    places = torch.where(thumbnail[:, None], place, place - corner).clamp(min=0).float()
+    return Grids(shapes, segments.masked_fill(separator, SEPARATOR), places)

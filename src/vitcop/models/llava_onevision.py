@@ -1,0 +1,44 @@
+"""LLaVA-OneVision: tiles as in LLaVA-NeXT, shrunk where there are many, and videos whose frames are shrunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import Call, Observation
+from .grids import Grids
+from .llava_next import LlavaNext
+
+
+class LlavaOnevision(LlavaNext):
+    """One grid per tile or frame. Of several pictures in a prompt each is a thumbnail only."""
+
+    model_types = ("llava_onevision",)
+    modalities = ("image", "video")
+    encoders = ("siglip_vision_model",)
+    saliency = "attention received in each tile or frame, interpolated as the features are"
+
+    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+        if modality == "image":
+            return super().observe(modality, call, attention)
+        videos, frames = call["pixel_values_videos"].shape[:2]
+        patches = self._patches(modality, attention)
+        channels = torch.cat([patches.saliency[:, None], patches.keys.flatten(1)], 1)
+        pooled = self.base.apply_pooling(channels.unflatten(0, (videos * frames, -1))).flatten(0, 1)
+        keys = pooled[:, 1:].unflatten(1, patches.keys.shape[1:]).to(patches.keys.dtype)
+        side = -(-self._side // 2)
+        video = Grids.join([Grids.full(*[(side, side)] * frames), Grids.separator()])
+        return Observation((video,) * videos, keys, pooled[:, 0])
+
+    def _tiles(self, call: Call) -> list[int]:
+        pictures = call.get("batch_num_images")
+        alone = [True] * len(call["image_sizes"])
+        if pictures is not None:
+            alone = [count == 1 for count in pictures for _ in range(int(count))]
+        return [tiles if own else 1 for tiles, own in zip(super()._tiles(call), alone, strict=True)]
+
+    def _pack(self, tiles: Sequence[Tensor], call: Call, newline: Tensor) -> list[Tensor]:
+        aspect = call.get("vision_aspect_ratio") or self.model.config.vision_aspect_ratio
+        return self.base.pack_image_features(list(tiles), call["image_sizes"], newline, aspect)[0]

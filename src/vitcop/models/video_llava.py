@@ -1,0 +1,32 @@
+"""Video-LLaVA: one encoder for pictures and one for videos, whose frames keep their [CLS] token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Call, Observation
+from .grids import Grids
+from .tower import TowerFamily
+
+
+class VideoLlava(TowerFamily):
+    """One grid per picture or frame. The [CLS] token of a frame stays."""
+
+    model_types = ("video_llava",)
+    modalities = ("image", "video")
+    encoders = ("clip_vision_model",)
+    saliency = "attention of [CLS] in each picture or frame"
+
+    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+        vision = self.model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        patches = self._patches(modality, attention)
+        grids = len(attention["hidden_states"])
+        if modality == "image":
+            return Observation.of(patches, [[(side, side)]] * grids)
+        videos, frames = call["pixel_values_videos"].shape[:2]
+        video = Grids.join([Grids.separator(), Grids.full((side, side))] * frames)
+        return Observation((video,) * videos, patches.keys, patches.saliency)
+
+    def _tower(self, modality: str) -> Any:
+        return getattr(self.base, f"{modality}_tower")

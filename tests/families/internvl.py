@@ -1,0 +1,30 @@
+"""InternVL: tiles of 6 x 6 patches, shuffled to 3 x 3 tokens; one to three tiles a picture."""
+
+import torch
+from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
+
+from .base import DECODER, ENCODER, IMAGE, TinyFamily, of_kind
+
+TILES = (1, 3)
+
+
+class InternVL(TinyFamily):
+    name = "internvl"
+    sizes = 2
+
+    def build(self, attention):
+        vision = InternVLVisionConfig(**ENCODER, image_size=84, patch_size=14, layer_scale_init_value=1.0)
+        config = InternVLConfig(vision_config=vision, text_config=Qwen2Config(**DECODER), image_token_id=IMAGE)
+        return InternVLForConditionalGeneration._from_config(config, attn_implementation=attention)
+
+    def shape(self, kind, size, alone):
+        return TILES[size], 84, 84
+
+    def tokens(self, visual):
+        return [59, *[IMAGE] * 9 * TILES[visual.size], 58]
+
+    def inputs(self, rows):
+        return {"pixel_values": torch.cat([visual.pixels for visual in of_kind(rows, "image")])}
+
+
+INTERNVL = InternVL()

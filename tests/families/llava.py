@@ -1,0 +1,61 @@
+"""LLaVA with each of its encoders."""
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PixtralVisionConfig,
+    SiglipVisionConfig,
+)
+
+from .base import BREAK, DECODER, ENCODER, IMAGE, TinyFamily, of_kind, padded
+
+
+class Llava(TinyFamily):
+    name = "llava"
+    vision = CLIPVisionConfig(**ENCODER, image_size=84, patch_size=14)
+    features = {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
+
+    def build(self, attention):
+        text = LlamaConfig(**DECODER)
+        config = LlavaConfig(vision_config=self.vision, text_config=text, image_token_id=IMAGE, **self.features)
+        config._attn_implementation = attention
+        return LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
+
+    def shape(self, kind, size, alone):
+        return 1, 84, 84
+
+    def tokens(self, visual):
+        return [IMAGE] * 36
+
+    def inputs(self, rows):
+        return {"pixel_values": torch.cat([visual.pixels for visual in of_kind(rows, "image")])}
+
+
+class LlavaSiglip(Llava):
+    name = "llava with siglip"
+    vision = SiglipVisionConfig(**ENCODER, image_size=84, patch_size=14, vision_use_head=False)
+    features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+
+
+class LlavaPixtral(LlavaSiglip):
+    name = "llava with pixtral"
+    vision = PixtralVisionConfig(**ENCODER, image_size=32, patch_size=4)
+    sizes = 2
+
+    def shape(self, kind, size, alone):
+        return 1, *((16, 24), (24, 16))[size]
+
+    def tokens(self, visual):
+        rows, columns = ((4, 6), (6, 4))[visual.size]
+        return ([IMAGE] * columns + [BREAK]) * rows
+
+    def inputs(self, rows):
+        images = of_kind(rows, "image")
+        sizes = torch.tensor([visual.pixels.shape[2:] for visual in images])
+        return {"pixel_values": padded([visual.pixels[0] for visual in images]), "image_sizes": sizes}
+
+
+LLAVA, SIGLIP, PIXTRAL = Llava(), LlavaSiglip(), LlavaPixtral()
