@@ -60,14 +60,18 @@ class TinyFamily(ABC):
     Attributes:
         name: what tests call it; the model type, unless a family has several encoders.
         kinds: "image" and "video", as far as it takes them.
+        has_cls: whether its encoder has a [CLS] token.
         sizes: how many sizes of images there are.
         frames_per_grid: pictures of a video that become one grid.
+        shrunk_sizes: those of the sizes of which several patches are interpolated to one token.
     """
 
     name: str
     kinds: tuple[str, ...] = ("image",)
+    has_cls: bool = False
     sizes: int = 1
     frames_per_grid: int = 1
+    shrunk_sizes: tuple[int, ...] = ()
 
     @abstractmethod
     def build(self, attention: str) -> PreTrainedModel:

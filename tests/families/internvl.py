@@ -10,6 +10,7 @@ TILES = (1, 3)
 
 class InternVL(TinyFamily):
     name = "internvl"
+    has_cls = True
     sizes = 2
 
     def build(self, attention):

@@ -15,6 +15,7 @@ from .base import BREAK, DECODER, ENCODER, IMAGE, TinyFamily, of_kind, padded
 
 class Llava(TinyFamily):
     name = "llava"
+    has_cls = True
     vision = CLIPVisionConfig(**ENCODER, image_size=84, patch_size=14)
     features = {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
 
@@ -36,6 +37,7 @@ class Llava(TinyFamily):
 
 class LlavaSiglip(Llava):
     name = "llava with siglip"
+    has_cls = False
     vision = SiglipVisionConfig(**ENCODER, image_size=84, patch_size=14, vision_use_head=False)
     features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
 

@@ -23,6 +23,7 @@ class LlavaNext(TinyFamily):
     """Tiles of 4 x 4 patches. Cutting padding away leaves 2 rows of 1 x 2 tiles, and 6 columns of 2 x 2."""
 
     name = "llava_next"
+    has_cls = True
     sizes = 2
     image_sizes = ((40, 112), (112, 80))
     tiles = (3, 5)
@@ -77,6 +78,8 @@ class LlavaOnevision(LlavaNext):
     """As above, but 8 x 6 tokens are shrunk to 6 x 4, and several pictures in a prompt are thumbnails only."""
 
     name = "llava_onevision"
+    has_cls = False
+    shrunk_sizes = (1,)
     kinds = ("image", "video")
     placeholders = (16 + 2 * (8 + 1), 16 + 6 * (4 + 1))
 

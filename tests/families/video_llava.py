@@ -10,6 +10,7 @@ FRAMES = 2
 
 class VideoLlava(TinyFamily):
     name = "video_llava"
+    has_cls = True
     kinds = ("image", "video")
 
     def build(self, attention):

@@ -1,0 +1,183 @@
+"""Visual tokens stand where they are said to, and their saliency is the attention that the encoder computes."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from tiny import FAMILIES
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+import vitcop
+from vitcop.engine import _OBSERVATION
+from vitcop.models import encoders
+from vitcop.models.grids import Grids
+from vitcop.ops import saliency
+
+KINDS = [(name, kind) for name, family in FAMILIES.items() for kind in family.kinds]
+
+
+def visuals(name, kind):
+    family = FAMILIES[name]
+    return [family.visual(kind, size, seed=size) for size in range(family.sizes if kind == "image" else 1)]
+
+
+def encode(model, kind, inputs):
+    """What the model makes of pictures, one row per placeholder, and what was observed of it."""
+    encoder = getattr(model.model, f"get_{kind}_features")
+    call = {name: inputs[name] for name in inspect.signature(encoder).parameters if name in inputs}
+    with torch.no_grad():
+        output = encoder(**call, return_dict=True)
+    features = torch.cat([feature.flatten(0, -2) for feature in output.pooler_output])
+    return features, getattr(output, _OBSERVATION)
+
+
+def without_mixing(model, family):
+    """Leave every patch of the encoder to itself, so that what is painted changes nothing elsewhere."""
+    kinds = {type(attention) for attention in family.observed.values()}
+    for module in model.modules():
+        if type(module) in kinds:
+            last = [child for name, child in module.named_children() if name in OUTPUTS]
+            torch.nn.init.zeros_(last[0].weight)
+
+
+OUTPUTS = ("out_proj", "o_proj", "proj", "projection_layer")
+
+
+def changed(before, after):
+    return (before - after).abs().flatten(1).amax(1) > 1e-6
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_painting_changes_the_tokens_whose_place_it_is(name, kind):
+    """The lower left quarter of one grid after another: window order, merging, tiles, frames and unpadding."""
+    family, model = FAMILIES[name], FAMILIES[name].model()
+    with vitcop.prune(model, vitcop.Random()) as pruning:
+        without_mixing(model, pruning._family)
+        for visual in visuals(name, kind):
+            features, observation = encode(model, kind, family.inputs([[visual]]))
+            place = Grids.join(observation.images)
+            assert len(place.shapes) * family.frames_per_grid == max(len(visual.pixels), family.frames_per_grid)
+            if visual.size in family.shrunk_sizes:
+                continue  # see below
+            for grid, (rows, columns) in enumerate(place.shapes):
+                painted = family.visual(kind, visual.size, seed=visual.size)
+                first = grid * family.frames_per_grid
+                height, width = painted.pixels.shape[2:]
+                painted.pixels[first : first + family.frames_per_grid, :, height // 2 :, : width // 2] += 1
+                new_features, new_observation = encode(model, kind, family.inputs([[painted]]))
+
+                row, column = place.places.T
+                here = (row + 1 / rows > 0.5 + 1e-6) & (column < 0.5 - 1e-6) & (place.segments == grid)
+                assert here.any()
+                assert torch.equal(changed(features, new_features), here)
+                assert torch.equal(changed(observation.keys, new_observation.keys), here[place.visual])
+
+
+def test_shrunk_pictures_are_where_their_features_come_from():
+    """8 x 6 patches of 2 x 2 tiles become 6 x 4 tokens, each of which lies between two rows and two columns."""
+    family, side = FAMILIES["llava_onevision"], 4
+    model, size = family.model(), family.shrunk_sizes[0]
+    inputs = [family.visual("image", size, seed=0) for _ in range(2)]
+    with vitcop.prune(model, vitcop.Random()) as pruning:
+        without_mixing(model, pruning._family)
+        features, observation = encode(model, "image", family.inputs([[inputs[0]]]))
+        (place,) = observation.images
+        tile = place.segments - 1
+        corner = torch.stack([tile // 2, tile % 2], 1)
+        patch = (corner + place.places) * side  # in the picture
+        for painted_tile in range(4):
+            inputs[1].pixels.copy_(inputs[0].pixels)
+            inputs[1].pixels[1 + painted_tile, :, 28:, :28] += 1
+            new_features, new_observation = encode(model, "image", family.inputs([[inputs[1]]]))
+            top, left = painted_tile // 2 * side + 2, painted_tile % 2 * side
+            near = torch.stack([(patch + 1e-4).floor(), (patch - 1e-4).ceil()])
+            rows = ((near[..., 0] >= top) & (near[..., 0] < top + 2)).any(0)
+            columns = ((near[..., 1] >= left) & (near[..., 1] < left + 2)).any(0)
+            here = rows & columns & (tile >= 0)
+            assert here.any()
+            assert torch.equal(changed(features, new_features), here)
+            assert torch.equal(changed(observation.keys, new_observation.keys), here[place.visual])
+
+
+@pytest.fixture
+def recorded():
+    """Attention weights of every call, by module, of models built with the attention "recorded"."""
+    weights = {}
+
+    def record(module, query, key, value, attention_mask, scaling, **kwargs):
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(repeats, 1) for states in (key, value))
+        logits = query @ key.mT * scaling
+        if attention_mask is not None:
+            logits = logits + attention_mask
+        weights.setdefault(module, []).append(logits.softmax(-1))
+        return (weights[module][-1] @ value).transpose(1, 2), None
+
+    AttentionInterface.register("recorded", record)
+    AttentionMaskInterface.register("recorded", eager_mask)
+    yield weights
+    AttentionInterface._global_mapping.pop("recorded")
+    AttentionMaskInterface._global_mapping.pop("recorded")
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_saliency_is_the_attention_that_the_encoder_pays(name, kind, recorded, monkeypatch):
+    family, model = FAMILIES[name], FAMILIES[name].model("recorded")
+    seen = []
+
+    def spy(function):
+        def call(*args, **kwargs):
+            seen.append(function(*args, **kwargs).flatten())
+            return seen[-1]
+
+        return call
+
+    for function in ("cls_attention", "attention_received"):
+        monkeypatch.setattr(encoders, function, spy(getattr(encoders, function)))
+    inputs = family.inputs([[visual] for visual in visuals(name, kind)])
+    with vitcop.prune(model, vitcop.Random()) as pruning:
+        encode(model, kind, inputs)
+        attention = pruning._family.observed[kind]
+    expected = []
+    for weights in recorded[attention]:
+        if family.has_cls:
+            expected.append(weights[:, :, 0, 1:].sum(1).flatten())
+            continue
+        attended = weights.amax(1) > 1e-30  # (batch, query, key): a picture of its own, or without padding
+        for of_queries, real in zip(weights.mean(1), attended, strict=True):
+            padding = ~real.any(0)
+            of_queries = of_queries.masked_fill(padding[:, None], 0)
+            queries = (real & ~padding[:, None]).sum(0).clamp(min=1)
+            expected.append(of_queries.sum(0) / queries)
+    torch.testing.assert_close(torch.cat(seen), torch.cat(expected), rtol=1e-4, atol=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Values in the largest tensor that any operator makes."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.values = max(self.values, tensor.numel())
+        return result
+
+
+def test_attention_received_is_streamed(monkeypatch):
+    """No map of all queries by all keys, and the size of a block changes nothing."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = (500, 120)
+    queries, keys = torch.randn(2, sum(lengths), 2, 8, generator=generator)
+    whole = saliency.attention_received(queries, keys, 1.0, lengths)
+    monkeypatch.setattr(saliency, "_BLOCK_VALUES", 2**15)
+    with LargestTensor() as largest:
+        streamed = saliency.attention_received(queries, keys, 1.0, lengths)
+    torch.testing.assert_close(streamed, whole)
+    assert largest.values <= 2**15 < 500 * 500
+    for length, part in zip(lengths, whole.split(lengths), strict=True):
+        assert math.isclose(part.sum().item(), 1, rel_tol=1e-4) and len(part) == length
