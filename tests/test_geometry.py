@@ -27,11 +27,18 @@ def visuals(name, kind):
 def encode(model, kind, inputs):
     """What the model makes of pictures, one row per placeholder, and what was observed of it."""
     encoder = getattr(model.model, f"get_{kind}_features")
-    call = {name: inputs[name] for name in inspect.signature(encoder).parameters if name in inputs}
+    parameters = inspect.signature(encoder).parameters
+    call = {name: inputs[name] for name in (*parameters, "image_sizes") if name in inputs}
+    if kind == "video" and "pixel_values" in parameters:  # as transformers called it before 5.20
+        call["pixel_values"] = inputs["pixel_values_videos"]
     with torch.no_grad():
         output = encoder(**call, return_dict=True)
     features = torch.cat([feature.flatten(0, -2) for feature in output.pooler_output])
-    return features, getattr(output, _OBSERVATION)
+    observation = getattr(output, _OBSERVATION)
+    place = Grids.join(observation.images)
+    if len(features) < place.placeholders:  # separators are yet to come
+        features = torch.zeros(place.placeholders, features.shape[1]).masked_scatter(place.visual[:, None], features)
+    return features, observation
 
 
 def without_mixing(model, family):
@@ -62,7 +69,7 @@ def test_painting_changes_the_tokens_whose_place_it_is(name, kind):
             assert len(place.shapes) * family.frames_per_grid == max(len(visual.pixels), family.frames_per_grid)
             if visual.size in family.shrunk_sizes:
                 continue  # see below
-            for grid, (rows, columns) in enumerate(place.shapes):
+            for grid, (rows, _) in enumerate(place.shapes):
                 painted = family.visual(kind, visual.size, seed=visual.size)
                 first = grid * family.frames_per_grid
                 height, width = painted.pixels.shape[2:]

@@ -12,6 +12,7 @@ from tiny import LLAVA, ONE_IMAGE, RAGGED, Prompt, batch
 from transformers import DynamicCache
 
 import vitcop
+from vitcop.cache import cache_in
 
 VITCOP = vitcop.ViTCoP(retention=0.3)
 GREEDY = {"do_sample": False, "max_new_tokens": 4, "suppress_tokens": [63]}
@@ -71,7 +72,7 @@ def test_an_interrupted_cache_is_refused(model, layer, given):
 
     def grab_and_fail(layer, args, kwargs):
         nonlocal cache
-        cache = kwargs["past_key_values"]
+        cache = cache_in(kwargs)
         raise RuntimeError("stop")
 
     with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:

@@ -166,6 +166,11 @@ class PrunedCache(Cache):
             self.request = self.request.select_rows(rows)
 
 
+def cache_in(call: dict[str, Any]) -> Any:
+    """The cache among the arguments of a call, which transformers calls `cache` since 5.24."""
+    return call["cache"] if call.get("cache") is not None else call.get("past_key_values")
+
+
 def check_prunable(cache: Cache, has_windows: bool) -> None:
     """Raise unless the layers of this cache can hold different numbers of tokens, windows being for such models."""
     layers = getattr(cache, "layers", None)

@@ -24,17 +24,23 @@ from rich.text import Text
 
 from . import builtin
 from .errors import VitcopError
-from .overlay import as_seen
+from .overlay import as_seen, tiles_as_seen
 from .overlay import overlay as draw_overlay
+from .video import Clip, middles, read_clip
 
 if TYPE_CHECKING:
     from .pruner import Pruner
     from .report import Report
 
+FRAMES = 16
 MAX_NEW_TOKENS = 64
 REPEATS = 5
 OVERLAY_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff")
 GENERAL_QUESTION = "What is in this picture?"
+VIDEO_QUESTION = "What happens in this video?"
+
+Subject = Image.Image | Clip
+"""What a question is about."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -52,9 +58,13 @@ def main(version: Annotated[bool, typer.Option("--version", help="Show the versi
 @app.command()
 def run(
     question: Annotated[
-        str | None, typer.Argument(help="What to ask about the picture.", show_default="one that suits the picture")
+        str | None, typer.Argument(help="What to ask.", show_default="one that suits the picture or video")
     ] = None,
-    image: Annotated[Path, typer.Option(help="The picture.", show_default="an example")] = builtin.EXAMPLE_PICTURE,
+    image: Annotated[Path | None, typer.Option(help="The picture.", show_default="an example")] = None,
+    video: Annotated[Path | None, typer.Option(help="A video in place of the picture.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames to take, spread evenly over the video.", show_default=str(FRAMES))
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -68,21 +78,22 @@ def run(
     compare: Annotated[bool, typer.Option("--compare", help="Answer without pruning, too, and compare.")] = False,
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of what each stage kept to this file.")] = None,
 ) -> None:
-    """Answer a question about a picture with most of its visual tokens dropped."""
+    """Answer a question about a picture or a video with most of its visual tokens dropped."""
+    source = video or image or builtin.EXAMPLE_PICTURE
     if question is None:
-        question = builtin.example_question() if image == builtin.EXAMPLE_PICTURE else GENERAL_QUESTION
+        question = _question_about(source, is_video=video is not None)
     with _one_line_errors():
         share = _read_share(retention)
-        picture = _read_picture(image)
+        subject = _read_subject(image, video, frames)
         if overlay:
-            _check_can_write(overlay, image)
+            _check_can_write(overlay, source)
         with _progress() as progress:
             loading = progress.add_task("Loading", total=None)
             from . import prune
             from .pruner import Pruner
 
             pruner = Pruner.from_dict({"method": method, "retention": share})
-            chat = _Chat.about(picture, question, *_load(model))
+            chat = _Chat.about(subject, question, *_load(model, _modality(subject)))
             progress.remove_task(loading)
             with prune(chat.model, pruner) as pruning:
                 answer = chat.answer(_TokenBar(progress, "Answering"))
@@ -98,7 +109,14 @@ def run(
         typer.echo(report.summary, err=True)
     if overlay:
         with _one_line_errors(), _writing_errors(overlay):
-            draw_overlay(as_seen(picture, chat.processor.image_processor), report).save(overlay)
+            pictures = _pictures_of_grids(subject, chat, len(report.images[0].shapes))
+            draw_overlay(pictures, report).save(overlay)
+
+
+def _question_about(source: Path, *, is_video: bool) -> str:
+    if is_video:
+        return VIDEO_QUESTION
+    return builtin.example_question() if source == builtin.EXAMPLE_PICTURE else GENERAL_QUESTION
 
 
 @contextmanager
@@ -116,6 +134,24 @@ def _read_share(text: str) -> float:
         return float(Fraction(text))
     except (ValueError, ArithmeticError) as error:
         raise VitcopError(f"--retention is a fraction such as 1/9 or a number such as 0.2; got {text!r}.") from error
+
+
+def _read_subject(image: Path | None, video: Path | None, frames: int | None) -> Subject:
+    """The picture, or frames of the video, that the options name."""
+    if image and video:
+        raise VitcopError("--image and --video do not go together; give one of them.")
+    if video is None:
+        if frames is not None:
+            raise VitcopError("--frames goes with a video; give one with --video.")
+        return _read_picture(image or builtin.EXAMPLE_PICTURE)
+    count = FRAMES if frames is None else frames
+    if count < 1:
+        raise VitcopError(f"--frames has to be at least 1; got {count}.")
+    return read_clip(video, count)
+
+
+def _modality(subject: Subject) -> str:
+    return "video" if isinstance(subject, Clip) else "image"
 
 
 def _read_picture(path: Path) -> Image.Image:
@@ -136,7 +172,7 @@ def _read_picture(path: Path) -> Image.Image:
         raise VitcopError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def _check_can_write(path: Path, picture: Path) -> None:
+def _check_can_write(path: Path, source: Path) -> None:
     """Refuse before the model runs, not after."""
     if path.suffix.lower() not in OVERLAY_KINDS:
         raise VitcopError(f"--overlay needs one of the extensions {', '.join(OVERLAY_KINDS)}; got {path.name!r}.")
@@ -144,8 +180,8 @@ def _check_can_write(path: Path, picture: Path) -> None:
         raise VitcopError(f"--overlay cannot be written: there is no folder {path.parent}.")
     if path.is_dir():
         raise VitcopError(f"--overlay cannot be written: {path} is a folder.")
-    if path.exists() and path.samefile(picture):
-        raise VitcopError("--overlay would overwrite the picture; give it another name.")
+    if path.exists() and path.samefile(source):
+        raise VitcopError(f"--overlay would overwrite {source}; give it another name.")
 
 
 @contextmanager
@@ -178,25 +214,26 @@ class _TokenBar:
 
 @dataclass(frozen=True)
 class _Chat:
-    """A loaded model, and a question about a picture as it takes it."""
+    """A loaded model, and a question about a picture or a video as it takes it."""
 
     model: Any
     processor: Any
     inputs: Any
 
     @staticmethod
-    def about(picture: Image.Image, question: str, model: Any, processor: Any) -> _Chat:
-        token = getattr(processor, "image_token", "<image>")
+    def about(subject: Subject, question: str, model: Any, processor: Any) -> _Chat:
+        modality = _modality(subject)
+        token = getattr(processor, f"{modality}_token", f"<{modality}>")
         if token in question:
-            raise VitcopError(f"The question {question!r} holds {token!r}, which stands for a picture.")
+            raise VitcopError(f"The question {question!r} holds {token!r}, which stands for the {modality}.")
         prompt = f"USER: {token}\n{question} ASSISTANT:"
         if getattr(processor, "chat_template", None) is not None:
-            content = [{"type": "image"}, {"type": "text", "text": question}]
+            content = [{"type": modality}, {"type": "text", "text": question}]
             prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         try:
-            inputs = processor(images=picture, text=prompt, return_tensors="pt")
+            inputs = processor(text=prompt, return_tensors="pt", **_visual_arguments(subject))
         except ValueError as error:
-            raise VitcopError(f"The model cannot take the question {question!r}: {error}") from error
+            raise VitcopError(f"The model cannot take the question {question!r} on this {modality}: {error}") from error
         return _Chat(model, processor, inputs.to(model.device, dtype=model.dtype))
 
     def answer(self, bar: _TokenBar) -> str:
@@ -208,17 +245,29 @@ class _Chat:
         return self.model.generate(**self.inputs, **options, max_new_tokens=max_new_tokens, do_sample=False)
 
 
-def _load(name: str) -> tuple[Any, Any]:
+def _visual_arguments(subject: Subject) -> dict[str, Any]:
+    """A picture or a video as the processors of transformers take it."""
+    if isinstance(subject, Clip):
+        # They may not take frames away again, but some write into the prompt when each frame was.
+        return {
+            "videos": [list(subject.frames)],
+            "video_metadata": [subject.metadata],
+            "do_sample_frames": False,
+        }
+    return {"images": subject}
+
+
+def _load(name: str, modality: str) -> tuple[Any, Any]:
     """A model, on the GPU if there is one, and its processor.
 
     Raises:
-        VitcopError: it cannot be found, loaded or pruned.
+        VitcopError: it cannot be found, loaded or pruned, or does not take the modality.
     """
     import torch
     import transformers
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    from .models import known_family
+    from .models import FAMILIES, known_family
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
@@ -226,7 +275,9 @@ def _load(name: str) -> tuple[Any, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with _loading_errors(name):
         model_type = AutoConfig.from_pretrained(name).model_type
-    known_family(model_type)  # before gigabytes are loaded in vain
+    if modality not in known_family(model_type).modalities:  # before gigabytes are loaded in vain
+        able = ", ".join(sorted(name for name, family in FAMILIES.items() if modality in family.modalities))
+        raise VitcopError(f"Models of type {model_type!r} take no {modality}s; with --model, name one of type {able}.")
     with _loading_errors(name):
         processor = AutoProcessor.from_pretrained(name)
         dtype = "auto" if device == "cuda" else torch.float32
@@ -238,9 +289,21 @@ def _loading_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of any of several libraries, which have no base class in common
+        if isinstance(error, ImportError) and "torchvision" in str(error).lower():
+            raise VitcopError(f"The processor of {name!r} needs torchvision: pip install torchvision") from error
         where = "" if Path(name).is_dir() else "there is no such folder, and the hub gave: "
         reason = str(error).strip().partition("\n")[0]
         raise VitcopError(f"Cannot load the model {name!r}: {where}{reason}") from error
+
+
+def _pictures_of_grids(subject: Subject, chat: _Chat, grids: int) -> list[Image.Image]:
+    """What each grid of a picture or a video covers."""
+    if isinstance(subject, Clip):
+        frames = (subject.frames[number] for number in middles(grids, len(subject.frames)))
+        return [as_seen(frame, chat.processor.video_processor) for frame in frames]
+    if grids == 1:
+        return [as_seen(subject, chat.processor.image_processor)]
+    return tiles_as_seen(chat.inputs["pixel_values"], chat.processor.image_processor)
 
 
 def _seconds_to_first_token(chat: _Chat, pruner: Pruner, progress: Progress) -> tuple[float, float]:

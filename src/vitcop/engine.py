@@ -27,7 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .cache import PrunedCache, check_dense, check_prunable
+from .cache import PrunedCache, cache_in, check_dense, check_prunable
 from .decode import Decode
 from .errors import UnsupportedModelError, VitcopError
 from .models import Observation, family_of
@@ -146,7 +146,7 @@ class Pruning:
 
     def _request_of(self, call: Call) -> Prefill | Decode | None:
         """What kind of forward this is: the prefill of a pruned prompt, a later step of one, or neither."""
-        ids, embeds, cache = call.get("input_ids"), call.get("inputs_embeds"), call.get("past_key_values")
+        ids, embeds, cache = call.get("input_ids"), call.get("inputs_embeds"), cache_in(call)
         tokens = ids if ids is not None else embeds
         if tokens is None:
             return None  # the model raises
@@ -308,9 +308,10 @@ def _check_observation(observation: Observation, output: ModelOutput) -> None:
     """Raise unless there is one place for each of the features that the model will put into the prompt."""
     features = output.pooler_output
     made = sum(feature.shape[:-1].numel() for feature in features)
-    seen = sum(observation.placeholders), sum(observation.lengths), len(observation.keys)
-    if seen[0] != made or seen[1] != seen[2]:
+    placeholders, tokens = sum(observation.placeholders), sum(observation.lengths)
+    # Some models add separators only when they put the features into the prompt.
+    if made not in (placeholders, tokens) or tokens != len(observation.keys):
         raise UnsupportedModelError(
-            f"The model made {made} visual tokens where {seen[0]} were expected from the sizes of its pictures; pass "
+            f"The model made {made} visual tokens where {tokens} were expected from the sizes of its pictures; pass "
             "pictures as its processor makes them, and please report this if you did."
         )

@@ -38,14 +38,7 @@ def layer_mask(
         overlays["or_mask_function"] = blockwise_overlay(blocks)
     if kind == "sliding_attention":
         overlays["and_mask_function"] = _window(config.sliding_window, columns)
-    return create_causal_mask(
-        config=config,
-        inputs_embeds=hidden_states,
-        attention_mask=real,
-        past_key_values=cache,
-        layer_idx=layer,
-        **overlays,
-    )
+    return create_causal_mask(config, hidden_states, real, cache, layer_idx=layer, **overlays)
 
 
 def _window(length: int, columns: Tensor) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from .cache import PrunedCache, Request, adopt
+from .cache import PrunedCache, Request, adopt, cache_in
 from .errors import BudgetError, UnsupportedModelError, VitcopError
 from .layout import Layout, gather_slots
 from .masks import layer_mask
@@ -135,7 +135,7 @@ class Prefill:
         if not self.stage_layers:
             return hidden_states, kwargs
         if layer == 0:
-            self._take_cache(kwargs.get("past_key_values"))
+            self._take_cache(cache_in(kwargs))
         elif layer in self.stage_layers:
             assert self.cache is not None and self.cache.last_keys is not None
             self._to(hidden_states.device)

@@ -1,5 +1,7 @@
 """Video-LLaVA: 4 x 4 patches, and a [CLS] token before those of each frame."""
 
+import inspect
+
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
@@ -32,7 +34,10 @@ class VideoLlava(TinyFamily):
         images, videos = of_kind(rows, "image"), of_kind(rows, "video")
         inputs = {}
         if images:
-            inputs["pixel_values"] = torch.cat([visual.pixels for visual in images])
+            # By its old name, before transformers 5.21.
+            parameters = inspect.signature(VideoLlavaForConditionalGeneration.forward).parameters
+            name = "pixel_values" if "pixel_values" in parameters else "pixel_values_images"
+            inputs[name] = torch.cat([visual.pixels for visual in images])
         if videos:
             inputs["pixel_values_videos"] = torch.stack([visual.pixels for visual in videos])
         return inputs

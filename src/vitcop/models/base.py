@@ -200,7 +200,8 @@ def _check_decoder(decoder: PreTrainedModel, has_windows: bool) -> None:
             f"The {config.model_type!r} decoder has sliding-window or other partial attention, which is not supported."
         )
     parameters = inspect.signature(decoder.layers[0].forward).parameters
-    if not {"past_key_values", "attention_mask", "position_embeddings"} <= parameters.keys():
+    takes_cache = "cache" in parameters or "past_key_values" in parameters
+    if not {"attention_mask", "position_embeddings"} <= parameters.keys() or not takes_cache:
         raise UnsupportedModelError(
             f"The layers of the {config.model_type!r} decoder take their cache or positions in a way that is "
             "not supported."

@@ -16,7 +16,7 @@ class LlavaNextVideo(LlavaNext):
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         if modality == "image":
             return super().observe(modality, call, attention)
-        videos, frames = call["pixel_values_videos"].shape[:2]
+        videos, frames = self._videos(call)
         shapes = [(self._side, self._side)] * frames
         stride = self.model.config.spatial_pool_stride
         return Observation.of(self._patches(modality, attention), [shapes] * videos, stride)

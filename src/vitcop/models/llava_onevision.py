@@ -23,7 +23,7 @@ class LlavaOnevision(LlavaNext):
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         if modality == "image":
             return super().observe(modality, call, attention)
-        videos, frames = call["pixel_values_videos"].shape[:2]
+        videos, frames = self._videos(call)
         patches = self._patches(modality, attention)
         channels = torch.cat([patches.saliency[:, None], patches.keys.flatten(1)], 1)
         pooled = self.base.apply_pooling(channels.unflatten(0, (videos * frames, -1))).flatten(0, 1)

@@ -65,10 +65,20 @@ class TowerFamily(ModelFamily):
             return with_cls(module, hidden_states)
         return without_cls(module, hidden_states, attention.get("attention_mask"))
 
+    @staticmethod
+    def _videos(call: Call) -> tuple[int, int]:
+        """Videos that the encoder got, and frames of each."""
+        # Its first argument was called `pixel_values` before transformers 5.18.
+        pixels = call["pixel_values_videos"] if "pixel_values_videos" in call else call["pixel_values"]
+        return pixels.shape[:2]
+
     def _observe_pixtral(self, modality: str, call: Call, attention: Call, side: int = 1) -> Observation:
         """One grid per picture, of its own size; `side` x `side` patches become one visual token."""
         patch = self.model.config.vision_config.patch_size
-        shapes = [(int(height) // patch, int(width) // patch) for height, width in call["image_sizes"]]
+        sizes = call.get("image_sizes")
+        if sizes is None:
+            sizes = [call["pixel_values"].shape[-2:]] * len(call["pixel_values"])
+        shapes = [(int(height) // patch, int(width) // patch) for height, width in sizes]
         lengths = [rows * columns for rows, columns in shapes]
         rotary = attention["position_embeddings"]
         patches = pixtral(self.observed[modality], attention["hidden_states"], rotary, lengths)

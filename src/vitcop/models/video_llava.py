@@ -24,7 +24,7 @@ class VideoLlava(TowerFamily):
         grids = len(attention["hidden_states"])
         if modality == "image":
             return Observation.of(patches, [[(side, side)]] * grids)
-        videos, frames = call["pixel_values_videos"].shape[:2]
+        videos, frames = self._videos(call)
         video = Grids.join([Grids.separator(), Grids.full((side, side))] * frames)
         return Observation((video,) * videos, patches.keys, patches.saliency)
 
