@@ -13,22 +13,33 @@ def prefill_flops(config: PretrainedConfig, tokens_per_layer: Sequence[int]) -> 
     Counts the four attention projections, the gated MLP, and the two products of the full n x n
     attention; leaves out norms, activations, rotary embeddings, softmax, the embedding and the output
     head. For layer input size h, head size d, H query and K key-value heads, MLP size m and n tokens:
-    `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`.
+    `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`. With E experts of size e, k of which see a token, `3 h m` is
+    `3 h k e + h E`, router included. A sliding window counts as full attention.
 
     Args:
         config: of the language model.
         tokens_per_layer: tokens that enter each decoder layer.
     """
-    hidden, mlp = config.hidden_size, config.intermediate_size
+    hidden = config.hidden_size
     queries = config.num_attention_heads * _head_dim(config)
     keys = _key_value_heads(config) * _head_dim(config)
-    weights = 2 * hidden * queries + 2 * hidden * keys + 3 * hidden * mlp
-    return sum(2 * n * weights + 4 * n * n * queries for n in tokens_per_layer)
+    attention = 2 * hidden * queries + 2 * hidden * keys
+    layers = enumerate(tokens_per_layer)
+    return sum(2 * n * (attention + _mlp_weights(config, layer)) + 4 * n * n * queries for layer, n in layers)
 
 
 def kv_cache_bytes(config: PretrainedConfig, tokens_per_layer: Sequence[int], bytes_per_value: int) -> int:
     """Bytes of the keys and values of one prompt: `2 K d` values per token and layer."""
     return sum(tokens_per_layer) * 2 * _key_value_heads(config) * _head_dim(config) * bytes_per_value
+
+
+def _mlp_weights(config: PretrainedConfig, layer: int) -> int:
+    """Weights of the MLP that each token meets in a layer."""
+    hidden, experts = config.hidden_size, getattr(config, "num_experts", None) or 0
+    sparse = experts > 0 and layer not in config.mlp_only_layers and (layer + 1) % config.decoder_sparse_step == 0
+    if sparse:
+        return 3 * hidden * config.num_experts_per_tok * config.moe_intermediate_size + hidden * experts
+    return 3 * hidden * config.intermediate_size
 
 
 def _head_dim(config: PretrainedConfig) -> int:

@@ -121,7 +121,9 @@ class Qwen3VLMoe(Qwen3VL):
         config = Qwen3VLMoeConfig(
             vision_config=self.vision, text_config=DECODER | experts | {"rope_parameters": ROPE}, **TOKENS
         )
-        return Qwen3VLMoeForConditionalGeneration._from_config(config, attn_implementation=attention)
+        model = Qwen3VLMoeForConditionalGeneration._from_config(config, attn_implementation=attention)
+        model.set_experts_implementation("eager")  # whose products can be counted
+        return model
 
 
 QWEN2, QWEN25, QWEN3, QWEN3_MOE = Qwen2VL(), Qwen25VL(), Qwen3VL(), Qwen3VLMoe()

@@ -1,0 +1,185 @@
+"""What every family can do besides a forward: generation, later turns, repeated prompts, and leaving no trace."""
+
+import re
+
+import pytest
+import torch
+from tiny import FAMILIES, GREEDY, KEEP_ONLY, METHODS, NUM_LAYERS, ONE_IMAGE, Prompt, batch, ragged
+from torch.utils.flop_counter import FlopCounterMode
+
+import vitcop
+from vitcop.models import FAMILIES as KNOWN
+
+VITCOP = METHODS["vitcop"]
+MERGING = ("vitcop", "three_stages_compact")
+
+
+def extended(family, inputs, ids):
+    """The inputs of a longer prompt: `ids` are those of `inputs`, and more."""
+    more = ids.shape[1] - inputs["input_ids"].shape[1]
+    longer = inputs | {"input_ids": ids} | family.token_kinds(ids)
+    if "attention_mask" in inputs:
+        mask = inputs["attention_mask"]
+        longer["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), more)], 1)
+    return longer
+
+
+@pytest.mark.parametrize("prompts", ["one", "ragged"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("method", MERGING)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_decoding_equals_a_longer_prompt(name, method, attention, prompts):
+    """Keys of visual tokens do not depend on later text, so each step must repeat a prefill of all tokens so far."""
+    family = FAMILIES[name]
+    model = family.model(attention)
+    inputs = batch([ONE_IMAGE] if prompts == "one" else ragged(family), family=family)
+    with torch.no_grad(), vitcop.prune(model, METHODS[method]):
+        out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)
+        width = inputs["input_ids"].shape[1]
+        for step, logits in enumerate(out.logits):
+            longer = extended(family, inputs, out.sequences[:, : width + step])
+            torch.testing.assert_close(logits, model(**longer).logits[:, -1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_second_turn_on_the_same_cache(name):
+    """`generate` with all ids so far continues as one longer prompt would."""
+    family = FAMILIES[name]
+    model, inputs = family.model(), batch(ragged(family), family=family)
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        turn = torch.tensor([[11, 12, 13]] * len(first.sequences))
+        longer = extended(family, inputs, torch.cat([first.sequences, turn], 1))
+        expected = model.generate(**longer, **GREEDY)
+        text = {name: longer[name] for name in ("input_ids", "attention_mask")}
+        again = model.generate(**text, past_key_values=first.past_key_values, **GREEDY)
+    assert torch.equal(again, expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_interleaved_caches_do_not_mix(name):
+    """Also where the model remembers the positions of its last prompt, as Qwen's do."""
+    family = FAMILIES[name]
+    model, inputs = family.model(), [batch([p], family=family) for p in (Prompt(1, seed=21), Prompt(2, seed=22))]
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        expected = [model.generate(**i, **GREEDY)[0, -5:].tolist() for i in inputs]
+        outputs = [model(**i) for i in inputs]
+        answers = [[], []]
+        for _ in range(5):
+            for turn, output in enumerate(outputs):
+                token = output.logits[:, -1:, : min(GREEDY["suppress_tokens"])].argmax(-1)
+                answers[turn].append(token.item())
+                outputs[turn] = model(input_ids=token, past_key_values=output.past_key_values)
+    assert answers == expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_beams_keep_their_own_tokens(name):
+    family = FAMILIES[name]
+    model, prompts = family.model(), (Prompt(1, seed=2), Prompt(1, seed=5))
+    if not hasattr(model, "_expand_multimodal_outputs"):
+        pytest.skip("this transformers repeats the images of prompts one by one, dense as well")
+    asked = GREEDY | {"num_beams": 2}
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        together = model.generate(**batch(prompts, family=family), **asked)
+        assert pruning.report.rows == (0, 1, 2, 3)
+        for row, prompt in enumerate(prompts):
+            alone = model.generate(**batch([prompt], family=family), **asked)
+            assert torch.equal(together[row, -5:], alone[0, -5:])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_removing_leaves_the_model_as_it_was(name):
+    family = FAMILIES[name]
+    model, inputs = family.model(), batch(ragged(family), family=family)
+
+    def traces():
+        hooks = [
+            (name, list(module._forward_pre_hooks), list(module._forward_hooks))
+            for name, module in model.named_modules()
+        ]
+        return hooks, set(vars(model)), set(vars(model.model))
+
+    with torch.no_grad():
+        dense, before = model(**inputs).logits, traces()
+        with vitcop.prune(model, VITCOP):
+            assert model(**inputs).logits.shape != dense.shape
+        assert traces() == before
+        assert torch.equal(model(**inputs).logits, dense)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_text_alone_is_dense(name):
+    family = FAMILIES[name]
+    model, inputs = family.model(), batch([Prompt(0, seed=1)], family=family)
+    with torch.no_grad():
+        dense = model.generate(**inputs, **GREEDY)
+        with vitcop.prune(model, VITCOP) as pruning:
+            assert torch.equal(model.generate(**inputs, **GREEDY), dense)
+    assert pruning.report is None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_placeholders_without_pictures_raise(name):
+    family = FAMILIES[name]
+    model, inputs = family.model(), batch([ONE_IMAGE], family=family)
+    ids = inputs["input_ids"]
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        with pytest.raises(vitcop.UnsupportedModelError, match="pass pixel_values"):
+            model(input_ids=ids, **family.token_kinds(ids))
+        cache = model(**inputs).past_key_values
+        with pytest.raises(vitcop.UnsupportedModelError, match="first turn"):
+            model(**inputs, past_key_values=cache)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stages_begin_where_the_decoder_lets_them(name):
+    family = FAMILIES[name]
+    model, inputs = family.model(), batch([ONE_IMAGE], family=family)
+    with torch.no_grad(), vitcop.prune(model, vitcop.Random(0.9)) as pruning:
+        first = pruning._family.first_stage_layer
+        model(**inputs)
+    with torch.no_grad(), vitcop.prune(model, vitcop.Random(0.9, layer=first)) as pruning:
+        model(**inputs)
+        assert [stage.layer for stage in pruning.report.stages] == [first]
+    if first > 1:
+        refused = pytest.raises(vitcop.BudgetError, match=f"from {first} to {NUM_LAYERS - 1}")
+        with torch.no_grad(), vitcop.prune(model, vitcop.Random(0.9, layer=first - 1)), refused:
+            model(**inputs)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_costs_are_the_counted_ones(name):
+    """Eager attention multiplies full n x n matrices, which is what the closed form states."""
+    family = FAMILIES[name]
+    model, inputs = family.model("eager"), batch([ONE_IMAGE], family=family)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning, counter:
+        output = model(**inputs)
+    layers = re.compile(rf"{type(model).__name__}\.model\.\w+\.layers\.\d+")
+    counted = sum(sum(ops.values()) for name, ops in counter.get_flop_counts().items() if layers.fullmatch(name))
+    dense, pruned = pruning.report.prefill_flops
+    assert pruned == counted and dense > pruned
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+    assert pruning.report.kv_cache_bytes[1] >= held  # a window holds less
+
+
+@pytest.mark.parametrize("method", ["three_stages", "three_stages_compact"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_positions_are_compact_only_where_they_have_one_axis(name, method):
+    family = FAMILIES[name]
+    model, inputs, seen = family.model(), batch([ONE_IMAGE], family=family), []
+
+    def spy(rotary, args, kwargs):
+        seen.append(args[1] if len(args) > 1 else kwargs["position_ids"])
+
+    hook = model.get_decoder().rotary_emb.register_forward_pre_hook(spy, with_kwargs=True)
+    with torch.no_grad():
+        model(**inputs)
+        dense = seen[-1]
+        with vitcop.prune(model, KEEP_ONLY[method]) as pruning:
+            model(**inputs)
+            columns = pruning.report.positions_at(0)[0]
+    hook.remove()
+    compact = KEEP_ONLY[method].positions == "compact" and not KNOWN[model.config.model_type].keeps_positions
+    assert torch.equal(seen[-1], dense[..., : len(columns)] if compact else dense[..., columns])
