@@ -5,13 +5,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from clips import RATE, greys, number_of, write_clip
+from families import FAMILIES
+from families.base import TinyFamily, Visual
 from PIL import Image
+from transformers import BatchFeature
+from transformers.utils import is_torchvision_available
 from typer.testing import CliRunner
 
 import vitcop
 from vitcop import builtin, cli
+from vitcop.overlay import GAP, LINE, MARGIN
 
 EXAMPLE = json.loads(Path(builtin.__file__).with_name("example.json").read_text())
 
@@ -32,11 +40,15 @@ def test_help_does_not_wait_for_torch():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def table_of(stdout: str) -> dict[str, list[str]]:
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in stdout.splitlines()]
+    return {row[0]: row[1:] for row in reversed(cells) if len(row) == 3}
+
+
 def test_compare_puts_dense_beside_pruned_and_overlay_draws_every_stage(tmp_path):
     result = run("--compare", "--method", "knorm", "--retention", "1/3", "--overlay", tmp_path / "kept.png")
     assert result.exit_code == 0, result.output
-    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in result.stdout.splitlines()]
-    table = {row[0]: row[1:] for row in reversed(cells) if len(row) == 3}
+    table = table_of(result.stdout)
     assert table[""] == ["dense", "knorm"]
     assert table["visual tokens, layers 0-1"] == ["144", "144"]
     assert table["visual tokens, layers 2-19"] == ["144", "37"]
@@ -46,6 +58,66 @@ def test_compare_puts_dense_beside_pruned_and_overlay_draws_every_stage(tmp_path
     Image.open(tmp_path / "kept.png").verify()
 
 
+class Processor:
+    """What transformers' processors do that the command relies on, for a tiny model."""
+
+    chat_template = "given"
+    image_processor = SimpleNamespace(image_mean=[0.4, 0.6, 0.2], image_std=[0.2, 0.4, 0.2])
+    video_processor = SimpleNamespace(do_center_crop=False)
+
+    def __init__(self, family: TinyFamily, visual: Visual) -> None:
+        self.family, self.visual = family, visual
+
+    def apply_chat_template(self, messages: list, add_generation_prompt: bool) -> str:
+        self.content = messages[0]["content"]
+        return "a prompt"
+
+    def __call__(self, text: str, return_tensors: str, **visuals: object) -> BatchFeature:
+        self.visuals = visuals
+        tokens = torch.tensor([[1, *self.family.tokens(self.visual), 7]])
+        inputs = {"input_ids": tokens} | self.family.token_kinds(tokens) | self.family.inputs([[self.visual]])
+        return BatchFeature(inputs)
+
+    def batch_decode(self, tokens: torch.Tensor, skip_special_tokens: bool) -> list[str]:
+        return ["an answer"]
+
+
+def test_a_video_is_read_answered_compared_and_drawn(tmp_path, monkeypatch):
+    family = FAMILIES["qwen2_vl"]
+    processor = Processor(family, family.visual("video", size=0, seed=0))
+    loaded = []
+    monkeypatch.setattr(cli, "_load", lambda *asked: loaded.append(asked) or (family.model(), processor))
+    clip, page = write_clip(tmp_path / "clip.mp4", greys(20)), tmp_path / "kept.png"
+    options = ["--frames", 4, "--model", "own", "--method", "knorm", "--retention", "1/2", "--compare"]
+    result = run("--video", clip, *options, "--overlay", page)
+    assert result.exit_code == 0, result.output
+    assert loaded == [("own", "video")]
+    assert processor.content == [{"type": "video"}, {"type": "text", "text": cli.VIDEO_QUESTION}]
+    (frames,) = processor.visuals.pop("videos")
+    assert [number_of(frame) for frame in frames] == [2, 7, 12, 17]
+    metadata = {"total_num_frames": 20, "fps": RATE, "frames_indices": [2, 7, 12, 17]}
+    assert processor.visuals == {"video_metadata": [metadata], "do_sample_frames": False}
+    table = table_of(result.stdout)
+    assert table["answer"] == ["an answer"] * 2
+    assert table["visual tokens, layers 0-1"] == ["18", "18"]  # two grids of 3 x 3, each of two frames
+    assert int(table["visual tokens, layers 2-7"][1]) < 18
+    tops = MARGIN + 2 * LINE, MARGIN + 2 * LINE + 480 + GAP
+    rows = [Image.open(page).crop((MARGIN, top, MARGIN + 480, top + 480)) for top in tops]
+    assert [number_of(row) for row in rows] == [7, 17]
+
+
+def test_the_overlay_of_a_picture_in_tiles_shows_the_tiles(tmp_path, monkeypatch):
+    family = FAMILIES["llava_next"]
+    visual = family.visual("image", size=0, seed=0)
+    visual.pixels[:] = torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None]
+    monkeypatch.setattr(cli, "_load", lambda *asked: (family.model(), Processor(family, visual)))
+    result = run("--method", "knorm", "--retention", "1/2", "--overlay", tmp_path / "kept.png")
+    assert result.exit_code == 0, result.output
+    page = Image.open(tmp_path / "kept.png")
+    colors = [page.getpixel((MARGIN + 240, MARGIN + 2 * LINE + row * (480 + GAP) + 240)) for row in range(3)]
+    assert colors == [(51, 51, 0), (102, 153, 51), (153, 255, 102)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "question"), [(["--image", "own.png"], cli.GENERAL_QUESTION), (["what is it?"], "what is it?")]
 )
@@ -53,7 +125,7 @@ def test_the_example_question_is_for_the_example_picture_only(arguments, questio
     def refuse(**inputs):
         raise ValueError("of no matter here")
 
-    monkeypatch.setattr(cli, "_load", lambda name: (None, refuse))
+    monkeypatch.setattr(cli, "_load", lambda *asked: (None, refuse))
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("own.png")
     assert f"question {question!r}" in run(*arguments).stderr
@@ -76,11 +148,21 @@ def test_the_example_question_is_for_the_example_picture_only(arguments, questio
         (["--overlay", "missing/kept.png"], "no folder missing"),
         (["--overlay", "kept.xyz"], "'kept.xyz'"),
         (["--overlay", "folder.png"], "is a folder"),
-        (["--image", "tiny.png", "--overlay", "tiny.png"], "overwrite the picture"),
+        (["--image", "tiny.png", "--overlay", "tiny.png"], "overwrite tiny.png"),
         (["--model", "./missing"], "no such folder"),
         (["--model", "llama"], "unknown model type 'llama'. Did you mean 'llava'?"),
         (["--model", "empty"], "config.json"),
         (["--model", "weightless"], "weightless"),
+        pytest.param(
+            ["--model", "torchless"],
+            "processor of 'torchless' needs torchvision: pip install torchvision",
+            marks=pytest.mark.skipif(is_torchvision_available(), reason="torchvision is there"),
+        ),
+        (["--video", "clip.mp4", "--image", "tiny.png"], "give one of them"),
+        (["--video", "clip.mp4", "--frames", "0"], "at least 1; got 0"),
+        (["--frames", "3"], "--frames goes with a video"),
+        (["--video", "text.png"], "Cannot read text.png as a video"),
+        (["--video", "clip.mp4", "--model", "weightless"], "take no videos; with --model, name one of type llava_"),
         (["is <image> a word?"], "question"),
     ],
 )
@@ -91,9 +173,14 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, complaint, tmp_path,
     Path("broken.ppm").write_bytes(b"P6\n6\xef 4\n255\n" + 24 * b"x")
     Image.new("RGB", (8, 8)).save("tiny.png")
     Path("cut.png").write_bytes(builtin.EXAMPLE_PICTURE.read_bytes()[:3000])
-    for folder, config in (("llama", {"model_type": "llama"}), ("empty", {}), ("weightless", {"model_type": "llava"})):
+    write_clip(Path("clip.mp4"), greys(1))
+    types = {"llama": "llama", "empty": None, "weightless": "llava", "torchless": "qwen2_vl"}
+    for folder, model_type in types.items():
         Path(folder).mkdir()
-        Path(folder, "config.json").write_text(json.dumps(config))
+        Path(folder, "config.json").write_text(json.dumps({"model_type": model_type} if model_type else {}))
+    for kind, name in (("image", "preprocessor"), ("video", "video_preprocessor")):
+        settings = {f"{kind}_processor_type": f"Qwen2VL{kind.capitalize()}Processor"}
+        Path("torchless", f"{name}_config.json").write_text(json.dumps(settings))
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, LlamaConfig
+from transformers import AutoProcessor, LlamaConfig, LlavaNextImageProcessorPil
 
-from vitcop import Report, StageReport, builtin
-from vitcop.models.grids import Grids
-from vitcop.overlay import GAP, LINE, MARGIN, SHORTEST_SIDE, as_seen, overlay
+from vitcop import Report, StageReport, VitcopError, builtin
+from vitcop.models.grids import SEPARATOR, Grids
+from vitcop.overlay import GAP, LINE, MARGIN, PAPER, SHORTEST_SIDE, as_seen, overlay, tiles_as_seen
 
 ROWS, COLUMNS = 2, 3
 CELL = SHORTEST_SIDE // ROWS
@@ -29,13 +29,11 @@ def stage(layer: int, index: list[int], keep: list[int], merge: list[int] | None
     )
 
 
-def drawn(*stages: StageReport) -> Image.Image:
-    picture = Image.new("RGB", (COLUMNS, ROWS))
-    picture.putdata(COLORS)
-    report = Report(
+def report_of(image: Grids, *stages: StageReport) -> Report:
+    return Report(
         method="by hand",
         num_layers=4,
-        images=(Grids.full((ROWS, COLUMNS)),),
+        images=(image,),
         modalities=("image",),
         rows=(0,),
         stages=stages,
@@ -45,13 +43,31 @@ def drawn(*stages: StageReport) -> Image.Image:
         decoder_config=LlamaConfig(),
         bytes_per_value=4,
     )
-    return overlay(picture.resize((COLUMNS * CELL, ROWS * CELL), Image.Resampling.NEAREST), report)
 
 
-def pixel(page: Image.Image, panel: int, token: int, across: float = 0.3, down: float = 0.3) -> tuple[int, int, int]:
+def mosaic(colors: list[tuple[int, int, int]], columns: int) -> Image.Image:
+    """A picture that has these colours in its cells."""
+    picture = Image.new("RGB", (columns, len(colors) // columns))
+    picture.putdata(colors)
+    return picture.resize((columns * CELL, picture.height * CELL), Image.Resampling.NEAREST)
+
+
+def drawn(*stages: StageReport) -> Image.Image:
+    return overlay(mosaic(COLORS, COLUMNS), report_of(Grids.full((ROWS, COLUMNS)), *stages))
+
+
+def pixel(
+    page: Image.Image,
+    panel: int,
+    token: int,
+    across: float = 0.3,
+    down: float = 0.3,
+    grid: int = 0,
+    columns: int = COLUMNS,
+) -> tuple[int, int, int]:
     """A colour in a token's cell; by default of a place that neither the outline nor the dot covers."""
-    left = MARGIN + panel * (COLUMNS * CELL + GAP) + token % COLUMNS * CELL
-    top = MARGIN + 2 * LINE + token // COLUMNS * CELL
+    left = MARGIN + panel * (COLUMNS * CELL + GAP) + token % columns * CELL
+    top = MARGIN + 2 * LINE + grid * (ROWS * CELL + GAP) + token // columns * CELL
     return page.getpixel((left + round(across * CELL), top + round(down * CELL)))
 
 
@@ -92,6 +108,69 @@ def test_merged_tokens_share_an_outline_for_as_long_as_their_survivor_stays(last
     assert has_group(3) == (last == 4)
     assert pixel(page, 3, last) == COLORS[last]
     assert all(is_grey(pixel(page, 3, token)) for token in ({1, 3, 0} if last == 4 else {1, 2, 3, 4, 5}))
+
+
+def test_every_grid_has_a_row_and_groups_go_across():
+    """The second grid has 2 x 2 cells, of which the lower left is no token; a separator stands before it."""
+    second = [(90, 40, 160), (160, 90, 40), (0, 0, 0), (40, 160, 90)]
+    tokens = torch.tensor([True, True, False, True])
+    tile = Grids.full((2, 2))
+    tile = Grids(tile.shapes, tile.segments[tokens], tile.places[tokens])
+    image = Grids.join([Grids.full((ROWS, COLUMNS)), Grids.separator(), tile])
+    assert image.segments[6] == SEPARATOR
+    merging = stage(
+        2, index=[0, 1, 2, 3, 4, 5, 6, 7, 8], keep=[1, 7], merge=[-1] * 5 + [1, -1, -1, 1]
+    )  # 5 and 8 into 7
+    page = overlay([mosaic(COLORS, COLUMNS), mosaic(second, 2)], report_of(image, merging))
+
+    def tile_pixel(panel: int, cell: int, **place: float) -> tuple[int, int, int]:
+        return pixel(page, panel, cell, grid=1, columns=2, **place)
+
+    assert [pixel(page, 0, token) for token in range(6)] == COLORS
+    assert [tile_pixel(0, cell) for cell in (0, 1, 3)] == [second[cell] for cell in (0, 1, 3)]
+    assert tile_pixel(0, 2) == tile_pixel(1, 2) == PAPER
+
+    assert pixel(page, 1, 1) == COLORS[1] and tile_pixel(1, 1) == second[1]
+    assert all(is_grey(pixel(page, 1, token)) for token in (0, 2, 3, 4)) and is_grey(tile_pixel(1, 0))
+    assert not is_grey(pixel(page, 1, 5)) and not is_grey(tile_pixel(1, 3))
+    edges = {pixel(page, 1, 5, across=0.01), tile_pixel(1, 1, across=0.01), tile_pixel(1, 3, down=0.99)}
+    assert edges == {tile_pixel(1, 1, across=0.5, down=0.5)}  # the dot
+    assert pixel(page, 1, 5, across=0.5, down=0.5) == pixel(page, 1, 5)
+    assert tile_pixel(1, 3, across=0.5, down=0.5) == tile_pixel(1, 3)
+
+
+def test_many_grids_make_a_page_that_is_not_too_tall_and_whose_titles_keep_apart():
+    frames = [Image.new("RGB", (8, 8))] * 16
+    stages = [stage(layer, list(range(64)), list(range(32))) for layer in (0, 1, 2)]
+    page = overlay(frames, report_of(Grids.full(*[(2, 2)] * 16), *stages))
+    assert page.height < 3500
+    pitch = (page.width - 2 * MARGIN + GAP) // 4
+    for column in range(1, 4):
+        left = MARGIN + column * pitch
+        between = page.crop((left - GAP, 0, left, MARGIN + 2 * LINE))
+        assert between.getcolors() == [(between.width * between.height, PAPER)]
+
+
+def test_a_picture_too_many_raises():
+    with pytest.raises(VitcopError, match="one picture for each of the 2 grids; got 1"):
+        overlay(Image.new("RGB", (4, 4)), report_of(Grids.full((2, 2), (2, 2))))
+
+
+def test_tiles_as_seen_undoes_what_the_image_processor_did():
+    side = {"height": 32, "width": 32}
+    processor = LlavaNextImageProcessorPil(size=side, crop_size=side, image_grid_pinpoints=[[64, 64]])
+    across, down = np.linspace(0, 255, 64), np.linspace(255, 0, 64)
+    channels = np.broadcast_arrays(across[None], down[:, None], 128)
+    picture = Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+    pixel_values = processor(picture, return_tensors="pt")["pixel_values"]
+    boxes = [(0, 0, 32, 32), (32, 0, 64, 32), (0, 32, 32, 64), (32, 32, 64, 64)]
+    expected = [picture.resize((32, 32), Image.Resampling.BICUBIC), *map(picture.crop, boxes)]
+    for shape in (pixel_values, pixel_values[0]):
+        tiles = tiles_as_seen(shape, processor)
+        for tile, wanted in zip(tiles, expected, strict=True):
+            assert np.abs(np.asarray(tile, float) - np.asarray(wanted, float)).max() < 4
+    with pytest.raises(VitcopError, match="No picture of these tiles"):
+        tiles_as_seen(pixel_values.flatten(1), processor)
 
 
 @pytest.mark.parametrize("size", [{"shortest_edge": 32}, {"shortest_edge": 40}, {"height": 40, "width": 50}])

@@ -24,7 +24,7 @@ Place = tuple[int, int]  # column and row of a cell
 Groups = dict[int, set[int]]  # a token that took others in -> all tokens it stands for, itself included
 
 # Sizes are in pixels, and large because a page shows the overlay at less than half its size.
-SHORTEST_SIDE = 480  # of a grid; less where there are so many that the page would be taller than TALLEST
+SHORTEST_SIDE = 480  # of a grid; less, down to SMALLEST_SIDE, where grids would stack up higher than TALLEST
 TALLEST, SMALLEST_SIDE = 1920, 160
 MARGIN, GAP, SWATCH = 40, 36, 36
 TITLE, TEXT = ImageFont.load_default(38), ImageFont.load_default(30)
@@ -68,8 +68,8 @@ def tiles_as_seen(pixel_values: Tensor, image_processor: Any) -> list[Image.Imag
     tiles = pixel_values[0] if pixel_values.ndim == 5 and len(pixel_values) == 1 else pixel_values
     if tiles.ndim != 4:
         raise VitcopError(
-            f"No picture of these tiles can be drawn: pixel values of shape {tuple(pixel_values.shape)} are not the "
-            "tiles of one picture. Call vitcop.overlay with pictures of your own."
+            f"No picture of these tiles can be drawn: pixel values of shape {tuple(pixel_values.shape)} are not those "
+            "of the tiles of one picture."
         )
     tiles = tiles.detach().float().cpu()
     mean, std = (
