@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 
-.PHONY: demo test test-slow lint format train clean
+.PHONY: demo test test-slow test-oldest test-all lint docs format train clean
 
 demo: $(VENV)/.installed
 	mkdir -p build
@@ -16,10 +17,20 @@ test: lint
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
 
+# The oldest transformers that is supported, in an environment of its own.
+test-oldest: $(OLDEST)/.dev
+	$(OLDEST)/bin/pytest -n 2 -m "not slow"
+
+test-all: test test-slow test-oldest
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The table of families, from the registry.
+docs: $(VENV)/.installed
+	$(BIN)/python docs/models_page.py > docs/models.md
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -31,7 +42,7 @@ train: $(VENV)/.installed
 	$(BIN)/python -m training
 
 clean:
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch first and alone, so that nothing asks the registry for a newer build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -43,4 +54,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --group dev
+	touch $@
+
+$(OLDEST)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	sed "s/^transformers==.*/transformers==5.17.0/" constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --upgrade pip
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt torch
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable . --group dev
 	touch $@

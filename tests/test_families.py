@@ -1,11 +1,75 @@
-"""What families know about their models beyond what the shared tests see."""
+"""What families know about their models beyond what the shared tests see, and the table that says it."""
+
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import LLAVA
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from tiny import FAMILIES, LLAVA, ONE_IMAGE, batch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, ViTConfig
 
+import vitcop
+from docs.models_page import page
+from vitcop.models import FAMILIES as KNOWN
 from vitcop.models import family_of
+
+
+def test_the_table_is_up_to_date():
+    assert Path("docs/models.md").read_text() == page(), "make docs"
+
+
+def test_every_family_has_a_tiny_model_for_each_of_its_encoders():
+    built = {(model.config.model_type, model.config.vision_config.model_type) for model in map(built_model, FAMILIES)}
+    assert {model_type for model_type, _ in built} == set(KNOWN)
+    for model_type, family in KNOWN.items():
+        encoders = {encoder for of_type, encoder in built if KNOWN[of_type] is family}
+        assert encoders == set(getattr(family, "encoders", encoders)), model_type
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_table_says_what_the_models_are(name):
+    tiny, model = FAMILIES[name], built_model(name)
+    family = family_of(model)
+    assert family.modalities == tiny.kinds
+    assert not tiny.has_cls or "[CLS]" in family.saliency
+    assert ("DeepStack" in family.first_layer) == (family.first_stage_layer > 1)
+    assert family.first_stage_layer == len(getattr(model.config.vision_config, "deepstack_visual_indexes", [0]))
+    assert family.normalises_keys == (model.config.model_type in ("gemma3", "qwen3_vl", "qwen3_vl_moe"))
+
+
+def built_model(name):
+    with torch.device("meta"):
+        return FAMILIES[name].build("eager")
+
+
+def with_text(model, **settings):
+    for setting, value in settings.items():
+        setattr(model.config.text_config, setting, value)
+
+
+# Changes to a model that make it one that the table says raises: at once, or in its first forward.
+REFUSED = {
+    "another encoder": lambda model: setattr(model.config, "vision_config", ViTConfig()),
+    "several feature layers": lambda model: setattr(model.config, "vision_feature_layer", [-2, -1]),
+    "features with [CLS]": lambda model: setattr(
+        model.config,
+        "vision_feature_select_strategy",
+        "default" if model.config.vision_feature_select_strategy == "full" else "full",
+    ),
+    "sliding windows in the decoder": lambda model: with_text(model, layer_types=["sliding_attention"] * 8),
+    "flash attention": lambda model: with_text(model, _attn_implementation="flash_attention_2"),
+    "stages between the layers of DeepStack": lambda model: None,
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_the_table_says_raises(name):
+    for refused in KNOWN[built_model(name).config.model_type].refuses:
+        model = FAMILIES[name].model()
+        inputs = batch([ONE_IMAGE], family=FAMILIES[name])
+        REFUSED[refused](model)
+        method = vitcop.Random(0.9, layer=1) if "stages" in refused else vitcop.Random()
+        with torch.no_grad(), pytest.raises(vitcop.VitcopError), vitcop.prune(model, method):
+            model(**inputs)
 
 
 @pytest.mark.parametrize(("image_size", "cutoff"), [(336, 8.0), (224, None)])

@@ -92,6 +92,7 @@ def test_shrunk_pictures_are_where_their_features_come_from():
         without_mixing(model, pruning._family)
         features, observation = encode(model, "image", family.inputs([[inputs[0]]]))
         (place,) = observation.images
+        assert place.shapes == ((4, 4), *[(3, 3)] * 4) and len(set(place.cells)) == place.num_tokens
         tile = place.segments - 1
         corner = torch.stack([tile // 2, tile % 2], 1)
         patch = (corner + place.places) * side  # in the picture

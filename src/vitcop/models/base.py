@@ -90,7 +90,8 @@ class ModelFamily(ABC):
     Attributes:
         model_types: `config.model_type` of the models that belong to the family.
         modalities: what the encoder turns into visual tokens, by the names that transformers uses.
-        saliency: where the saliency comes from, in the words of the table of families.
+        grids, saliency, first_layer, refuses: what the grids are, where the saliency comes from, which layer is the
+            first to drop tokens before, and what raises, in the words of the table of families.
         keeps_positions: whether surviving tokens always stay at their positions, whatever the method says.
         tiles_are_images: whether the encoder gets tiles without being told which picture they are of; see `joined`.
         has_windows: whether decoder layers may attend to a sliding window.
@@ -101,7 +102,10 @@ class ModelFamily(ABC):
 
     model_types: ClassVar[tuple[str, ...]] = ()
     modalities: ClassVar[tuple[str, ...]] = ("image",)
+    grids: ClassVar[str] = "picture"
     saliency: ClassVar[str]
+    first_layer: ClassVar[str] = "1"
+    refuses: ClassVar[tuple[str, ...]] = ()
     keeps_positions: ClassVar[bool] = False
     tiles_are_images: ClassVar[bool] = False
     has_windows: ClassVar[bool] = False

@@ -17,6 +17,7 @@ class Gemma3(TowerFamily):
     model_types = ("gemma3",)
     encoders = ("siglip_vision_model",)
     saliency = "attention received, mean over the patches of a token"
+    refuses = ("another encoder", "flash attention")
     has_windows = True
 
     def check_call(self, call: Call) -> None:

@@ -15,6 +15,8 @@ class Idefics3(TowerFamily):
 
     model_types = ("idefics3", "smolvlm")
     encoders = ("idefics3_vision", "smolvlm_vision")
+    grids = "tile; those up to a thumbnail are one picture"
+    refuses = ("another encoder",)
     tiles_are_images = True
     saliency = "attention received, mean over the patches of a token"
 

@@ -15,6 +15,7 @@ class InternVL(TowerFamily):
 
     model_types = ("internvl",)
     encoders = ("internvl_vision",)
+    grids = "tile; those that follow each other are one picture, so that frames of a video are pictures"
     tiles_are_images = True
     saliency = "attention of [CLS], mean over the patches of a token"
 

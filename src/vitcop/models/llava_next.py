@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -28,8 +27,9 @@ class LlavaNext(TowerFamily):
     """
 
     model_types = ("llava_next",)
-    encoders: ClassVar[tuple[str, ...]] = ("clip_vision_model", "siglip_vision_model")
-    saliency = "attention of [CLS] in each tile (CLIP), attention received (SigLIP)"
+    encoders = ("clip_vision_model",)
+    grids = "thumbnail, tile"
+    saliency = "attention of [CLS]"
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         return self._observe_tiles(call, self._patches(modality, attention))
@@ -96,8 +96,17 @@ def _grids(packed: Float[Tensor, "placeholders 3"], tiles: int, columns: int, si
     corner = (place + 1e-6).floor().long()  # interpolated places are not exact
     segments = torch.where(thumbnail, 0, 1 + corner[:, 0] * columns + corner[:, 1])
     tile = place[~(separator | thumbnail)]
-    # Where the model has shrunk the picture, a tile has fewer columns than patches.
-    step = (tile[1:, 1] - tile[:-1, 1]).clamp(min=1 / side).min().item() if len(tile) > 1 else 1 / side
-    shapes = ((side, side), *((round(1 / step), round(1 / step)),) * (tiles - 1))
+    shapes = ((side, side), *((_per_tile(tile[:, 0], side), _per_tile(tile[:, 1], side)),) * (tiles - 1))
     places = torch.where(thumbnail[:, None], place, place - corner).clamp(min=0).float()
     return Grids(shapes, segments.masked_fill(separator, SEPARATOR), places)
+
+
+def _per_tile(places: Float[Tensor, " tokens"], side: int) -> int:
+    """Rows or columns of tokens in a tile; fewer than its patches where the model has shrunk the picture.
+
+    Args:
+        places: of all tokens, in tiles.
+        side: rows or columns of patches in a tile.
+    """
+    different = places.round(decimals=6).unique()
+    return side if len(different) < 2 else round(1 / different.diff().mean().item())

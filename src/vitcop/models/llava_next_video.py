@@ -11,7 +11,8 @@ class LlavaNextVideo(LlavaNext):
 
     model_types = ("llava_next_video",)
     modalities = ("image", "video")
-    saliency = "attention of [CLS] in each tile or frame (CLIP), attention received (SigLIP); mean over pooled patches"
+    grids = "thumbnail, tile, frame"
+    saliency = "attention of [CLS], in videos the mean over the pooled patches"
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         if modality == "image":

@@ -18,7 +18,8 @@ class LlavaOnevision(LlavaNext):
     model_types = ("llava_onevision",)
     modalities = ("image", "video")
     encoders = ("siglip_vision_model",)
-    saliency = "attention received in each tile or frame, interpolated as the features are"
+    grids = "thumbnail, tile, frame"
+    saliency = "attention received, interpolated where the features are"
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         if modality == "image":

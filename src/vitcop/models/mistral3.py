@@ -11,6 +11,7 @@ class Mistral3(TowerFamily):
 
     model_types = ("mistral3",)
     encoders = ("pixtral",)
+    refuses = ("another encoder", "several feature layers")
     saliency = "attention received, mean over the patches of a token"
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:

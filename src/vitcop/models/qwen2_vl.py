@@ -17,6 +17,8 @@ class Qwen2VL(ModelFamily):
 
     model_types = ("qwen2_vl", "qwen2_5_vl")
     modalities = ("image", "video")
+    grids = "picture, two frames"
+    refuses = ("sliding windows in the decoder",)
     saliency = "attention received in the last full-attention layer, mean over the patches of a token"
     keeps_positions = True
 

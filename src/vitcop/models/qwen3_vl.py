@@ -16,6 +16,8 @@ class Qwen3VL(Qwen2VL):
     """As Qwen2-VL without windows. Each layer of DeepStack needs all tokens that entered the decoder."""
 
     model_types = ("qwen3_vl", "qwen3_vl_moe")
+    first_layer = "behind DeepStack: as many as its layers, 3 in the published models"
+    refuses = ("stages between the layers of DeepStack",)
     saliency = "attention received in the last layer, mean over the patches of a token"
 
     def __init__(self, model: PreTrainedModel) -> None:

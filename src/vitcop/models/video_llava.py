@@ -15,7 +15,8 @@ class VideoLlava(TowerFamily):
     model_types = ("video_llava",)
     modalities = ("image", "video")
     encoders = ("clip_vision_model",)
-    saliency = "attention of [CLS] in each picture or frame"
+    grids = "picture, frame"
+    saliency = "attention of [CLS]"
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         vision = self.model.config.vision_config

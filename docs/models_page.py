@@ -1,0 +1,56 @@
+"""Prints docs/models.md, whose table comes from the registry of families."""
+
+from __future__ import annotations
+
+from vitcop.models import FAMILIES, ModelFamily
+
+_TEXT = """\
+# Supported models
+
+Made from the families in `src/vitcop/models` by `make docs`; a test checks that it is up to date, and others check
+what it says. A model whose `model_type` is not here raises `UnsupportedModelError`.
+
+{table}
+
+* **takes**: what becomes visual tokens. Pictures of all sizes, none or several in a prompt, and pictures and videos
+  in one batch.
+* **saliency**: what stage I of ViTCoP ranks by; always computed in the layer whose features the model uses, unless
+  the table says otherwise, one grid (picture, tile or frame) at a time, and never by a norm. Attention received is
+  the mean over all heads and queries; it is streamed, and no map of all patches by all patches is made.
+* **first layer**: the earliest decoder layer, besides the entrance, before which tokens can be dropped. `ViTCoP`
+  and `KNorm` begin at 2 at the earliest, since key norms of layer 0 rank tokens the wrong way round.
+* **positions**: `compact` numbers the tokens that are left anew where the method asks for it; `keep` leaves them
+  where they were.
+* **raises**: what is refused for this family, besides what [limits.md](limits.md) lists for all.
+* In every family, decoders that normalise their keys (QK-norm: Qwen3, Gemma 3) have ViTCoP's stages II and III rank
+  by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
+
+One budget covers one picture or one video: tiles and frames share it in proportion to the visual tokens they really
+have. Separators (newlines, row breaks, markers, a frame's [CLS]) are text and always stay.
+"""
+
+_HEADER = ("`model_type`", "takes", "grids", "encoders", "saliency", "first layer", "positions", "raises")
+
+
+def page() -> str:
+    """The page docs/models.md."""
+    families = sorted(set(FAMILIES.values()), key=lambda family: family.model_types)
+    lines = [_HEADER, ("---",) * len(_HEADER), *(_row(family) for family in families)]
+    return _TEXT.format(table="\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def _row(family: type[ModelFamily]) -> tuple[str, ...]:
+    return (
+        ", ".join(f"`{model_type}`" for model_type in family.model_types),
+        ", ".join(f"{modality}s" for modality in family.modalities),
+        family.grids,
+        ", ".join(f"`{encoder}`" for encoder in getattr(family, "encoders", ())) or "its own",
+        family.saliency,
+        family.first_layer,
+        "keep" if family.keeps_positions else "compact or keep",
+        "; ".join(family.refuses),
+    )
+
+
+if __name__ == "__main__":
+    print(page(), end="")
