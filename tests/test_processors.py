@@ -279,8 +279,7 @@ VISUALS = [
 IN_WORDS = "idefics3 with markers in words"
 AROUND = {token: number for token, number in IDEFICS.items() if token not in {*TILES, "<global-img>"}}
 PROCESSORS[IN_WORDS] = replace(PROCESSORS["idefics3"], tokens=AROUND, family="idefics3")
-UNTOLD = pytest.mark.xfail(strict=True, reason="tiles are told apart by the one token before each")
-CASES.append(pytest.param(IN_WORDS, "pictures", marks=UNTOLD))
+CASES.append(pytest.param(IN_WORDS, "pictures"))
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -27,10 +28,16 @@ class Idefics3(TowerFamily):
         return Observation.of(self._patches(modality, attention), [[(side, side)]] * tiles, merged)
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
-        # The processor ends each picture with its thumbnail, so that the marker before the last tile of a
-        # prompt is the one that stands before every thumbnail.
-        rows = [row for row, _ in starts]
-        last = {row: number for number, row in enumerate(rows)}
-        markers = tokens[rows, [max(0, column - 1) for _, column in starts]].view(len(starts), -1)
-        ends = (markers == markers[[last[row] for row in rows]]).all(-1).tolist()
-        return [n > 0 and rows[n] == rows[n - 1] and not ends[n - 1] for n in range(len(starts))]
+        # The processor puts the same token before each tile and behind each picture, around markers of one or
+        # more tokens: it stands once between two tiles of a picture, and twice between two pictures.
+        rows, columns = (list(place) for place in zip(*starts, strict=True))
+        ends = [column + length for column, length in zip(columns, lengths, strict=True)]
+        last = dict(zip(rows, ends, strict=True))
+        around = tokens[rows, [min(last[row], tokens.shape[1] - 1) for row in rows]]
+        alike = tokens[rows] == around[:, None]
+        counts = (alike if tokens.ndim == 2 else alike.all(-1)).cumsum(1)
+        before = counts[list(range(len(rows))), [column - 1 for column in columns]].tolist()
+        behind = counts[list(range(1, len(rows))), [end - 1 for end in ends[:-1]]].tolist()
+        between = [first - second for first, second in zip(before[1:], behind, strict=True)]
+        same_row = [row == next_row for row, next_row in pairwise(rows)]
+        return [False, *(same and count == 1 for same, count in zip(same_row, between, strict=True))]

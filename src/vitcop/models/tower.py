@@ -21,7 +21,7 @@ class TowerFamily(ModelFamily):
     """
 
     encoders: ClassVar[tuple[str, ...]]
-    refuses = ("another encoder", "several feature layers", "features with [CLS]")
+    refuses: ClassVar[tuple[str, ...]] = ("another encoder", "several feature layers", "features with [CLS]")
 
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config
