@@ -1,5 +1,6 @@
 """ViTCoP's schedule and its merging stage, against properties and a literal transcription."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vitcop
-from vitcop.methods.vitcop import merge_clusters
+from vitcop.methods.vitcop import _share_out, merge_clusters
+from vitcop.ops.cluster import density_peaks
 from vitcop.tokens import merge_hidden_states
 
 
@@ -203,3 +205,54 @@ def test_the_encoders_cutoff_is_taken_unless_one_is_given():
 @pytest.mark.parametrize(("retention", "centres"), [(0.05, 12), (1 / 9, 12), (2 / 9, 15), (1 / 3, 18), (0.9, 18)])
 def test_papers_number_of_clusters(retention, centres):
     assert first_stage(vitcop.ViTCoP(retention=retention)).max() + 1 == centres
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=10), st.floats(0, 1))
+def test_grids_share_the_budget_in_proportion(sizes, share):
+    budget = round(share * sum(sizes))
+    shares = _share_out(budget, sizes)
+    assert sum(shares) == budget
+    assert all(0 <= kept <= size for kept, size in zip(shares, sizes, strict=True))
+    assert all(abs(kept - budget * size / sum(sizes)) < 1 for kept, size in zip(shares, sizes, strict=True))
+
+
+def test_grids_are_ranked_and_clustered_by_themselves():
+    """Two pictures, the first of three tiles that lie across each other in the prompt, as LLaVA-NeXT's do."""
+    generator = torch.Generator().manual_seed(0)
+    segments = torch.tensor([0] * 36 + [1, 1, 1, 2, 2, 2] * 12 + [3] * 25)
+    sizes, budget = ((36, 36, 36), (25,)), (46, 9)
+    tokens = vitcop.VisualTokens(
+        layer=0,
+        stage=0,
+        lengths=(108, 25),
+        hidden_states=torch.zeros(133, 1),
+        keys=torch.randn(133, 2, 3, generator=generator),
+        index=torch.cat([torch.arange(108), torch.arange(25)]),
+        grid=torch.rand(133, 2, generator=generator),
+        saliency=torch.rand(133, generator=generator) + (segments == 2),  # one tile outshines all
+        segments=segments,
+        segment_sizes=sizes,
+    )
+    selection = vitcop.ViTCoP().select(tokens, budget)
+    clusters, seen = selection.labels["cluster"], set()
+    for segment, quota in enumerate((16, 15, 15, 9)):
+        rows = (segments == segment).nonzero()[:, 0]
+        kept = rows[tokens.saliency[rows].topk(quota).indices].sort().values
+        assert torch.equal(selection.keep[segments[selection.keep] == segment], kept)
+        alone = density_peaks(
+            tokens.keys[kept].flatten(1), tokens.grid[kept], (quota,), centre_fraction=0.12, cutoff=None, radius=0.6
+        )
+        assert torch.equal(clusters[kept, None] == clusters[kept], alone[:, None] == alone)
+        if segment < 3:  # of the same picture
+            assert seen.isdisjoint(clusters[kept].tolist())
+            seen |= set(clusters[kept].tolist())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_saliency_takes_the_place_of_normalised_keys(stage):
+    norms = torch.rand(20, generator=torch.Generator().manual_seed(0)).tolist()
+    plain = replace(table(norms, [0, 1, 2, 3] * 5), stage=stage)
+    as_saliency = replace(plain, keys=torch.ones_like(plain.keys), saliency=-torch.tensor(norms), normalised_keys=True)
+    method = vitcop.ViTCoP()
+    assert torch.equal(method.select(as_saliency, (8,)).keep, method.select(plain, (8,)).keep)
