@@ -43,7 +43,7 @@ def test_decoding_equals_a_longer_prompt(name, method, attention, prompts):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_second_turn_on_the_same_cache(name):
-    """`generate` with all ids so far continues as one longer prompt would."""
+    """`generate` with all ids so far continues as one longer prompt would, whatever was asked in between."""
     family = FAMILIES[name]
     model, inputs = family.model(), batch(ragged(family), family=family)
     with torch.no_grad(), vitcop.prune(model, VITCOP):
@@ -52,6 +52,7 @@ def test_second_turn_on_the_same_cache(name):
         longer = extended(family, inputs, torch.cat([first.sequences, turn], 1))
         expected = model.generate(**longer, **GREEDY)
         text = {name: longer[name] for name in ("input_ids", "attention_mask")}
+        model.generate(**batch([Prompt(2, seed=22)] * len(turn), family=family), **GREEDY)
         again = model.generate(**text, past_key_values=first.past_key_values, **GREEDY)
     assert torch.equal(again, expected)
 

@@ -43,6 +43,8 @@ class Decode:
                 )
             self.prompt_mask, self.tail_mask = mask.bool().tensor_split([self.request.prompt_length], dim=1)
         positions = call.get("position_ids")
+        if positions is not None and positions.ndim == 3 and len(positions) != 3:
+            positions = None  # `generate` counts on from the last prompt that the model has seen, whichever it was
         if positions is not None:  # counted in the unpruned prompt
             positions = self.request.positions.given(positions)
         else:

@@ -27,7 +27,9 @@ class Positions:
             mask: where a slot holds a token; None when all do.
         """
         values = self.values if mask is None else self.values.masked_fill(~mask.to(self.values.device), -1)
-        return values.amax(-1).flatten(0, -2).amax(0) + 1 if values.ndim > 2 else values.amax(-1) + 1
+        last = values.amax(-1)
+        # Of four axes, the first counts tokens; the rotary ones are the last three.
+        return (last if last.ndim == 1 else last[-3:].amax(0)) + 1
 
     def given(self, positions: Int[Tensor, "*axes batch new"]) -> Int[Tensor, "*axes batch new"]:
         """Positions of later tokens that were counted in the unpruned prompt."""
