@@ -32,7 +32,8 @@ from .decode import Decode
 from .errors import UnsupportedModelError, VitcopError
 from .models import Observation, family_of
 from .models.base import Call
-from .prefill import Placeholders, Prefill
+from .placement import Placeholders
+from .prefill import Prefill
 from .pruner import Pruner
 from .report import Report
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,42 +17,11 @@ from .masks import layer_mask
 from .models import ModelFamily, Observation
 from .models.base import Call
 from .models.grids import Grids
-from .ops.segments import indices_of
+from .placement import Placeholders, place_images
 from .positions import Positions
 from .pruner import Pruner
 from .report import Report, StageReport
 from .tokens import VisualTokens, merge_hidden_states
-
-
-@dataclass(frozen=True)
-class Placeholders:
-    """Where a batch of prompts has placeholders, and how many, read from the device once.
-
-    Attributes:
-        masks: of each modality, (batch, seq).
-        counts: of each modality, per row.
-        real: where there is a token and no padding, (batch, seq).
-        prompt_lengths: tokens per row.
-        hidden: placeholders that the attention mask hides.
-    """
-
-    masks: dict[str, Tensor]
-    counts: dict[str, list[int]]
-    real: Tensor
-    prompt_lengths: tuple[int, ...]
-    hidden: int
-
-    @staticmethod
-    def of(masks: dict[str, Tensor], attention_mask: Tensor | None) -> Placeholders:
-        stacked = torch.stack(list(masks.values()))
-        real = torch.ones_like(stacked[0]) if attention_mask is None else attention_mask.bool()
-        read = torch.cat([stacked.sum(-1), real.sum(-1)[None], (stacked & ~real).sum((0, -1))[None]]).tolist()
-        counts = dict(zip(masks, read, strict=False))
-        return Placeholders(masks, counts, real, tuple(read[-2]), sum(read[-1]))
-
-    @property
-    def any(self) -> bool:
-        return any(any(counts) for counts in self.counts.values())
 
 
 class Prefill:
@@ -81,7 +49,8 @@ class Prefill:
     def enter(self, kwargs: Call) -> Call:
         """Apply stage 0 to what enters the language model."""
         hidden_states, method = kwargs["inputs_embeds"], self.method
-        observation, self.rows, self.modalities, self.slots = self._take_images()
+        placed = place_images(self.family, self.prompts, self.placeholders, self.observations)
+        observation, self.rows, self.modalities, self.slots = placed
         self.images, self.lengths = observation.images, observation.lengths
         self.bytes_per_value = hidden_states.element_size()
         schedules = {n: _checked_budgets(method, self.family, n) for n in set(self.lengths)}
@@ -190,51 +159,6 @@ class Prefill:
             bytes_per_value=self.bytes_per_value,
         )
 
-    def _take_images(self) -> tuple[Observation, tuple[int, ...], tuple[str, ...], Tensor]:
-        """All images, then all videos, in the order of their prompts.
-
-        Returns:
-            What was observed, the row and the modality of each, and where the visual tokens stand in the
-            flattened prompts.
-        """
-        observations: list[Observation] = []
-        rows: list[int] = []
-        modalities: list[str] = []
-        slots: list[Tensor] = []
-        for modality, mask in self.placeholders.masks.items():
-            counts = self.placeholders.counts[modality]
-            if not any(counts):
-                continue
-            observation, row_of = _images_of_rows(modality, self.observations[modality], counts)
-            places = indices_of(mask.flatten(), sum(counts))
-            visual = torch.cat([image.visual for image in observation.images])
-            observation, row_of = self._join_tiles(observation, row_of, places)
-            slots.append(places if visual.all() else places[visual.nonzero()[:, 0].to(places.device)])
-            observations.append(observation)
-            rows += row_of
-            modalities += [modality] * len(row_of)
-        return Observation.concatenate(observations), tuple(rows), tuple(modalities), torch.cat(slots)
-
-    def _join_tiles(
-        self, observation: Observation, rows: tuple[int, ...], places: Tensor
-    ) -> tuple[Observation, tuple[int, ...]]:
-        """Make one image of tiles that the encoder got as images of their own."""
-        if not self.family.tiles_are_images:
-            return observation, rows
-        lengths = observation.placeholders
-        firsts = places[torch.tensor([0, *accumulate(lengths)][:-1], device=places.device)].tolist()
-        starts = [divmod(first, self.layout.width) for first in firsts]
-        images: list[list[Grids]] = []
-        joined_rows: list[int] = []
-        joined = self.family.joined(self.prompts, starts, lengths)
-        for image, row, further in zip(observation.images, rows, joined, strict=True):
-            if further:
-                images[-1].append(image)
-            else:
-                images.append([image])
-                joined_rows.append(row)
-        return replace(observation, images=tuple(Grids.join(tiles) for tiles in images)), tuple(joined_rows)
-
     def _take_cache(self, cache: Cache | None) -> None:
         if cache is None:
             raise UnsupportedModelError(
@@ -325,47 +249,6 @@ class Prefill:
         self.slots, self.layout = self.slots.to(device), self.layout.to(device)
         if self.entered is not None:
             self.entered = self.entered.to(device)
-
-
-def _images_of_rows(
-    modality: str, observations: Sequence[Observation], counts: Sequence[int]
-) -> tuple[Observation, tuple[int, ...]]:
-    """The observed images in the order of the prompts they stand in, and the row of the batch of each.
-
-    `generate` repeats prompts, for beams or several answers, after their images were encoded: then each
-    prompt's images stand in that many consecutive rows.
-
-    Args:
-        modality: what they are.
-        observations: made by the vision encoder for this batch, in order.
-        counts: placeholders that each row of the batch has.
-    """
-    if not observations:
-        raise UnsupportedModelError(
-            f"The prompt has {modality} placeholders, but its {modality}s did not come through the vision encoder of "
-            "this pruned model: pass pixel_values, make encoder outputs while the pruning is on, and leave out "
-            "prefill_chunk_size."
-        )
-    seen = Observation.concatenate(observations)
-    lengths = seen.placeholders
-    repeats = sum(counts) // sum(lengths)
-    spans: list[tuple[int, int]] = []
-    rows: list[int] = []
-    image = 0
-    for row in range(0, len(counts), max(1, repeats)):
-        first = image
-        while image < len(lengths) and sum(lengths[first : image + 1]) <= counts[row]:
-            image += 1
-        for copy in range(row, row + repeats):
-            if sum(lengths[first:image]) != counts[copy]:
-                break
-            spans.append((first, image))
-            rows += [copy] * (image - first)
-    if len(spans) != len(counts) or image != len(lengths):
-        raise UnsupportedModelError(
-            f"{sum(counts)} {modality} placeholders do not match the {sum(lengths)} of {len(lengths)} {modality}s."
-        )
-    return (seen if repeats == 1 else seen.take(spans)), tuple(rows)
 
 
 def _checked_budgets(method: Pruner, family: ModelFamily, num_tokens: int) -> dict[int, int]:
