@@ -43,12 +43,12 @@ def _row(family: type[ModelFamily]) -> tuple[str, ...]:
     return (
         ", ".join(f"`{model_type}`" for model_type in family.model_types),
         ", ".join(f"{modality}s" for modality in family.modalities),
-        family.grids,
+        family.described.grids,
         ", ".join(f"`{encoder}`" for encoder in getattr(family, "encoders", ())) or "its own",
-        family.saliency,
-        family.first_layer,
+        family.described.saliency,
+        family.described.first_layer,
         "keep" if family.keeps_positions else "compact or keep",
-        "; ".join(family.refuses),
+        "; ".join(family.described.refuses),
     )
 
 

@@ -30,8 +30,8 @@ def test_the_table_says_what_the_models_are(name):
     tiny, model = FAMILIES[name], built_model(name)
     family = family_of(model)
     assert family.modalities == tiny.kinds
-    assert not tiny.has_cls or "[CLS]" in family.saliency
-    assert ("DeepStack" in family.first_layer) == (family.first_stage_layer > 1)
+    assert not tiny.has_cls or "[CLS]" in family.described.saliency
+    assert ("DeepStack" in family.described.first_layer) == (family.first_stage_layer > 1)
     assert family.first_stage_layer == len(getattr(model.config.vision_config, "deepstack_visual_indexes", [0]))
     assert family.normalises_keys == (model.config.model_type in ("gemma3", "qwen3_vl", "qwen3_vl_moe"))
 
@@ -50,7 +50,7 @@ def with_text(model, **settings):
 REFUSED = {
     "another encoder": lambda model: setattr(model.config, "vision_config", ViTConfig()),
     "several feature layers": lambda model: setattr(model.config, "vision_feature_layer", [-2, -1]),
-    "features with [CLS]": lambda model: setattr(
+    "another feature strategy": lambda model: setattr(
         model.config,
         "vision_feature_select_strategy",
         "default" if model.config.vision_feature_select_strategy == "full" else "full",
@@ -63,7 +63,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_the_table_says_raises(name):
-    for refused in KNOWN[built_model(name).config.model_type].refuses:
+    for refused in KNOWN[built_model(name).config.model_type].described.refuses:
         model = FAMILIES[name].model()
         inputs = batch([ONE_IMAGE], family=FAMILIES[name])
         REFUSED[refused](model)

@@ -138,7 +138,7 @@ def test_placeholders_must_match_images(model, inputs):
 def test_another_batch_size_raises(model, inputs):
     with torch.no_grad(), vitcop.prune(model, VITCOP):
         cache = model(**inputs).past_key_values
-        with pytest.raises(vitcop.UnsupportedModelError, match="holds 1 prompts"):
+        with pytest.raises(vitcop.UnsupportedModelError, match="batch of 1, and one of 2"):
             model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)
 
 

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from .errors import UnsupportedModelError
 from .layout import Layout
-from .positions import Positions
+from .positions import RotaryPositions
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Request:
     prompt_length: int
     num_layers: int
     layouts: dict[int, Layout]
-    positions: Positions
+    positions: RotaryPositions
     ends: Int[Tensor, " batch"]
     text_after_images: Int[Tensor, ""]
 

@@ -36,9 +36,10 @@ def kv_cache_bytes(config: PretrainedConfig, tokens_per_layer: Sequence[int], by
 def _mlp_weights(config: PretrainedConfig, layer: int) -> int:
     """Weights of the MLP that each token meets in a layer."""
     hidden, experts = config.hidden_size, getattr(config, "num_experts", None) or 0
-    sparse = experts > 0 and layer not in config.mlp_only_layers and (layer + 1) % config.decoder_sparse_step == 0
-    if sparse:
-        return 3 * hidden * config.num_experts_per_tok * config.moe_intermediate_size + hidden * experts
+    dense_layers = getattr(config, "mlp_only_layers", None) or ()
+    if experts and layer not in dense_layers and (layer + 1) % getattr(config, "decoder_sparse_step", 1) == 0:
+        width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+        return 3 * hidden * config.num_experts_per_tok * width + hidden * experts
     return 3 * hidden * config.intermediate_size
 
 

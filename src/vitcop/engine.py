@@ -141,7 +141,6 @@ class Pruning:
     def _start(self, base: nn.Module, args: tuple[Any, ...], kwargs: Call) -> tuple[tuple[Any, ...], Call]:
         call = _bound(base.forward, args, kwargs)
         self._release()
-        self._family.check_call(call)
         self._forward.running = running = self._request_of(call)
         return (), running.start(call) if isinstance(running, Decode) else call
 
@@ -156,8 +155,9 @@ class Pruning:
         if cache is not None and cache.get_seq_length() > 0:
             if _brings_images(call):
                 raise UnsupportedModelError(
-                    "Images arrive at a cache that is not empty, but only a prompt's first forward is pruned: put all "
-                    "images into the first turn, start again with a new cache, or leave out prefill_chunk_size."
+                    "Images or videos arrive at a cache that is not empty, but only a prompt's first forward can be "
+                    "pruned: put them all into the first turn, start again with a new cache, or leave out "
+                    "prefill_chunk_size."
                 )
             if isinstance(cache, PrunedCache) and cache.request is not None:
                 return Decode(self._family, cache, *tokens.shape[:2])
@@ -173,7 +173,7 @@ class Pruning:
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             raise UnsupportedModelError("attention_mask must be 2-D (batch, seq) for a prompt to be pruned.")
         if placeholders.hidden:
-            raise UnsupportedModelError("attention_mask hides visual tokens; leave the image out of the prompt.")
+            raise UnsupportedModelError("attention_mask hides visual tokens; leave them out of the prompt.")
         self.report = None
         prefill = Prefill(self._family, self.method, call, placeholders)
         for modality, observation in (_observations_in(call) or getattr(self._forward, "encoded", {})).items():
@@ -200,7 +200,8 @@ class Pruning:
         return running
 
     def _watch(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
-        self._forward.watched = _bound(attention.forward, args, kwargs)
+        if getattr(self._forward, "encoding", False):
+            self._forward.watched = _bound(attention.forward, args, kwargs)
 
     def _encode(self, modality: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Any:
         """In place of the model's `get_image_features` or `get_video_features`, since some calls stand in the other."""

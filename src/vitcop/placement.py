@@ -134,7 +134,8 @@ def _images_of_rows(
             rows += [copy] * (image - first)
     if len(spans) != len(counts) or image != len(lengths):
         raise UnsupportedModelError(
-            f"{sum(counts)} {modality} placeholders do not match the {sum(lengths)} of {len(lengths)} {modality}s."
+            f"{sum(counts)} {modality} placeholders do not match the {sum(lengths)} visual tokens and separators of "
+            f"{len(lengths)} {modality}s; pass all of what one call of the processor makes, with nothing cut off."
         )
     return (seen if repeats == 1 else seen.take(spans)), tuple(rows)
 

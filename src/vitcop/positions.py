@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Positions:
-    """Positions of the tokens that entered the decoder; with axes where a token has one per axis (M-RoPE).
+class RotaryPositions:
+    """RotaryPositions of the tokens that entered the decoder; with axes where a token has one per axis (M-RoPE).
 
     Attributes:
         values: of the token in each slot; meaningless in padding.
@@ -32,18 +32,18 @@ class Positions:
         return (last if last.ndim == 1 else last[-3:].amax(0)) + 1
 
     def given(self, positions: Int[Tensor, "*axes batch new"]) -> Int[Tensor, "*axes batch new"]:
-        """Positions of later tokens that were counted in the unpruned prompt."""
+        """RotaryPositions of later tokens that were counted in the unpruned prompt."""
         return positions - self.shift.to(positions.device)[:, None]
 
-    def select_rows(self, rows: Int[Tensor, " rows"]) -> Positions:
+    def select_rows(self, rows: Int[Tensor, " rows"]) -> RotaryPositions:
         rows = rows.to(self.values.device)
-        return Positions(self.values[..., rows, :], self.shift[rows.to(self.shift.device)])
+        return RotaryPositions(self.values[..., rows, :], self.shift[rows.to(self.shift.device)])
 
-    def without_last(self, tokens: int) -> Positions:
+    def without_last(self, tokens: int) -> RotaryPositions:
         return replace(self, values=self.values[..., :-tokens])
 
 
 def count_positions(mask: Shaped[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-    """Positions counted over the tokens of each row; padding is at 0."""
+    """RotaryPositions counted over the tokens of each row; padding is at 0."""
     mask = mask.long()
     return (mask.cumsum(-1) - 1) * mask

@@ -18,7 +18,7 @@ from .models import ModelFamily, Observation
 from .models.base import Call
 from .models.grids import Grids
 from .placement import Placeholders, place_images
-from .positions import Positions
+from .positions import RotaryPositions
 from .pruner import Pruner
 from .report import Report, StageReport
 from .tokens import VisualTokens, merge_hidden_states
@@ -60,9 +60,9 @@ class Prefill:
             self.stage_layers = []  # nothing is ever dropped: leave the forward alone
             return kwargs
 
+        whole = Grids.join(self.images)
         self._to(hidden_states.device)
         self.text_after_images = self.layout.width - 1 - (self.slots % self.layout.width).max()
-        sizes = tuple(image.sizes for image in self.images)
         self.tokens = VisualTokens(
             layer=0,
             stage=0,
@@ -70,10 +70,10 @@ class Prefill:
             hidden_states=hidden_states.flatten(0, 1)[self.slots],
             keys=observation.keys,
             index=torch.cat([torch.arange(n, device=self.slots.device) for n in self.lengths]),
-            grid=torch.cat([image.places[image.visual] for image in self.images]),
+            grid=whole.places[whole.visual],
             saliency=observation.saliency,
-            segments=Grids.join(self.images).segments[torch.cat([image.visual for image in self.images])],
-            segment_sizes=sizes,
+            segments=whole.segments[whole.visual],
+            segment_sizes=tuple(image.sizes for image in self.images),
             key_cutoff=self.family.key_cutoff,
             normalised_keys=self.family.normalises_keys,
         ).to(hidden_states.device)
@@ -96,7 +96,7 @@ class Prefill:
                 shift = dropped[:, -1]
             kwargs |= self.family.gather_features(kwargs, slots, self.layout.alive, sum(self.tokens.lengths))
             kwargs |= {"inputs_embeds": hidden_states, "attention_mask": self._entering_mask(hidden_states)}
-        self.positions = Positions(positions, shift)
+        self.positions = RotaryPositions(positions, shift)
         return kwargs | {"position_ids": positions}
 
     def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:

@@ -197,8 +197,9 @@ class Report:
 
     def __str__(self) -> str:
         stages = "".join(f"{f'layer {stage.layer}':>10}" for stage in self.stages)
-        lines = [self.summary, f"image    row  tokens  {stages}   average    (tokens alive from each layer on)"]
+        lines = [self.summary, f"{'':9}    row  tokens  {stages}   average    (tokens alive from each layer on)"]
         for i, (count, row) in enumerate(zip(self.image_lengths, self.rows, strict=True)):
             counts = "".join(f"{stage.after[i]:>10}" for stage in self.stages)
-            lines.append(f"{i:>5}  {row:>5}  {count:>6}  {counts}   {self.average_retention(i):>6.1%}")
+            name = f"{self.modalities[i]} {i}"
+            lines.append(f"{name:9}  {row:>5}  {count:>6}  {counts}   {self.average_retention(i):>6.1%}")
         return "\n".join(lines)

@@ -98,7 +98,7 @@ class ViTCoP(Pruner):
             return self._keep_salient(tokens, budget)
         if tokens.stage == 1:
             return merge_clusters(tokens, budget)
-        return Selection(smallest_per_segment(insignificance(tokens), tokens.lengths, budget))
+        return Selection(smallest_per_segment(_insignificance(tokens), tokens.lengths, budget))
 
     def _keep_salient(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         """Stage 1: the most salient patches, and the clusters they form (VIC)."""
@@ -173,13 +173,20 @@ class ViTCoP(Pruner):
         return entering, shallow, deep_count(shallow)
 
 
-def insignificance(tokens: VisualTokens) -> Float[Tensor, " visual"]:
-    """How little the language model heeds each token: its key norm, or minus its saliency where keys are normalised."""
-    return -tokens.saliency if tokens.normalised_keys else key_norm(tokens.keys)
+def _insignificance(tokens: VisualTokens) -> Float[Tensor, " visual"]:
+    """How little each token matters, never negative: its key norm, or, where keys are normalised, what its saliency
+    lacks of its image's largest. Sums over clusters then favour small ones, by either signal.
+    """
+    if not tokens.normalised_keys:
+        return key_norm(tokens.keys)
+    largest = tokens.saliency.new_zeros(len(tokens.lengths)).scatter_reduce(0, tokens.images, tokens.saliency, "amax")
+    return largest[tokens.images] - tokens.saliency
 
 
 def merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
     """Stage 2: every cluster keeps its quota of members and leaves the rest as one merged token.
+
+    Small key norms matter; where the decoder normalises keys, large saliency does in their place.
 
     With K clusters among n tokens and a budget B: if K <= B, cluster c keeps
     `round((size_c - 1) / (n - K) * (B - K))` members of smallest key norm, repaired to B - K in all by
@@ -193,16 +200,16 @@ def merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
     cluster = images * longest + tokens.labels["cluster"]
     image_of = torch.arange(len(tokens.lengths), device=device).repeat_interleave(longest)
 
-    norm = insignificance(tokens).double()
+    insignificance = _insignificance(tokens).double()
     size = segment_sum(torch.ones_like(cluster), cluster, num_clusters)
-    weight = segment_sum(norm, cluster, num_clusters).masked_fill(size == 0, math.inf)
+    weight = segment_sum(insignificance, cluster, num_clusters).masked_fill(size == 0, math.inf)
     clusters = segment_sum((size > 0).long(), image_of, len(tokens.lengths))
     length = torch.tensor(tokens.lengths, device=device)
     allowed = torch.tensor(budget, device=device)
 
     quota = _quotas(size, weight, image_of, spare=length - clusters, share=allowed - clusters)
     few_clusters = (clusters <= allowed)[images]
-    stays = few_clusters & (rank_in_segment(norm, cluster, num_clusters) < quota[cluster])
+    stays = few_clusters & (rank_in_segment(insignificance, cluster, num_clusters) < quota[cluster])
 
     order = rank_in_segment(weight, image_of, len(tokens.lengths))
     rank = torch.minimum(order[cluster], allowed[images] - 1)

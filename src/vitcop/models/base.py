@@ -84,28 +84,43 @@ class Observation:
         )
 
 
+@dataclass(frozen=True)
+class Description:
+    """A row of the table of families, besides what the family's other attributes say.
+
+    Attributes:
+        saliency: where it comes from.
+        grids: what the encoder sees by itself.
+        first_layer: the earliest decoder layer before which tokens may be dropped.
+        refuses: what raises.
+    """
+
+    saliency: str
+    grids: str = "picture"
+    first_layer: str = "1"
+    refuses: tuple[str, ...] = ()
+
+
 class ModelFamily(ABC):
     """Where things are in one family of models. One subclass per architecture, not per checkpoint.
 
     Attributes:
         model_types: `config.model_type` of the models that belong to the family.
         modalities: what the encoder turns into visual tokens, by the names that transformers uses.
-        grids, saliency, first_layer, refuses: what the grids are, where the saliency comes from, which layer is the
-            first to drop tokens before, and what raises, in the words of the table of families.
+        described: the family in the words of the table of families.
         keeps_positions: whether surviving tokens always stay at their positions, whatever the method says.
         tiles_are_images: whether the encoder gets tiles without being told which picture they are of; see `joined`.
         has_windows: whether decoder layers may attend to a sliding window.
         first_stage_layer: the earliest decoder layer before which tokens may be dropped, besides 0.
         key_cutoff: density cutoff known to suit the keys of this vision encoder, or None.
         observed: for each modality the vision attention module whose inputs `observe` gets.
+        model, base, decoder, layers: the model, its base model, its language model and the layers of that.
+        layer_kinds: of each decoder layer, as in `config.layer_types`.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     modalities: ClassVar[tuple[str, ...]] = ("image",)
-    grids: ClassVar[str] = "picture"
-    saliency: ClassVar[str]
-    first_layer: ClassVar[str] = "1"
-    refuses: ClassVar[tuple[str, ...]] = ()
+    described: ClassVar[Description]
     keeps_positions: ClassVar[bool] = False
     tiles_are_images: ClassVar[bool] = False
     has_windows: ClassVar[bool] = False
@@ -151,9 +166,6 @@ class ModelFamily(ABC):
                 "still hold the image placeholders together with pixel_values."
             )
         return masks
-
-    def check_call(self, call: Call) -> None:  # noqa: B027 - most families have nothing to refuse
-        """Raise if this call of the base model asks for what cannot be pruned correctly."""
 
     def check_encoding(self, call: Call) -> None:  # noqa: B027 - most families have nothing to refuse
         """Raise if this call of `get_image_features` or the like asks for features that `observe` does not see."""
@@ -201,12 +213,13 @@ def _check_decoder(decoder: PreTrainedModel, has_windows: bool) -> None:
     known = {"full_attention", "sliding_attention"} if has_windows else {"full_attention"}
     if kinds - known or (not kinds and getattr(config, "sliding_window", None)):
         raise UnsupportedModelError(
-            f"The {config.model_type!r} decoder has sliding-window or other partial attention, which is not supported."
+            f"The {config.model_type!r} decoder has sliding-window or other partial attention, which is supported for "
+            "no family but Gemma 3; use a checkpoint whose layers attend to all tokens before them."
         )
     parameters = inspect.signature(decoder.layers[0].forward).parameters
     takes_cache = "cache" in parameters or "past_key_values" in parameters
     if not {"attention_mask", "position_embeddings"} <= parameters.keys() or not takes_cache:
         raise UnsupportedModelError(
-            f"The layers of the {config.model_type!r} decoder take their cache or positions in a way that is "
-            "not supported."
+            f"The layers of the {config.model_type!r} decoder do not take cache, mask and rotary embeddings by the "
+            "usual names, so that they cannot be pruned; use a model with a Llama-like decoder."
         )

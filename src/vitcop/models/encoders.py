@@ -5,7 +5,7 @@ Modules are called and no weight is read, so that adapters and quantised layers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,17 @@ class Encoder:
     Attributes:
         layers: path of its layers from the encoder.
         attention: name of the attention in a layer.
-        strategy: `vision_feature_select_strategy` that makes visual tokens of all patches and nothing else.
+        has_cls: whether its first token is [CLS].
     """
 
     layers: str
     attention: str
-    strategy: str
+    has_cls: bool
+
+    @property
+    def strategy(self) -> str:
+        """The `vision_feature_select_strategy` that makes visual tokens of all patches and nothing else."""
+        return "default" if self.has_cls else "full"
 
     def attention_at(self, encoder: nn.Module, layer: int) -> nn.Module:
         """The attention whose layer gives `hidden_states[layer]`.
@@ -42,40 +47,39 @@ class Encoder:
         """
         layers: Any = encoder.get_submodule(self.layers)
         if layer == 0 or not -len(layers) <= layer <= len(layers):
-            raise UnsupportedModelError(f"vision_feature_layer={layer} is not one of the {len(layers)} encoder layers.")
+            raise UnsupportedModelError(
+                f"vision_feature_layer={layer} is not one of the {len(layers)} encoder layers: set 1 to "
+                f"{len(layers)}, or -1 for the last one."
+            )
         # hidden_states[0] is the embedding, so hidden_states[k] leaves layer k - 1, and [-1] the last one.
         return layers[layer if layer < 0 else layer - 1].get_submodule(self.attention)
 
 
-ENCODERS = {
-    "clip_vision_model": Encoder("encoder.layers", "self_attn", "default"),
-    "siglip_vision_model": Encoder("encoder.layers", "self_attn", "full"),
-    "idefics3_vision": Encoder("encoder.layers", "self_attn", "full"),
-    "smolvlm_vision": Encoder("encoder.layers", "self_attn", "full"),
-    "internvl_vision": Encoder("encoder.layer", "attention", "default"),
-    "pixtral": Encoder("transformer.layers", "attention", "full"),
-}
-"""By `model_type` of the vision config."""
+CLIP = Encoder("encoder.layers", "self_attn", has_cls=True)
+SIGLIP = Encoder("encoder.layers", "self_attn", has_cls=False)
 
 
 @dataclass(frozen=True)
 class Patches:
-    """One row per patch, grid after grid.
+    """One row per patch, grid after grid, or per visual token.
 
     Attributes:
         keys: as the key projection gives them, without norm and rotary embedding.
-        saliency: attention that the patch received.
+        saliency: attention received.
     """
 
     keys: Float[Tensor, "patches heads head_dim"]
     saliency: Float[Tensor, " patches"]
 
+    def through(self, change: Callable[[Tensor], Tensor]) -> Patches:
+        """Keys and saliency after what the model does to features: (patches, channels) -> (tokens, channels)."""
+        channels = change(torch.cat([self.saliency[:, None], self.keys.flatten(1)], 1))
+        keys = channels[:, 1:].unflatten(1, self.keys.shape[1:]).to(self.keys.dtype)
+        return Patches(keys, channels[:, 0].to(self.saliency.dtype))
+
     def mean(self, index: Int[Tensor, "tokens patches_per_token"]) -> Patches:
         """Mean over the patches of each visual token."""
-        index = index.to(self.saliency.device)
-        if index.shape[1] == 1:
-            return Patches(self.keys[index[:, 0]], self.saliency[index[:, 0]])
-        return Patches(self.keys[index].mean(1), self.saliency[index].mean(1))
+        return self.through(lambda channels: channels[index.to(channels.device)].mean(1))
 
 
 def with_cls(attention: Any, hidden_states: Float[Tensor, "grids tokens hidden"]) -> Patches:
@@ -104,23 +108,18 @@ def without_cls(
     return Patches(keys, attention_received(queries, keys, attention.scale, [length] * grids, real))
 
 
-def pixtral(attention: Any, hidden_states: Tensor, position_embeddings: Rotary, lengths: Sequence[int]) -> Patches:
-    """Patches of a Pixtral encoder, whose pictures of any size stand one after another in a batch of one."""
-    heads = attention.num_heads, attention.head_dim
-    queries = attention.q_proj(hidden_states[0]).unflatten(-1, heads)
-    keys = attention.k_proj(hidden_states[0]).unflatten(-1, heads)
-    return _with_rotary(attention, queries, keys, position_embeddings, lengths)
-
-
-def qwen(attention: Any, hidden_states: Tensor, position_embeddings: Rotary, lengths: Sequence[int]) -> Patches:
-    """Patches of Qwen's encoders, whose grids of any size stand one after another."""
-    queries, keys, _ = attention.qkv(hidden_states).unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
-    return _with_rotary(attention, queries, keys, position_embeddings, lengths)
-
-
-def _with_rotary(
-    attention: Any, queries: Tensor, keys: Tensor, position_embeddings: Rotary, lengths: Sequence[int]
+def with_rotary(
+    attention: Any,
+    queries: Float[Tensor, "patches heads head_dim"],
+    keys: Float[Tensor, "patches heads head_dim"],
+    position_embeddings: Rotary,
+    lengths: Sequence[int],
 ) -> Patches:
+    """Patches of an encoder with rotary positions, by the attention they receive: Pixtral, Qwen's.
+
+    Args:
+        lengths: patches of each grid; the grids stand one after another.
+    """
     turned = [_rotate(states, *position_embeddings) for states in (queries, keys)]
     return Patches(keys, attention_received(turned[0], turned[1], attention.scaling, lengths))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
-from .base import Call, Observation
+from .base import Call, Description, Observation
+from .encoders import SIGLIP
 from .tower import TowerFamily
 
 
@@ -15,12 +17,18 @@ class Gemma3(TowerFamily):
     """One square grid per picture."""
 
     model_types = ("gemma3",)
-    encoders = ("siglip_vision_model",)
-    saliency = "attention received, mean over the patches of a token"
-    refuses = ("another encoder", "flash attention")
+    encoders = {"siglip_vision_model": SIGLIP}
+    described = Description(
+        saliency="attention received, mean over the patches of a token",
+        refuses=("another encoder", "flash attention"),
+    )
     has_windows = True
 
-    def check_call(self, call: Call) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._check_attention()
+
+    def _check_attention(self) -> None:
         if "flash" in self.decoder.config._attn_implementation:
             raise UnsupportedModelError(
                 "Gemma 3 cannot be pruned with flash attention, which knows neither its image masks nor where in the "
@@ -34,6 +42,7 @@ class Gemma3(TowerFamily):
         return Observation.of(self._patches(modality, attention), [[shape]] * pictures, projector.kernel_size)
 
     def attention_blocks(self, call: Call) -> Int[Tensor, "batch seq"] | None:
+        self._check_attention()  # it can be changed at any time
         kinds = call.get("token_type_ids")
         if kinds is None:
             return None

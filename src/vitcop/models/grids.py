@@ -62,16 +62,19 @@ class Grids:
     @lru_cache(maxsize=64)
     def full(*shapes: Shape) -> Grids:
         """Grids one after another, row by row, without separators."""
-        places = [
-            torch.cartesian_prod(torch.arange(rows) / rows, torch.arange(columns) / columns) for rows, columns in shapes
-        ]
-        sizes = torch.tensor([len(place) for place in places])
-        return Grids(shapes, torch.arange(len(shapes)).repeat_interleave(sizes), torch.cat(places))
+        with torch.device("cpu"):  # whatever the default device
+            places = [
+                torch.cartesian_prod(torch.arange(rows) / rows, torch.arange(columns) / columns)
+                for rows, columns in shapes
+            ]
+            sizes = torch.tensor([len(place) for place in places])
+            return Grids(shapes, torch.arange(len(shapes)).repeat_interleave(sizes), torch.cat(places))
 
     @staticmethod
     def separator() -> Grids:
         """A single placeholder that stands for no place."""
-        return Grids((), torch.tensor([SEPARATOR]), torch.zeros(1, 2))
+        with torch.device("cpu"):
+            return Grids((), torch.tensor([SEPARATOR]), torch.zeros(1, 2))
 
     @staticmethod
     def join(parts: Sequence[Grids]) -> Grids:
@@ -103,6 +106,6 @@ def patch_numbers(shapes: Sequence[Shape], side: int) -> Int[Tensor, "tokens pat
 @lru_cache(maxsize=64)
 def _blocks(shape: Shape, side: int) -> Int[Tensor, "tokens patches_per_token"]:
     rows, columns = shape[0] // side, shape[1] // side
-    numbers = torch.arange(shape[0] * shape[1]).view(shape)[: rows * side, : columns * side]
+    numbers = torch.arange(shape[0] * shape[1], device="cpu").view(shape)[: rows * side, : columns * side]
     numbers = numbers.view(rows, side, columns, side).transpose(1, 2)
     return numbers.reshape(rows * columns, side * side)

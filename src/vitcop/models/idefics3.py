@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from .base import Call, Observation
+from .base import Call, Description, Observation
+from .encoders import SIGLIP
 from .tower import TowerFamily
 
 
@@ -15,11 +16,13 @@ class Idefics3(TowerFamily):
     """One grid per tile, padding patches included; the markers are text and stay."""
 
     model_types = ("idefics3", "smolvlm")
-    encoders = ("idefics3_vision", "smolvlm_vision")
-    grids = "tile; those up to a thumbnail are one picture"
-    refuses = ("another encoder",)
+    encoders = {"idefics3_vision": SIGLIP, "smolvlm_vision": SIGLIP}
+    described = Description(
+        saliency="attention received, mean over the patches of a token",
+        grids="tile; those up to a thumbnail are one picture, so that frames of a video are pictures",
+        refuses=("another encoder",),
+    )
     tiles_are_images = True
-    saliency = "attention received, mean over the patches of a token"
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         tiles, patches, _ = attention["hidden_states"].shape
@@ -33,11 +36,10 @@ class Idefics3(TowerFamily):
         rows, columns = (list(place) for place in zip(*starts, strict=True))
         ends = [column + length for column, length in zip(columns, lengths, strict=True)]
         last = dict(zip(rows, ends, strict=True))
-        around = tokens[rows, [min(last[row], tokens.shape[1] - 1) for row in rows]]
-        alike = tokens[rows] == around[:, None]
+        behind = [min(last.get(row, 0), tokens.shape[1] - 1) for row in range(len(tokens))]
+        alike = tokens == tokens[list(range(len(tokens))), behind][:, None]
         counts = (alike if tokens.ndim == 2 else alike.all(-1)).cumsum(1)
-        before = counts[list(range(len(rows))), [column - 1 for column in columns]].tolist()
-        behind = counts[list(range(1, len(rows))), [end - 1 for end in ends[:-1]]].tolist()
-        between = [first - second for first, second in zip(before[1:], behind, strict=True)]
+        until = counts[rows[1:], [column - 1 for column in columns[1:]]]
+        between = until - counts[rows[:-1], [end - 1 for end in ends[:-1]]]
         same_row = [row == next_row for row, next_row in pairwise(rows)]
-        return [False, *(same and count == 1 for same, count in zip(same_row, between, strict=True))]
+        return [False, *(same and count == 1 for same, count in zip(same_row, between.tolist(), strict=True))]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .base import Call, Observation
+from .base import Call, Description, Observation
+from .encoders import Encoder
 from .tower import TowerFamily
 
 
@@ -14,10 +15,13 @@ class InternVL(TowerFamily):
     """One grid per tile; tiles whose placeholders follow each other are one picture."""
 
     model_types = ("internvl",)
-    encoders = ("internvl_vision",)
-    grids = "tile; those that follow each other are one picture, so that frames of a video are pictures"
+    encoders = {"internvl_vision": Encoder("encoder.layer", "attention", has_cls=True)}
+    described = Description(
+        saliency="attention of [CLS], mean over the patches of a token",
+        grids="tile; those that follow each other are one picture, so that frames of a video are pictures",
+        refuses=("another encoder", "several feature layers", "another feature strategy"),
+    )
     tiles_are_images = True
-    saliency = "attention of [CLS], mean over the patches of a token"
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         tiles, tokens, _ = attention["hidden_states"].shape

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .base import Call, Observation
+from .base import Call, Description, Observation
+from .encoders import CLIP, SIGLIP
+from .pixtral import PIXTRAL, observe_pixtral
 from .tower import TowerFamily
 
 
@@ -10,13 +12,16 @@ class Llava(TowerFamily):
     """One grid per picture, of its own size where the encoder is Pixtral's."""
 
     model_types = ("llava",)
-    encoders = ("clip_vision_model", "siglip_vision_model", "pixtral")
-    saliency = "attention of [CLS] (CLIP), attention received (SigLIP, Pixtral)"
+    encoders = {"clip_vision_model": CLIP, "siglip_vision_model": SIGLIP, "pixtral": PIXTRAL}
+    described = Description(
+        saliency="attention of [CLS] (CLIP), attention received (SigLIP, Pixtral)",
+        refuses=("another encoder", "several feature layers", "another feature strategy"),
+    )
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
-        if self.encoder == "pixtral":
-            return self._observe_pixtral(modality, call, attention)
         patch = self.model.config.vision_config.patch_size
+        if self.encoder is PIXTRAL:
+            return observe_pixtral(self.observed[modality], patch, call, attention)
         pictures, _, height, width = call["pixel_values"].shape
         patches = self._patches(modality, attention)
         return Observation.of(patches, [[(height // patch, width // patch)]] * pictures)

@@ -13,8 +13,8 @@ from transformers.models.llava_next.modeling_llava_next import (
     image_size_to_num_patches,
 )
 
-from .base import Call, Observation
-from .encoders import Patches
+from .base import Call, Description, Observation
+from .encoders import CLIP
 from .grids import SEPARATOR, Grids
 from .tower import TowerFamily
 
@@ -27,25 +27,41 @@ class LlavaNext(TowerFamily):
     """
 
     model_types = ("llava_next",)
-    encoders = ("clip_vision_model",)
-    grids = "thumbnail, tile"
-    saliency = "attention of [CLS]"
+    encoders = {"clip_vision_model": CLIP}
+    described = Description(
+        saliency="attention of [CLS]",
+        grids="thumbnail, tile",
+        refuses=("another encoder", "several feature layers", "another feature strategy"),
+    )
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
-        return self._observe_tiles(call, self._patches(modality, attention))
+        tiles = self._tiles(call)
+        columns = [1] * len(tiles)
+        for number, (count, size) in enumerate(zip(tiles, _sizes(call), strict=True)):
+            if count > 1:
+                config = self.model.config
+                shape = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+                columns[number] = shape[1]
+        places = [_places_of_tiles(*sizes, self.side) for sizes in zip(tiles, columns, strict=True)]
+        packed = self._pack(places, call, torch.full((3,), math.nan))
+        images = tuple(_grids(*image, self.side) for image in zip(packed, tiles, columns, strict=True))
 
-    @property
-    def _side(self) -> int:
-        """Rows and columns of patches in a tile."""
-        vision = self.model.config.vision_config
-        return vision.image_size // vision.patch_size
+        visual = Grids.join(images).visual.nonzero()[:, 0]
+
+        def pack(channels: Tensor) -> Tensor:
+            pictures = channels.unflatten(0, (sum(tiles), -1)).split(tiles)
+            packed = self._pack(pictures, call, channels.new_zeros(channels.shape[-1]))
+            return torch.cat(list(packed))[visual.to(channels.device)]
+
+        patches = self._patches(modality, attention).through(pack)
+        return Observation(images, patches.keys, patches.saliency)
 
     def _tiles(self, call: Call) -> list[int]:
         """Tiles of each picture, its thumbnail included."""
         config = self.model.config
         return [
             image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
-            for size in call["image_sizes"]
+            for size in _sizes(call)
         ]
 
     def _pack(self, tiles: Sequence[Tensor], call: Call, newline: Tensor) -> list[Tensor]:
@@ -53,25 +69,10 @@ class LlavaNext(TowerFamily):
         strategy = self.features["vision_feature_select_strategy"]
         return self.base.pack_image_features(list(tiles), call["image_sizes"], strategy, newline)[0]
 
-    def _observe_tiles(self, call: Call, patches: Patches) -> Observation:
-        tiles = self._tiles(call)
-        columns = [1] * len(tiles)
-        for number, (count, size) in enumerate(zip(tiles, call["image_sizes"], strict=True)):
-            if count > 1:
-                config = self.model.config
-                shape = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
-                columns[number] = shape[1]
-        places = [_places_of_tiles(*sizes, self._side) for sizes in zip(tiles, columns, strict=True)]
-        packed = self._pack(places, call, torch.full((3,), math.nan))
-        images = tuple(_grids(*image, self._side) for image in zip(packed, tiles, columns, strict=True))
 
-        channels = torch.cat([patches.saliency[:, None], patches.keys.flatten(1)], 1)
-        channels = channels.unflatten(0, (sum(tiles), -1))
-        packed = self._pack(channels.split(tiles), call, channels.new_zeros(channels.shape[-1]))
-        visual = torch.cat([image.visual for image in images])
-        channels = torch.cat(list(packed))[visual.nonzero()[:, 0].to(channels.device)]
-        keys = channels[:, 1:].unflatten(1, patches.keys.shape[1:]).to(patches.keys.dtype)
-        return Observation(images, keys, channels[:, 0])
+def _sizes(call: Call) -> list[list[int]]:
+    """Height and width of each picture, read from the device once."""
+    return torch.as_tensor(call["image_sizes"]).tolist()
 
 
 def _places_of_tiles(tiles: int, columns: int, side: int) -> Float[Tensor, "tiles patches 3"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Call, Observation
+from .base import Call, Description, Observation
 from .llava_next import LlavaNext
 
 
@@ -11,13 +11,16 @@ class LlavaNextVideo(LlavaNext):
 
     model_types = ("llava_next_video",)
     modalities = ("image", "video")
-    grids = "thumbnail, tile, frame"
-    saliency = "attention of [CLS], in videos the mean over the pooled patches"
+    described = Description(
+        saliency="attention of [CLS], in videos the mean over the pooled patches",
+        grids="thumbnail, tile, frame",
+        refuses=("another encoder", "several feature layers", "another feature strategy"),
+    )
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         if modality == "image":
             return super().observe(modality, call, attention)
         videos, frames = self._videos(call)
-        shapes = [(self._side, self._side)] * frames
+        shapes = [(self.side, self.side)] * frames
         stride = self.model.config.spatial_pool_stride
         return Observation.of(self._patches(modality, attention), [shapes] * videos, stride)

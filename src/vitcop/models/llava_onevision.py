@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from .base import Call, Observation
+from .base import Call, Description, Observation
+from .encoders import SIGLIP
 from .grids import Grids
 from .llava_next import LlavaNext
 
@@ -17,21 +17,23 @@ class LlavaOnevision(LlavaNext):
 
     model_types = ("llava_onevision",)
     modalities = ("image", "video")
-    encoders = ("siglip_vision_model",)
-    grids = "thumbnail, tile, frame"
-    saliency = "attention received, interpolated where the features are"
+    encoders = {"siglip_vision_model": SIGLIP}
+    described = Description(
+        saliency="attention received, interpolated where the features are",
+        grids="thumbnail, tile, frame",
+        refuses=("another encoder", "several feature layers", "another feature strategy"),
+    )
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         if modality == "image":
             return super().observe(modality, call, attention)
         videos, frames = self._videos(call)
-        patches = self._patches(modality, attention)
-        channels = torch.cat([patches.saliency[:, None], patches.keys.flatten(1)], 1)
-        pooled = self.base.apply_pooling(channels.unflatten(0, (videos * frames, -1))).flatten(0, 1)
-        keys = pooled[:, 1:].unflatten(1, patches.keys.shape[1:]).to(patches.keys.dtype)
-        side = -(-self._side // 2)
+        patches = self._patches(modality, attention).through(
+            lambda channels: self.base.apply_pooling(channels.unflatten(0, (videos * frames, -1))).flatten(0, 1)
+        )
+        side = -(-self.side // 2)
         video = Grids.join([Grids.full(*[(side, side)] * frames), Grids.separator()])
-        return Observation((video,) * videos, keys, pooled[:, 0])
+        return Observation((video,) * videos, patches.keys, patches.saliency)
 
     def _tiles(self, call: Call) -> list[int]:
         pictures = call.get("batch_num_images")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .base import Call, Observation
+from .base import Call, Description, Observation
+from .pixtral import PIXTRAL, observe_pixtral
 from .tower import TowerFamily
 
 
@@ -10,9 +11,13 @@ class Mistral3(TowerFamily):
     """One grid per picture; the tokens between its rows are text and stay."""
 
     model_types = ("mistral3",)
-    encoders = ("pixtral",)
-    refuses = ("another encoder", "several feature layers")
-    saliency = "attention received, mean over the patches of a token"
+    encoders = {"pixtral": PIXTRAL}
+    described = Description(
+        saliency="attention received, mean over the patches of a token",
+        refuses=("another encoder", "several feature layers"),
+    )
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
-        return self._observe_pixtral(modality, call, attention, self.model.config.spatial_merge_size)
+        config = self.model.config
+        patch, merged = config.vision_config.patch_size, config.spatial_merge_size
+        return observe_pixtral(self.observed[modality], patch, call, attention, merged)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .base import Call, ModelFamily, Observation
-from .encoders import qwen
+from .base import Call, Description, ModelFamily, Observation
+from .encoders import with_rotary
 from .grids import Grids, Shape
 
 
@@ -17,9 +19,11 @@ class Qwen2VL(ModelFamily):
 
     model_types = ("qwen2_vl", "qwen2_5_vl")
     modalities = ("image", "video")
-    grids = "picture, two frames"
-    refuses = ("sliding windows in the decoder",)
-    saliency = "attention received in the last full-attention layer, mean over the patches of a token"
+    described = Description(
+        saliency="attention received in the last full-attention layer, mean over the patches of a token",
+        grids="picture, two frames",
+        refuses=("sliding windows in the decoder",),
+    )
     keeps_positions = True
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -34,7 +38,9 @@ class Qwen2VL(ModelFamily):
         images = [[(rows, columns)] * frames for frames, rows, columns in call[f"{modality}_grid_thw"].tolist()]
         lengths = [rows * columns for image in images for rows, columns in image]
         merged = [[(rows // side, columns // side) for rows, columns in image] for image in images]
-        patches = qwen(self.observed[modality], attention["hidden_states"], attention["position_embeddings"], lengths)
+        module: Any = self.observed[modality]
+        states = module.qkv(attention["hidden_states"]).unflatten(-1, (3, module.num_heads, -1))
+        patches = with_rotary(module, states[:, 0], states[:, 1], attention["position_embeddings"], lengths)
         # The encoder has the patches of a token one after another, and its tokens in the order of its windows.
         window = getattr(vision, "window_size", None)
         place = torch.arange(sum(lengths) // side**2)

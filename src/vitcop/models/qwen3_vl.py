@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ..layout import gather_slots
 from ..ops.segments import indices_of
-from .base import Call
+from .base import Call, Description
 from .qwen2_vl import Qwen2VL
 
 
@@ -16,9 +16,12 @@ class Qwen3VL(Qwen2VL):
     """As Qwen2-VL without windows. Each layer of DeepStack needs all tokens that entered the decoder."""
 
     model_types = ("qwen3_vl", "qwen3_vl_moe")
-    first_layer = "behind DeepStack: as many as its layers, 3 in the published models"
-    refuses = ("stages between the layers of DeepStack",)
-    saliency = "attention received in the last layer, mean over the patches of a token"
+    described = Description(
+        saliency="attention received in the last layer, mean over the patches of a token",
+        grids="picture, two frames",
+        first_layer="behind DeepStack: as many as its layers",
+        refuses=("stages between the layers of DeepStack",),
+    )
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)

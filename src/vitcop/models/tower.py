@@ -7,36 +7,38 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
-from .base import Call, ModelFamily, Observation
-from .encoders import ENCODERS, Patches, pixtral, with_cls, without_cls
+from .base import Call, ModelFamily
+from .encoders import CLIP, Encoder, Patches, with_cls, without_cls
+
+# Width, layers, and pixels of a picture and of a patch, of the encoder that ViTCoP's authors give a cutoff for.
+VIT_L_336, VIT_L_336_CUTOFF = (1024, 24, 336, 14), 8.0
 
 
 class TowerFamily(ModelFamily):
     """A family that takes the features of one layer of a known encoder.
 
     Attributes:
-        encoders: `model_type` of the vision configs that the family can have.
+        encoders: those that the family can have, by `model_type` of the vision config.
         encoder: the one that this model has.
         features: settings that the encoder was observed for: others would pair features with wrong saliency.
     """
 
-    encoders: ClassVar[tuple[str, ...]]
-    refuses: ClassVar[tuple[str, ...]] = ("another encoder", "several feature layers", "features with [CLS]")
+    encoders: ClassVar[dict[str, Encoder]]
 
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config
-        self.encoder: str = config.vision_config.model_type
-        if self.encoder not in self.encoders:
+        kind = config.vision_config.model_type
+        if kind not in self.encoders:
             raise UnsupportedModelError(
-                f"This {config.model_type!r} model has a {self.encoder!r} vision encoder; supported: "
-                f"{', '.join(self.encoders)}."
+                f"This {config.model_type!r} model has a {kind!r} vision encoder; use one with "
+                f"{' or '.join(self.encoders)}."
             )
+        self.encoder = encoder = self.encoders[kind]
         names = ("vision_feature_layer", "vision_feature_select_strategy")
         self.features: dict[str, Any] = {name: getattr(config, name) for name in names if hasattr(config, name)}
         layer = self.features.get("vision_feature_layer", -1)
         if not isinstance(layer, int):
             raise UnsupportedModelError(f"vision_feature_layer={layer!r} is not one encoder layer; set a single one.")
-        encoder = ENCODERS[self.encoder]
         strategy = self.features.get("vision_feature_select_strategy", encoder.strategy)
         if strategy != encoder.strategy:
             raise UnsupportedModelError(
@@ -47,8 +49,14 @@ class TowerFamily(ModelFamily):
         self.observed = {modality: encoder.attention_at(self._tower(modality), layer) for modality in self.modalities}
         vision = config.vision_config
         size = vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size
-        if self.encoder == "clip_vision_model" and size == (1024, 24, 336, 14):
-            self.key_cutoff = 8.0
+        if encoder is CLIP and size == VIT_L_336:
+            self.key_cutoff = VIT_L_336_CUTOFF
+
+    @property
+    def side(self) -> int:
+        """Rows and columns of patches that the encoder makes of a square picture."""
+        vision = self.model.config.vision_config
+        return vision.image_size // vision.patch_size
 
     def check_encoding(self, call: Call) -> None:
         for name, value in self.features.items():
@@ -62,7 +70,7 @@ class TowerFamily(ModelFamily):
     def _patches(self, modality: str, attention: Call) -> Patches:
         """The patches of all pictures that the encoder got, which are of equal size, one picture after another."""
         module, hidden_states = self.observed[modality], attention["hidden_states"]
-        if ENCODERS[self.encoder].strategy == "default":
+        if self.encoder.has_cls:
             return with_cls(module, hidden_states)
         return without_cls(module, hidden_states, attention.get("attention_mask"))
 
@@ -72,15 +80,3 @@ class TowerFamily(ModelFamily):
         # Its first argument was called `pixel_values` before transformers 5.18.
         pixels = call["pixel_values_videos"] if "pixel_values_videos" in call else call["pixel_values"]
         return pixels.shape[:2]
-
-    def _observe_pixtral(self, modality: str, call: Call, attention: Call, side: int = 1) -> Observation:
-        """One grid per picture, of its own size; `side` x `side` patches become one visual token."""
-        patch = self.model.config.vision_config.patch_size
-        sizes = call.get("image_sizes")
-        if sizes is None:
-            sizes = [call["pixel_values"].shape[-2:]] * len(call["pixel_values"])
-        shapes = [(int(height) // patch, int(width) // patch) for height, width in sizes]
-        lengths = [rows * columns for rows, columns in shapes]
-        rotary = attention["position_embeddings"]
-        patches = pixtral(self.observed[modality], attention["hidden_states"], rotary, lengths)
-        return Observation.of(patches, [[shape] for shape in shapes], side)

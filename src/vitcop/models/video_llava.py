@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Call, Observation
+from .base import Call, Description, Observation
+from .encoders import CLIP
 from .grids import Grids
 from .tower import TowerFamily
 
@@ -14,13 +15,15 @@ class VideoLlava(TowerFamily):
 
     model_types = ("video_llava",)
     modalities = ("image", "video")
-    encoders = ("clip_vision_model",)
-    grids = "picture, frame"
-    saliency = "attention of [CLS]"
+    encoders = {"clip_vision_model": CLIP}
+    described = Description(
+        saliency="attention of [CLS]",
+        grids="picture, frame",
+        refuses=("another encoder", "several feature layers", "another feature strategy"),
+    )
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
-        vision = self.model.config.vision_config
-        side = vision.image_size // vision.patch_size
+        side = self.side
         patches = self._patches(modality, attention)
         grids = len(attention["hidden_states"])
         if modality == "image":

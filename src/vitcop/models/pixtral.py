@@ -1,0 +1,33 @@
+"""What Pixtral's encoder shows: pictures of any size, in LLaVA and in Mistral 3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .base import Call, Observation
+from .encoders import Encoder, with_rotary
+
+PIXTRAL = Encoder("transformer.layers", "attention", has_cls=False)
+
+
+def observe_pixtral(module: Any, patch_size: int, call: Call, attention: Call, side: int = 1) -> Observation:
+    """One grid per picture, of its own size.
+
+    Args:
+        module: the observed attention.
+        patch_size: rows and columns of pixels in a patch.
+        call, attention: as in `ModelFamily.observe`.
+        side: rows and columns of patches that become one visual token.
+    """
+    sizes = call.get("image_sizes")
+    if sizes is None:
+        sizes = [call["pixel_values"].shape[-2:]] * len(call["pixel_values"])
+    shapes = [(height // patch_size, width // patch_size) for height, width in torch.as_tensor(sizes).tolist()]
+    lengths = [rows * columns for rows, columns in shapes]
+    hidden_states, heads = attention["hidden_states"][0], (module.num_heads, module.head_dim)
+    queries = module.q_proj(hidden_states).unflatten(-1, heads)
+    keys = module.k_proj(hidden_states).unflatten(-1, heads)
+    patches = with_rotary(module, queries, keys, attention["position_embeddings"], lengths)
+    return Observation.of(patches, [[shape] for shape in shapes], side)
