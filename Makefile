@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+PROCESSORS := .venv-processors
 
-.PHONY: demo test test-slow test-oldest test-all lint docs format train clean
+.PHONY: demo test test-slow test-oldest test-processors test-all lint docs format train clean
 
 demo: $(VENV)/.installed
 	mkdir -p build
@@ -20,6 +21,11 @@ test-slow: $(VENV)/.dev
 # The oldest transformers that is supported, in an environment of its own.
 test-oldest: $(OLDEST)/.dev
 	$(OLDEST)/bin/pytest -n 2 -m "not slow"
+
+# The processors that need torchvision, in an environment of its own, whose torch may be one with CUDA.
+test-processors: $(PROCESSORS)/.dev
+	$(PROCESSORS)/bin/python -c "import num2words, torchvision"
+	$(PROCESSORS)/bin/pytest -n 2 tests/test_processors.py
 
 test-all: test test-slow test-oldest
 
@@ -42,7 +48,7 @@ train: $(VENV)/.installed
 	$(BIN)/python -m training
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch first and alone, so that nothing asks the registry for a newer build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -62,4 +68,11 @@ $(OLDEST)/.dev: pyproject.toml constraints.txt
 	$(OLDEST)/bin/pip install --quiet --upgrade pip
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt torch
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable . --group dev
+	touch $@
+
+$(PROCESSORS)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PROCESSORS)
+	grep -v "^torch==" constraints.txt > $(PROCESSORS)/constraints.txt
+	$(PROCESSORS)/bin/pip install --quiet --upgrade pip
+	$(PROCESSORS)/bin/pip install --quiet --constraint $(PROCESSORS)/constraints.txt --editable . --group dev --group processors
 	touch $@

@@ -162,7 +162,7 @@ def test_the_example_question_is_for_the_example_picture_only(arguments, questio
         (["--video", "clip.mp4", "--frames", "0"], "at least 1; got 0"),
         (["--frames", "3"], "--frames goes with a video"),
         (["--video", "text.png"], "Cannot read text.png as a video"),
-        (["--video", "clip.mp4", "--model", "weightless"], "take no videos; with --model, name one of type llava_"),
+        (["--video", "clip.mp4", "--model", "weightless"], "take no videos, or only as pictures of their own"),
         (["is <image> a word?"], "question"),
     ],
 )

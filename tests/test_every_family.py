@@ -1,10 +1,12 @@
 """What every family can do besides a forward: generation, later turns, repeated prompts, and leaving no trace."""
 
 import re
+from dataclasses import dataclass, field
 
 import pytest
 import torch
-from tiny import FAMILIES, GREEDY, KEEP_ONLY, METHODS, NUM_LAYERS, ONE_IMAGE, Prompt, batch, ragged
+from families.base import NUM_LAYERS
+from tiny import FAMILIES, GREEDY, KEEP_ONLY, METHODS, ONE_IMAGE, Prompt, ThreeStages, batch, ragged
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitcop
@@ -126,8 +128,10 @@ def test_placeholders_without_pictures_raise(name):
     model, inputs = family.model(), batch([ONE_IMAGE], family=family)
     ids = inputs["input_ids"]
     with torch.no_grad(), vitcop.prune(model, VITCOP):
-        with pytest.raises(vitcop.UnsupportedModelError, match="pass pixel_values"):
-            model(input_ids=ids, **family.token_kinds(ids))
+        for _ in range(2):
+            with pytest.raises(vitcop.UnsupportedModelError, match="pass pixel_values"):
+                model(input_ids=ids, **family.token_kinds(ids))
+            model.generate(**inputs, **GREEDY)  # what it has encoded is of no other prompt
         cache = model(**inputs).past_key_values
         with pytest.raises(vitcop.UnsupportedModelError, match="first turn"):
             model(**inputs, past_key_values=cache)
@@ -147,6 +151,34 @@ def test_stages_begin_where_the_decoder_lets_them(name):
         refused = pytest.raises(vitcop.BudgetError, match=f"from {first} to {NUM_LAYERS - 1}")
         with torch.no_grad(), vitcop.prune(model, vitcop.Random(0.9, layer=first - 1)), refused:
             model(**inputs)
+
+
+@dataclass(frozen=True)
+class Recording(ThreeStages):
+    """Keeps what its stages get."""
+
+    tables: list = field(default_factory=list)
+
+    def select(self, tokens, budget):
+        self.tables.append(tokens)
+        return super().select(tokens, budget)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_methods_are_told_what_the_family_knows(name):
+    family = FAMILIES[name]
+    model, inputs, method = family.model(), batch(ragged(family), family=family), Recording()
+    normalised = "k_norm" in dict(model.get_decoder().layers[0].self_attn.named_children())
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
+        pruning._family.key_cutoff = 3.0
+        model(**inputs)
+        images = pruning.report.to_dict()["images"]
+    assert len(method.tables) == 3
+    for tokens in method.tables:
+        assert tokens.normalised_keys == normalised and tokens.key_cutoff == 3
+    kinds = [image["modality"] for image in images]
+    assert kinds == ["image"] * kinds.count("image") + ["video"] * kinds.count("video")
+    assert set(kinds) == set(family.kinds)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

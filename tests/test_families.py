@@ -1,6 +1,7 @@
 """What families know about their models beyond what the shared tests see, and the table that says it."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import vitcop
 from docs.models_page import page
 from vitcop.models import FAMILIES as KNOWN
-from vitcop.models import family_of
+from vitcop.models import Description, Encoder, Observation, TowerFamily, family_of
 
 
 def test_the_table_is_up_to_date():
@@ -91,3 +92,24 @@ def test_feature_layers_count_from_both_ends():
     for layer in (-2, 2):
         model.config.vision_feature_layer = layer
         assert family_of(model).observed == {"image": second}
+
+
+class Mine(TowerFamily):
+    """As somebody outside this repository would write it, with nothing but public names."""
+
+    encoders: ClassVar = {"clip_vision_model": Encoder("encoder.layers", "self_attn", has_cls=True)}
+    described = Description(saliency="attention of [CLS]")
+
+    def observe(self, modality, call, attention):
+        return Observation.of(self.patches(modality, attention), [[(6, 6)]] * len(call["pixel_values"]))
+
+
+def test_families_of_ones_own_can_be_registered(monkeypatch):
+    model, inputs, kept = LLAVA.model(), batch([ONE_IMAGE]), []
+    for family in (KNOWN["llava"], Mine):
+        monkeypatch.setitem(vitcop.FAMILIES, "llava", family)
+        with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(0.3)) as pruning:
+            model(**inputs)
+        assert type(pruning.report) is vitcop.Report
+        kept.append([stage.kept() for stage in pruning.report.stages])
+    assert kept[0] == kept[1]

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from tiny import GREEDY, IMAGE, LLAVA, METHODS, ONE_IMAGE, RAGGED, VIDEO, Prompt, batch
+from families.base import IMAGE, VIDEO
+from tiny import GREEDY, LLAVA, METHODS, ONE_IMAGE, RAGGED, Prompt, batch
 from transformers import DynamicCache, TextStreamer
 from transformers.cache_utils import Cache, QuantizedLayer
 

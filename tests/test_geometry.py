@@ -29,7 +29,7 @@ def encode(model, kind, inputs):
     encoder = getattr(model.model, f"get_{kind}_features")
     parameters = inspect.signature(encoder).parameters
     call = {name: inputs[name] for name in (*parameters, "image_sizes") if name in inputs}
-    if kind == "video" and "pixel_values" in parameters:  # as transformers called it before 5.20
+    if kind == "video" and "pixel_values" in parameters:  # as transformers called it before 5.18
         call["pixel_values"] = inputs["pixel_values_videos"]
     with torch.no_grad():
         output = encoder(**call, return_dict=True)
@@ -108,6 +108,30 @@ def test_shrunk_pictures_are_where_their_features_come_from():
             assert here.any()
             assert torch.equal(changed(features, new_features), here)
             assert torch.equal(changed(observation.keys, new_observation.keys), here[place.visual])
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_what_is_observed_is_the_last_attention_before_the_features(name, kind):
+    """A layer whose attention is spoilt spoils the features if they come from behind it; windows do not count."""
+    family, model = FAMILIES[name], FAMILIES[name].model()
+    inputs = family.inputs([[family.visual(kind, 0, seed=0)]])
+    with vitcop.prune(model, vitcop.Random()) as pruning:
+        observed = pruning._family.observed[kind]
+    encoder = getattr(model.model, f"{kind}_tower") if name == "video_llava" else model.get_encoder(kind)
+    attentions = [module for module in encoder.modules() if type(module) is type(observed)]
+    full = getattr(encoder, "fullatt_block_indexes", range(len(attentions)))
+
+    def spoil(module, args, output):
+        return (output[0] * torch.nan, *output[1:]) if isinstance(output, tuple) else output * torch.nan
+
+    matters = []
+    for number in full:
+        hook = attentions[number].register_forward_hook(spoil)
+        with vitcop.prune(model, vitcop.Random()):
+            if encode(model, kind, inputs)[0].isnan().any():
+                matters.append(attentions[number])
+        hook.remove()
+    assert matters[-1] is observed
 
 
 @pytest.fixture

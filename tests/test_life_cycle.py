@@ -215,3 +215,45 @@ def test_a_dead_cache_takes_its_request_along(model):
             assert keys() is None and request() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("first", ["before", "after"])
+def test_others_may_wrap_what_we_wrap(model, first):
+    """Theirs stays, whoever came first, and does not find ours once the pruning is removed."""
+    inputs, calls = batch([ONE_IMAGE]), []
+
+    def wrap():
+        original = model.model.get_image_features
+
+        def theirs(*args, **kwargs):
+            calls.append(1)
+            return original(*args, **kwargs)
+
+        model.model.get_image_features = theirs
+
+    with torch.no_grad():
+        dense = model(**inputs).logits
+        if first == "before":
+            wrap()
+        with vitcop.prune(model, VITCOP) as pruning:
+            if first == "after":
+                wrap()
+            assert model(**inputs).logits.shape != dense.shape
+        assert calls == [1] and pruning.report is not None
+        assert torch.equal(model(**inputs).logits, dense)
+        assert calls == [1, 1]
+
+
+def test_an_error_in_the_encoder_leaves_nothing_running(model):
+    inputs, encoder = batch([ONE_IMAGE]), model.model.vision_tower.encoder
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        expected = model(**inputs).logits
+        hook = encoder.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(**inputs)
+        hook.remove()
+        assert torch.equal(model(**inputs).logits, expected)

@@ -11,6 +11,7 @@ from accelerate import cpu_offload, dispatch_model
 from peft import LoraConfig, get_peft_model
 from tiny import LLAVA, ONE_IMAGE, RAGGED, batch
 from transformers import (
+    AttentionInterface,
     BertConfig,
     BertModel,
     DynamicCache,
@@ -19,6 +20,8 @@ from transformers import (
     SiglipVisionConfig,
     StaticCache,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import vitcop
 
@@ -286,3 +289,38 @@ def test_quantised_weights_work(model, inputs):
                 setattr(module, name, Opaque(child))
     with torch.no_grad(), vitcop.prune(model, VITCOP):
         assert torch.equal(model.generate(**inputs, **GREEDY), expected)
+
+
+def test_features_that_are_not_those_observed_raise(model, inputs, monkeypatch):
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        observe = pruning._family.observe
+        monkeypatch.setattr(pruning._family, "observe", lambda *args: observe(*args).take([(0, 1), (0, 1)]))
+        with pytest.raises(vitcop.UnsupportedModelError, match="36 visual tokens where 72 were expected"):
+            model(**inputs)
+
+
+def test_decoders_of_another_kind_raise(model):
+    model.model.language_model.layers[0].forward = lambda hidden_states, mask: hidden_states
+    with pytest.raises(vitcop.UnsupportedModelError, match="Llama-like decoder"):
+        vitcop.prune(model, VITCOP)
+
+
+def test_flash_attention_is_not_shown_positions_with_gaps(inputs):
+    """It would take them for the borders of packed sequences. Here sdpa goes by its name."""
+    AttentionInterface.register("flash_fake", sdpa_attention_forward)
+    AttentionMaskInterface.register("flash_fake", sdpa_mask)
+    model, seen = LLAVA.model(), []
+    model.config.text_config._attn_implementation = "flash_fake"
+
+    def spy(attention, args, kwargs):
+        seen.append(kwargs["position_ids"])
+
+    for layer in model.model.language_model.layers:
+        layer.self_attn.register_forward_pre_hook(spy, with_kwargs=True)
+    try:
+        with torch.no_grad(), vitcop.prune(model, VITCOP):
+            model(**inputs)
+        assert seen == [None] * len(model.model.language_model.layers)
+    finally:
+        AttentionInterface._global_mapping.pop("flash_fake")
+        AttentionMaskInterface._global_mapping.pop("flash_fake")

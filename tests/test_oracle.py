@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, KEEP_ONLY, NUM_LAYERS, ONE_IMAGE, batch, ragged
+from families.base import NUM_LAYERS
+from tiny import FAMILIES, KEEP_ONLY, ONE_IMAGE, batch, ragged
 from transformers import DynamicCache
 
 import vitcop

@@ -4,7 +4,8 @@ import json
 import re
 
 import torch
-from tiny import LLAVA, NUM_LAYERS, ONE_IMAGE, RAGGED, TOKENS_PER_IMAGE, batch
+from families.base import NUM_LAYERS
+from tiny import LLAVA, ONE_IMAGE, RAGGED, TOKENS_PER_IMAGE, batch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitcop

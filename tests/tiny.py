@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from families import FAMILIES
-from families.base import IMAGE, NUM_LAYERS, PAD, VIDEO, TinyFamily, Visual
+from families.base import IMAGE, PAD, VIDEO, TinyFamily, Visual
 from torch import Tensor
 
 import vitcop
@@ -99,5 +99,3 @@ KEEP_ONLY = {
     "random": vitcop.Random(retention=0.3),
 }
 METHODS = KEEP_ONLY | {"vitcop": vitcop.ViTCoP(retention=0.3)}
-
-__all__ = ["FAMILIES", "GREEDY", "IMAGE", "KEEP_ONLY", "LLAVA", "METHODS", "NUM_LAYERS", "ONE_IMAGE", "RAGGED", "VIDEO"]

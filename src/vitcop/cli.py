@@ -277,7 +277,10 @@ def _load(name: str, modality: str) -> tuple[Any, Any]:
         model_type = AutoConfig.from_pretrained(name).model_type
     if modality not in known_family(model_type).modalities:  # before gigabytes are loaded in vain
         able = ", ".join(sorted(name for name, family in FAMILIES.items() if modality in family.modalities))
-        raise VitcopError(f"Models of type {model_type!r} take no {modality}s; with --model, name one of type {able}.")
+        raise VitcopError(
+            f"Models of type {model_type!r} take no {modality}s, or only as pictures of their own, which `vitcop run` "
+            f"does not show them; with --model, name one of type {able}."
+        )
     with _loading_errors(name):
         processor = AutoProcessor.from_pretrained(name)
         dtype = "auto" if device == "cuda" else torch.float32

@@ -6,6 +6,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MixtralConfig,
     PixtralVisionConfig,
     SiglipVisionConfig,
 )
@@ -35,6 +36,19 @@ class Llava(TinyFamily):
         return {"pixel_values": torch.cat([visual.pixels for visual in of_kind(rows, "image")])}
 
 
+class LlavaMixtral(Llava):
+    """Experts whose configuration names less than Qwen's."""
+
+    name = "llava with mixtral"
+    experts = MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2)
+
+    def build(self, attention):
+        config = LlavaConfig(vision_config=self.vision, text_config=self.experts, image_token_id=IMAGE, **self.features)
+        model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
+        model.set_experts_implementation("eager")  # whose products can be counted
+        return model
+
+
 class LlavaSiglip(Llava):
     name = "llava with siglip"
     has_cls = False
@@ -60,4 +74,4 @@ class LlavaPixtral(LlavaSiglip):
         return {"pixel_values": padded([visual.pixels[0] for visual in images]), "image_sizes": sizes}
 
 
-LLAVA, SIGLIP, PIXTRAL = Llava(), LlavaSiglip(), LlavaPixtral()
+LLAVA, MIXTRAL, SIGLIP, PIXTRAL = Llava(), LlavaMixtral(), LlavaSiglip(), LlavaPixtral()

@@ -8,8 +8,10 @@ from pkgutil import iter_modules
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError, unknown_name
-from .base import ModelFamily, Observation
+from .base import Description, ModelFamily, Observation
+from .encoders import Encoder
 from .grids import Grids
+from .tower import TowerFamily
 
 TABLE = "docs/models.md"
 
@@ -47,4 +49,15 @@ def known_family(model_type: str) -> type[ModelFamily]:
     return FAMILIES[model_type]
 
 
-__all__ = ["FAMILIES", "TABLE", "Grids", "ModelFamily", "Observation", "family_of", "known_family"]
+__all__ = [
+    "FAMILIES",
+    "TABLE",
+    "Description",
+    "Encoder",
+    "Grids",
+    "ModelFamily",
+    "Observation",
+    "TowerFamily",
+    "family_of",
+    "known_family",
+]

@@ -39,7 +39,7 @@ class Gemma3(TowerFamily):
         projector = self.base.multi_modal_projector
         shape = (projector.patches_per_image, projector.patches_per_image)
         pictures = len(attention["hidden_states"])
-        return Observation.of(self._patches(modality, attention), [[shape]] * pictures, projector.kernel_size)
+        return Observation.of(self.patches(modality, attention), [[shape]] * pictures, projector.kernel_size)
 
     def attention_blocks(self, call: Call) -> Int[Tensor, "batch seq"] | None:
         self._check_attention()  # it can be changed at any time

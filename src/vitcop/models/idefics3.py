@@ -28,7 +28,7 @@ class Idefics3(TowerFamily):
         tiles, patches, _ = attention["hidden_states"].shape
         side = int(patches**0.5)
         merged = self.model.config.scale_factor
-        return Observation.of(self._patches(modality, attention), [[(side, side)]] * tiles, merged)
+        return Observation.of(self.patches(modality, attention), [[(side, side)]] * tiles, merged)
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
         # The processor puts the same token before each tile and behind each picture, around markers of one or

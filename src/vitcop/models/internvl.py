@@ -27,7 +27,7 @@ class InternVL(TowerFamily):
         tiles, tokens, _ = attention["hidden_states"].shape
         side = int((tokens - 1) ** 0.5)
         merged = int(1 / self.model.config.downsample_ratio)
-        return Observation.of(self._patches(modality, attention), [[(side, side)]] * tiles, merged)
+        return Observation.of(self.patches(modality, attention), [[(side, side)]] * tiles, merged)
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
         ends = [None, *((row, column + length) for (row, column), length in zip(starts, lengths, strict=True))]

@@ -23,5 +23,5 @@ class Llava(TowerFamily):
         if self.encoder is PIXTRAL:
             return observe_pixtral(self.observed[modality], patch, call, attention)
         pictures, _, height, width = call["pixel_values"].shape
-        patches = self._patches(modality, attention)
+        patches = self.patches(modality, attention)
         return Observation.of(patches, [[(height // patch, width // patch)]] * pictures)

@@ -53,7 +53,7 @@ class LlavaNext(TowerFamily):
             packed = self._pack(pictures, call, channels.new_zeros(channels.shape[-1]))
             return torch.cat(list(packed))[visual.to(channels.device)]
 
-        patches = self._patches(modality, attention).through(pack)
+        patches = self.patches(modality, attention).through(pack)
         return Observation(images, patches.keys, patches.saliency)
 
     def _tiles(self, call: Call) -> list[int]:

@@ -20,7 +20,7 @@ class LlavaNextVideo(LlavaNext):
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         if modality == "image":
             return super().observe(modality, call, attention)
-        videos, frames = self._videos(call)
+        videos, frames = self.videos(call)
         shapes = [(self.side, self.side)] * frames
         stride = self.model.config.spatial_pool_stride
-        return Observation.of(self._patches(modality, attention), [shapes] * videos, stride)
+        return Observation.of(self.patches(modality, attention), [shapes] * videos, stride)

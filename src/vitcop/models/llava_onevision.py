@@ -27,8 +27,8 @@ class LlavaOnevision(LlavaNext):
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         if modality == "image":
             return super().observe(modality, call, attention)
-        videos, frames = self._videos(call)
-        patches = self._patches(modality, attention).through(
+        videos, frames = self.videos(call)
+        patches = self.patches(modality, attention).through(
             lambda channels: self.base.apply_pooling(channels.unflatten(0, (videos * frames, -1))).flatten(0, 1)
         )
         side = -(-self.side // 2)

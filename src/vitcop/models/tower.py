@@ -46,7 +46,7 @@ class TowerFamily(ModelFamily):
                 f"picture, or loses a patch; use {encoder.strategy!r} with this encoder."
             )
         super().__init__(model)
-        self.observed = {modality: encoder.attention_at(self._tower(modality), layer) for modality in self.modalities}
+        self.observed = {modality: encoder.attention_at(self.tower(modality), layer) for modality in self.modalities}
         vision = config.vision_config
         size = vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size
         if encoder is CLIP and size == VIT_L_336:
@@ -64,10 +64,10 @@ class TowerFamily(ModelFamily):
             if (getattr(self.model.config, name) if asked is None else asked) != value:
                 raise UnsupportedModelError(f"{name} cannot change while pruned; set it in the config before.")
 
-    def _tower(self, modality: str) -> Any:
+    def tower(self, modality: str) -> Any:
         return self.base.get_encoder(modality)
 
-    def _patches(self, modality: str, attention: Call) -> Patches:
+    def patches(self, modality: str, attention: Call) -> Patches:
         """The patches of all pictures that the encoder got, which are of equal size, one picture after another."""
         module, hidden_states = self.observed[modality], attention["hidden_states"]
         if self.encoder.has_cls:
@@ -75,7 +75,7 @@ class TowerFamily(ModelFamily):
         return without_cls(module, hidden_states, attention.get("attention_mask"))
 
     @staticmethod
-    def _videos(call: Call) -> tuple[int, int]:
+    def videos(call: Call) -> tuple[int, int]:
         """Videos that the encoder got, and frames of each."""
         # Its first argument was called `pixel_values` before transformers 5.18.
         pixels = call["pixel_values_videos"] if "pixel_values_videos" in call else call["pixel_values"]

@@ -24,13 +24,13 @@ class VideoLlava(TowerFamily):
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         side = self.side
-        patches = self._patches(modality, attention)
+        patches = self.patches(modality, attention)
         grids = len(attention["hidden_states"])
         if modality == "image":
             return Observation.of(patches, [[(side, side)]] * grids)
-        videos, frames = self._videos(call)
+        videos, frames = self.videos(call)
         video = Grids.join([Grids.separator(), Grids.full((side, side))] * frames)
         return Observation((video,) * videos, patches.keys, patches.saliency)
 
-    def _tower(self, modality: str) -> Any:
+    def tower(self, modality: str) -> Any:
         return getattr(self.base, f"{modality}_tower")
