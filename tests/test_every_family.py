@@ -194,7 +194,8 @@ def test_costs_are_the_counted_ones(name):
     dense, pruned = pruning.report.prefill_flops
     assert pruned == counted and dense > pruned
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
-    assert pruning.report.kv_cache_bytes[1] >= held  # a window holds less
+    expected = pruning.report.kv_cache_bytes[1]
+    assert expected == held or (expected > held and name == "gemma3")  # whose windows hold less
 
 
 @pytest.mark.parametrize("method", ["three_stages", "three_stages_compact"])

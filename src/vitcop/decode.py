@@ -10,7 +10,7 @@ from torch import Tensor
 from .cache import PrunedCache
 from .errors import UnsupportedModelError
 from .layout import Layout
-from .masks import layer_mask
+from .masks import entering_mask, layer_mask
 from .models import ModelFamily
 from .models.base import Call
 from .positions import count_positions
@@ -57,12 +57,9 @@ class Decode:
         return call | {"position_ids": positions, "attention_mask": None}
 
     def enter(self, kwargs: Call) -> Call:
-        layout, kinds = self.request.layouts[0], self.family.layer_kinds
-        if len(set(kinds)) == 1:
-            return kwargs | {"attention_mask": self._real(layout)}
-        # Such decoders take one mask for each kind of layer, and a mask that is there is not made again.
-        embeds = kwargs["inputs_embeds"]
-        return kwargs | {"attention_mask": {kind: self._mask(kinds.index(kind), layout, embeds) for kind in set(kinds)}}
+        layout, embeds = self.request.layouts[0], kwargs["inputs_embeds"]
+        mask = entering_mask(self.family, self._real(layout), lambda layer: self._mask(layer, layout, embeds))
+        return kwargs | {"attention_mask": mask}
 
     def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:
         kind = self.family.layer_kinds[layer]
@@ -82,8 +79,7 @@ class Decode:
     def _mask(self, layer: int, layout: Layout, hidden_states: Tensor) -> Any:
         tail = self.request.ends[:, None] + torch.arange(self.tail + self.new, device=self.request.ends.device)
         return layer_mask(
-            self.family.decoder.config,
-            self.family.layer_kinds[layer],
+            self.family,
             layer,
             hidden_states,
             self.cache,

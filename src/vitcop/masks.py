@@ -7,13 +7,25 @@ from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import Cache, PretrainedConfig
+from transformers import Cache
 from transformers.masking_utils import blockwise_overlay, create_causal_mask
+
+from .models import ModelFamily
+
+
+def entering_mask(family: ModelFamily, real: Tensor | None, mask_of: Callable[[int], Any]) -> Any:
+    """What the decoder takes as its mask: a 2-D one, of which it makes others, or one for each kind of layer.
+
+    Args:
+        real: the 2-D mask.
+        mask_of: makes the mask of a layer.
+    """
+    kinds = family.layer_kinds
+    return {kind: mask_of(kinds.index(kind)) for kind in set(kinds)} if family.has_windows else real
 
 
 def layer_mask(
-    config: PretrainedConfig,
-    kind: str,
+    family: ModelFamily,
     layer: int,
     hidden_states: Float[Tensor, "batch new hidden"],
     cache: Cache | None,
@@ -28,15 +40,15 @@ def layer_mask(
     the dense model, less what was dropped.
 
     Args:
-        kind: the layer's entry in `config.layer_types`.
         real: where the layer holds a token and no padding; None when everywhere.
         columns: of the unpruned prompt and what came behind it, of all that the layer holds; new tokens come last.
         blocks: tokens of the same block see each other both ways; -1 for none.
     """
+    config = family.decoder.config
     overlays: dict[str, Callable[..., Any]] = {}
     if blocks is not None:
         overlays["or_mask_function"] = blockwise_overlay(blocks)
-    if kind == "sliding_attention":
+    if family.layer_kinds[layer] == "sliding_attention":
         overlays["and_mask_function"] = _window(config.sliding_window, columns)
     return create_causal_mask(config, hidden_states, real, cache, layer_idx=layer, **overlays)
 

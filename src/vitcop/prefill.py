@@ -13,7 +13,7 @@ from transformers import Cache
 from .cache import PrunedCache, Request, adopt, cache_in
 from .errors import BudgetError, UnsupportedModelError, VitcopError
 from .layout import Layout, gather_slots
-from .masks import layer_mask
+from .masks import entering_mask, layer_mask
 from .models import ModelFamily, Observation
 from .models.base import Call
 from .models.grids import Grids
@@ -95,7 +95,8 @@ class Prefill:
                 positions = positions - dropped
                 shift = dropped[:, -1]
             kwargs |= self.family.gather_features(kwargs, slots, self.layout.alive, sum(self.tokens.lengths))
-            kwargs |= {"inputs_embeds": hidden_states, "attention_mask": self._entering_mask(hidden_states)}
+            mask = entering_mask(self.family, self.layout.mask, lambda layer: self._mask(layer, hidden_states))
+            kwargs |= {"inputs_embeds": hidden_states, "attention_mask": mask}
         self.positions = RotaryPositions(positions, shift)
         return kwargs | {"position_ids": positions}
 
@@ -222,18 +223,10 @@ class Prefill:
             fitted["position_ids"] = gather_slots(kwargs["position_ids"], self.entered, -1)
         return fitted
 
-    def _entering_mask(self, hidden_states: Tensor) -> Any:
-        """For decoders that make one mask from a 2-D one, or take one for each kind of layer."""
-        if not self.family.has_windows:
-            return self.layout.mask
-        kinds = self.family.layer_kinds
-        return {kind: self._mask(kinds.index(kind), hidden_states) for kind in set(kinds)}
-
     def _mask(self, layer: int, hidden_states: Tensor) -> Any:
         columns = self.layout.columns
         return layer_mask(
-            self.family.decoder.config,
-            self.family.layer_kinds[layer],
+            self.family,
             layer,
             hidden_states,
             self.cache,

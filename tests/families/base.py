@@ -108,6 +108,13 @@ def of_kind(rows: list[list[Visual]], kind: str) -> list[Visual]:
     return [visual for row in rows for visual in row if visual.kind == kind]
 
 
+def sized(rows: list[list[Visual]]) -> dict[str, Tensor]:
+    """Pictures of different sizes with their sizes, as Pixtral's encoder takes them."""
+    images = of_kind(rows, "image")
+    sizes = torch.tensor([visual.pixels.shape[2:] for visual in images])
+    return {"pixel_values": padded([visual.pixels[0] for visual in images]), "image_sizes": sizes}
+
+
 def padded(pixels: list[Tensor]) -> Tensor:
     """Pictures, or stacks of them, of different sizes as one tensor with zeros at the ends."""
     shape = [max(sizes) for sizes in zip(*(p.shape for p in pixels), strict=True)]

@@ -11,7 +11,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from .base import BREAK, DECODER, ENCODER, IMAGE, TinyFamily, of_kind, padded
+from .base import BREAK, DECODER, ENCODER, IMAGE, TinyFamily, of_kind, sized
 
 
 class Llava(TinyFamily):
@@ -69,9 +69,7 @@ class LlavaPixtral(LlavaSiglip):
         return ([IMAGE] * columns + [BREAK]) * rows
 
     def inputs(self, rows):
-        images = of_kind(rows, "image")
-        sizes = torch.tensor([visual.pixels.shape[2:] for visual in images])
-        return {"pixel_values": padded([visual.pixels[0] for visual in images]), "image_sizes": sizes}
+        return sized(rows)
 
 
 LLAVA, MIXTRAL, SIGLIP, PIXTRAL = Llava(), LlavaMixtral(), LlavaSiglip(), LlavaPixtral()

@@ -1,9 +1,8 @@
 """Mistral 3: pictures of 6 x 8 and 8 x 6 patches, merged to 3 x 4 and 4 x 3 tokens."""
 
-import torch
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig, PixtralVisionConfig
 
-from .base import BREAK, DECODER, ENCODER, IMAGE, TinyFamily, of_kind, padded
+from .base import BREAK, DECODER, ENCODER, IMAGE, TinyFamily, sized
 
 
 class Mistral3(TinyFamily):
@@ -27,9 +26,7 @@ class Mistral3(TinyFamily):
         return ([IMAGE] * columns + [BREAK]) * rows
 
     def inputs(self, rows):
-        images = of_kind(rows, "image")
-        sizes = torch.tensor([visual.pixels.shape[2:] for visual in images])
-        return {"pixel_values": padded([visual.pixels[0] for visual in images]), "image_sizes": sizes}
+        return sized(rows)
 
 
 MISTRAL3 = Mistral3()

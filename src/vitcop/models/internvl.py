@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .base import Call, Description, Observation
 from .encoders import Encoder
-from .tower import TowerFamily
+from .tower import OTHER_FEATURES, TowerFamily
 
 
 class InternVL(TowerFamily):
@@ -19,7 +19,7 @@ class InternVL(TowerFamily):
     described = Description(
         saliency="attention of [CLS], mean over the patches of a token",
         grids="tile; those that follow each other are one picture, so that frames of a video are pictures",
-        refuses=("another encoder", "several feature layers", "another feature strategy"),
+        refuses=OTHER_FEATURES,
     )
     tiles_are_images = True
 

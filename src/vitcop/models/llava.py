@@ -5,7 +5,7 @@ from __future__ import annotations
 from .base import Call, Description, Observation
 from .encoders import CLIP, SIGLIP
 from .pixtral import PIXTRAL, observe_pixtral
-from .tower import TowerFamily
+from .tower import OTHER_FEATURES, TowerFamily
 
 
 class Llava(TowerFamily):
@@ -15,7 +15,7 @@ class Llava(TowerFamily):
     encoders = {"clip_vision_model": CLIP, "siglip_vision_model": SIGLIP, "pixtral": PIXTRAL}
     described = Description(
         saliency="attention of [CLS] (CLIP), attention received (SigLIP, Pixtral)",
-        refuses=("another encoder", "several feature layers", "another feature strategy"),
+        refuses=OTHER_FEATURES,
     )
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:

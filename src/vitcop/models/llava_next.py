@@ -16,7 +16,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 from .base import Call, Description, Observation
 from .encoders import CLIP
 from .grids import SEPARATOR, Grids
-from .tower import TowerFamily
+from .tower import OTHER_FEATURES, TowerFamily
 
 
 class LlavaNext(TowerFamily):
@@ -31,7 +31,7 @@ class LlavaNext(TowerFamily):
     described = Description(
         saliency="attention of [CLS]",
         grids="thumbnail, tile",
-        refuses=("another encoder", "several feature layers", "another feature strategy"),
+        refuses=OTHER_FEATURES,
     )
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:

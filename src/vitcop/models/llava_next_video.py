@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import Call, Description, Observation
 from .llava_next import LlavaNext
+from .tower import OTHER_FEATURES
 
 
 class LlavaNextVideo(LlavaNext):
@@ -14,7 +15,7 @@ class LlavaNextVideo(LlavaNext):
     described = Description(
         saliency="attention of [CLS], in videos the mean over the pooled patches",
         grids="thumbnail, tile, frame",
-        refuses=("another encoder", "several feature layers", "another feature strategy"),
+        refuses=OTHER_FEATURES,
     )
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:

@@ -10,6 +10,7 @@ from .base import Call, Description, Observation
 from .encoders import SIGLIP
 from .grids import Grids
 from .llava_next import LlavaNext
+from .tower import OTHER_FEATURES
 
 
 class LlavaOnevision(LlavaNext):
@@ -21,7 +22,7 @@ class LlavaOnevision(LlavaNext):
     described = Description(
         saliency="attention received, interpolated where the features are",
         grids="thumbnail, tile, frame",
-        refuses=("another encoder", "several feature layers", "another feature strategy"),
+        refuses=OTHER_FEATURES,
     )
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:

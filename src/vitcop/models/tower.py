@@ -13,6 +13,9 @@ from .encoders import CLIP, Encoder, Patches, with_cls, without_cls
 # Width, layers, and pixels of a picture and of a patch, of the encoder that ViTCoP's authors give a cutoff for.
 VIT_L_336, VIT_L_336_CUTOFF = (1024, 24, 336, 14), 8.0
 
+OTHER_FEATURES = ("another encoder", "several feature layers", "another feature strategy")
+"""What is refused of a model whose config says which features its projector takes."""
+
 
 class TowerFamily(ModelFamily):
     """A family that takes the features of one layer of a known encoder.

@@ -7,7 +7,7 @@ from typing import Any
 from .base import Call, Description, Observation
 from .encoders import CLIP
 from .grids import Grids
-from .tower import TowerFamily
+from .tower import OTHER_FEATURES, TowerFamily
 
 
 class VideoLlava(TowerFamily):
@@ -19,7 +19,7 @@ class VideoLlava(TowerFamily):
     described = Description(
         saliency="attention of [CLS]",
         grids="picture, frame",
-        refuses=("another encoder", "several feature layers", "another feature strategy"),
+        refuses=OTHER_FEATURES,
     )
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
