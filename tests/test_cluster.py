@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from test_geometry import LargestTensor
 
 from vitcop.ops.cluster import density_peaks, num_centres
 
@@ -99,3 +100,20 @@ def test_partition_does_not_depend_on_the_order():
     plain = density_peaks(keys, places, (36,), **settings)[order]
     moved = density_peaks(keys[order], places[order], (36,), **settings)
     assert torch.equal(plain[:, None] == plain, moved[:, None] == moved)
+
+
+def test_small_pictures_beside_a_large_one_cost_what_they_cost_alone():
+    """Padding each to the largest would make maps of 400 x 400 for every one of them."""
+    keys, places = picture(0, 20)
+    small = [picture(seed, 2) for seed in range(1, 41)]
+    keys, places = (
+        torch.cat([first, *rest]) for first, rest in zip((keys, places), zip(*small, strict=True), strict=True)
+    )
+    lengths = (400, *[4] * 40)
+    with LargestTensor() as largest:
+        together = density_peaks(keys, places, lengths, centre_fraction=0.2, cutoff=None, radius=0.6)
+    assert largest.values <= 400 * 400
+    for first in range(400, 560, 4):
+        rows = slice(first, first + 4)
+        alone = density_peaks(keys[rows], places[rows], (4,), centre_fraction=0.2, cutoff=None, radius=0.6)
+        assert torch.equal(together[rows], alone)

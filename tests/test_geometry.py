@@ -203,7 +203,7 @@ class LargestTensor(TorchDispatchMode):
 def test_attention_received_is_streamed(monkeypatch):
     """No map of all queries by all keys, and the size of a block changes nothing."""
     generator = torch.Generator().manual_seed(0)
-    lengths = (500, 120)
+    lengths = (500, 120, 3, 3, 400)
     queries, keys = torch.randn(2, sum(lengths), 2, 8, generator=generator)
     whole = saliency.attention_received(queries, keys, 1.0, lengths)
     monkeypatch.setattr(saliency, "_BLOCK_VALUES", 2**15)

@@ -257,3 +257,18 @@ def test_an_error_in_the_encoder_leaves_nothing_running(model):
             model(**inputs)
         hook.remove()
         assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_an_interrupted_generation_leaves_no_pictures_behind(model):
+    inputs = batch([ONE_IMAGE])
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        hook = model.model.language_model.layers[3].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(**inputs, **GREEDY)
+        hook.remove()
+        with pytest.raises(vitcop.UnsupportedModelError, match="pass pixel_values"):
+            model.model(input_ids=inputs["input_ids"])

@@ -40,7 +40,7 @@ class Request:
     @property
     def next_position(self) -> Int[Tensor, " batch"]:
         """Rotary position of the first token after the prompt."""
-        return self.positions.behind(self.layouts[0].mask)
+        return self.positions.behind(self.layouts[0].alive)
 
     @property
     def batch(self) -> int:
@@ -142,10 +142,12 @@ class PrunedCache(Cache):
 
     def crop(self, tokens_to_remove: int | Tensor) -> None:
         tokens_to_remove = int(tokens_to_remove)
+        request = self.request
         # Drafts of assisted decoding come with the prompt's first forward: taking them back reaches into the prompt.
-        if self.request is not None and (from_prompt := abs(tokens_to_remove) - self.tail_length()) > 0:
-            self.request = self.request.crop(from_prompt)
+        if request is not None and (from_prompt := abs(tokens_to_remove) - self.tail_length()) > 0:
+            request = request.crop(from_prompt)
         super().crop(tokens_to_remove)
+        self.request = request
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)

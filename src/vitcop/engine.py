@@ -90,6 +90,7 @@ class Pruning:
         self._release()
         # A handle is often kept for its report: it must not keep the model.
         vars(self).pop("_family", None)
+        self._forward = threading.local()
 
     def __enter__(self) -> Pruning:
         if not self._hooks:
@@ -176,7 +177,9 @@ class Pruning:
             raise UnsupportedModelError("attention_mask hides visual tokens; leave them out of the prompt.")
         self.report = None
         prefill = Prefill(self._family, self.method, call, placeholders)
-        for modality, observation in (_observations_in(call) or getattr(self._forward, "encoded", {})).items():
+        # Taken, not read: an interrupted call leaves what it has encoded behind.
+        encoded, self._forward.encoded = getattr(self._forward, "encoded", {}), {}
+        for modality, observation in (_observations_in(call) or encoded).items():
             prefill.observations[modality].append(observation)
         return prefill
 

@@ -4,46 +4,56 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from jaxtyping import Int, Shaped
+import torch
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class RotaryPositions:
-    """RotaryPositions of the tokens that entered the decoder; with axes where a token has one per axis (M-RoPE).
+    """Positions of the tokens that entered the decoder; with axes where a token has one per axis (M-RoPE).
 
     Attributes:
         values: of the token in each slot; meaningless in padding.
         shift: by how much the tokens behind the prompt lie before their place in the unpruned prompt, per row.
+        floor: the first position behind all that was dropped before the decoder, per row; 0 where what is left
+            was numbered anew.
     """
 
     values: Int[Tensor, "*axes batch entered"]
     shift: Int[Tensor, " batch"]
+    floor: Int[Tensor, " batch"]
 
-    def behind(self, mask: Shaped[Tensor, "batch entered"] | None) -> Int[Tensor, " batch"]:
+    def behind(self, alive: Bool[Tensor, "batch entered"]) -> Int[Tensor, " batch"]:
         """Position of the first token behind each row. On all axes it is one more than the largest so far.
 
         Args:
-            mask: where a slot holds a token; None when all do.
+            alive: where a slot holds a token.
         """
-        values = self.values if mask is None else self.values.masked_fill(~mask.to(self.values.device), -1)
-        last = values.amax(-1)
-        # Of four axes, the first counts tokens; the rotary ones are the last three.
-        return (last if last.ndim == 1 else last[-3:].amax(0)) + 1
+        return torch.maximum(position_behind(self.values, alive), self.floor)
 
     def given(self, positions: Int[Tensor, "*axes batch new"]) -> Int[Tensor, "*axes batch new"]:
-        """RotaryPositions of later tokens that were counted in the unpruned prompt."""
+        """Positions of later tokens that were counted in the unpruned prompt."""
         return positions - self.shift.to(positions.device)[:, None]
 
     def select_rows(self, rows: Int[Tensor, " rows"]) -> RotaryPositions:
         rows = rows.to(self.values.device)
-        return RotaryPositions(self.values[..., rows, :], self.shift[rows.to(self.shift.device)])
+        return RotaryPositions(self.values[..., rows, :], self.shift[rows], self.floor[rows])
 
     def without_last(self, tokens: int) -> RotaryPositions:
         return replace(self, values=self.values[..., :-tokens])
 
 
+def position_behind(
+    positions: Int[Tensor, "*axes batch seq"], chosen: Bool[Tensor, "batch seq"]
+) -> Int[Tensor, " batch"]:
+    """One more than the largest position among the chosen tokens of each row; 0 where there are none."""
+    last = positions.masked_fill(~chosen.to(positions.device), -1).amax(-1)
+    # Of four axes, the first counts tokens; the rotary ones are the last three.
+    return (last if last.ndim == 1 else last[-3:].amax(0)) + 1
+
+
 def count_positions(mask: Shaped[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-    """RotaryPositions counted over the tokens of each row; padding is at 0."""
+    """Positions counted over the tokens of each row; padding is at 0."""
     mask = mask.long()
     return (mask.cumsum(-1) - 1) * mask

@@ -18,7 +18,7 @@ from .models import ModelFamily, Observation
 from .models.base import Call
 from .models.grids import Grids
 from .placement import Placeholders, place_images
-from .positions import RotaryPositions
+from .positions import RotaryPositions, position_behind
 from .pruner import Pruner
 from .report import Report, StageReport
 from .tokens import VisualTokens, merge_hidden_states
@@ -81,7 +81,7 @@ class Prefill:
         if positions is None:
             positions = self.layout.columns
         positions = positions.expand(*positions.shape[:-2], *hidden_states.shape[:2])
-        shift = torch.zeros_like(self.layout.columns[:, 0])
+        shift = floor = torch.zeros_like(self.layout.columns[:, 0])
         entering, slots = self.layout, None
         if 0 in self.stage_layers:
             hidden_states, slots = self._stage(hidden_states)
@@ -89,15 +89,18 @@ class Prefill:
             # A cache with a window keeps the last slots of a row, which must not be padding.
             hidden_states, slots = self._pack(0, hidden_states, entering.mask, self.slots, self.row_lengths[0])
         if slots is not None:
-            dropped = entering.ranks.gather(1, slots) - self.layout.ranks
+            kept = torch.zeros_like(entering.alive).scatter(1, slots, self.layout.alive)
+            compact = method.positions == "compact" and not self.family.keeps_positions
+            if not compact:
+                floor = position_behind(positions, entering.alive & ~kept)
             positions = gather_slots(positions, slots, -1)
-            if method.positions == "compact" and not self.family.keeps_positions:
-                positions = positions - dropped
-                shift = dropped[:, -1]
+            if compact:
+                positions = positions - (entering.ranks.gather(1, slots) - self.layout.ranks)
+                shift = (entering.alive & ~kept).sum(1)
             kwargs |= self.family.gather_features(kwargs, slots, self.layout.alive, sum(self.tokens.lengths))
             mask = entering_mask(self.family, self.layout.mask, lambda layer: self._mask(layer, hidden_states))
             kwargs |= {"inputs_embeds": hidden_states, "attention_mask": mask}
-        self.positions = RotaryPositions(positions, shift)
+        self.positions = RotaryPositions(positions, shift, floor)
         return kwargs | {"position_ids": positions}
 
     def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:
@@ -129,6 +132,11 @@ class Prefill:
         if "flash" in self.family.decoder.config._attn_implementation:
             # Flash attention would take gaps between positions for the borders of packed sequences.
             kwargs["position_ids"] = None
+            if "llama_4_scaling_beta" in (getattr(self.family.decoder.config, "rope_parameters", None) or {}):
+                raise UnsupportedModelError(
+                    "This decoder scales its queries by their positions, which flash attention must not be shown; use "
+                    "attn_implementation='sdpa'."
+                )
         return hidden_states, kwargs
 
     def release(self) -> None:

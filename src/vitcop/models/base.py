@@ -140,7 +140,8 @@ class ModelFamily(ABC):
     @property
     def normalises_keys(self) -> bool:
         """Whether the decoder normalises each key (QK-norm), so that key norms say little about a token."""
-        return hasattr(self.layers[0].self_attn, "k_norm")
+        attention = self.layers[0].self_attn
+        return hasattr(attention, "k_norm") or hasattr(attention, "k_layernorm")
 
     def placeholders(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None

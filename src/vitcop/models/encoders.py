@@ -136,7 +136,11 @@ def _rotate(
 
 
 def _real_patches(mask: Tensor, grids: int, length: int) -> Bool[Tensor, " patches"]:
-    """Which patches a mask of any attention backend lets others attend to."""
+    """Which patches a mask lets others attend to."""
+    if not isinstance(mask, Tensor):
+        raise UnsupportedModelError(
+            f"The padding of pictures cannot be read from a {type(mask).__name__}; use attn_implementation='sdpa'."
+        )
     if mask.ndim == 4:
         mask = mask.expand(grids, -1, -1, -1)[:, 0].any(1) if mask.dtype == torch.bool else (mask == 0)[:, 0].any(1)
     return mask.bool().expand(grids, length).flatten()

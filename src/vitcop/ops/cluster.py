@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .segments import indices_of, pad_segments
+from .segments import by_size, indices_of, pad_segments, rows_of
 
 # The rule of thumb of Rodriguez and Laio (Science 2014): the cutoff is the distance within which
 # 1 to 2 % of all points lie. It makes the clusters independent of the scale of the keys.
@@ -43,6 +43,18 @@ def density_peaks(
     Returns:
         The cluster of each row, counted from 0 in every segment by falling `density * separation`.
     """
+    labels = torch.empty(len(features), dtype=torch.long, device=features.device)
+    for segments in by_size(lengths):
+        rows = rows_of(segments, lengths, features.device)
+        sizes = [lengths[segment] for segment in segments]
+        labels[rows] = _density_peaks(features[rows], grid[rows], sizes, centre_fraction, cutoff, radius)
+    return labels
+
+
+def _density_peaks(
+    features: Tensor, grid: Tensor, lengths: Sequence[int], centre_fraction: float, cutoff: float | None, radius: float
+) -> Tensor:
+    """`density_peaks` of segments of about the same length."""
     padded, valid = pad_segments(features.float(), lengths)
     places, _ = pad_segments(grid.float(), lengths)
     distance = _distances(padded, valid)

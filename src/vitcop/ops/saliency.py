@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .segments import indices_of, pad_segments
+from .segments import by_size, indices_of, pad_segments, rows_of
 
 # Largest temporary of `attention_received`, in values: 64 MiB in float32.
 _BLOCK_VALUES = 2**24
@@ -57,6 +57,16 @@ def attention_received(
     """
     if real is None:
         real = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
+    received = torch.empty(len(queries), device=queries.device)
+    for segments in by_size(lengths):
+        rows = rows_of(segments, lengths, queries.device)
+        sizes = [lengths[segment] for segment in segments]
+        received[rows] = _received(queries[rows], keys[rows], scale, sizes, real[rows])
+    return received
+
+
+def _received(queries: Tensor, keys: Tensor, scale: float, lengths: Sequence[int], real: Tensor) -> Tensor:
+    """`attention_received` of stretches of about the same length."""
     padded_queries, valid = pad_segments(queries, lengths)
     padded_keys = pad_segments(keys, lengths)[0].permute(0, 2, 3, 1)  # (segments, heads, head_dim, longest)
     seen = pad_segments(real, lengths)[0]

@@ -6,6 +6,7 @@ A segment's rows are consecutive wherever `lengths` is taken; `segments` may be 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -69,3 +70,17 @@ def pad_segments(
     starts = torch.tensor(lengths, device=values.device).cumsum(0)[:, None] - valid.sum(1, keepdim=True)
     padded = values[(starts + column).clamp(max=len(values) - 1)]
     return padded.masked_fill(~valid.view(*valid.shape, *[1] * (values.ndim - 1)), 0), valid
+
+
+def by_size(lengths: Sequence[int]) -> list[list[int]]:
+    """Groups of segments of which none is more than twice as long as another, so that padding costs little."""
+    groups: dict[int, list[int]] = {}
+    for segment, length in enumerate(lengths):
+        groups.setdefault(length.bit_length(), []).append(segment)
+    return list(groups.values())
+
+
+def rows_of(segments: Sequence[int], lengths: Sequence[int], device: torch.device) -> Int[Tensor, " rows"]:
+    """The rows of some of the segments, one segment after another."""
+    starts = [0, *accumulate(lengths)]
+    return torch.cat([torch.arange(starts[i], starts[i + 1]) for i in segments]).to(device)
