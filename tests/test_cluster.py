@@ -104,11 +104,8 @@ def test_partition_does_not_depend_on_the_order():
 
 def test_small_pictures_beside_a_large_one_cost_what_they_cost_alone():
     """Padding each to the largest would make maps of 400 x 400 for every one of them."""
-    keys, places = picture(0, 20)
-    small = [picture(seed, 2) for seed in range(1, 41)]
-    keys, places = (
-        torch.cat([first, *rest]) for first, rest in zip((keys, places), zip(*small, strict=True), strict=True)
-    )
+    pictures = [picture(0, 20), *(picture(seed, 2) for seed in range(1, 41))]
+    keys, places = (torch.cat(parts) for parts in zip(*pictures, strict=True))
     lengths = (400, *[4] * 40)
     with LargestTensor() as largest:
         together = density_peaks(keys, places, lengths, centre_fraction=0.2, cutoff=None, radius=0.6)

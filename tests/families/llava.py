@@ -1,5 +1,7 @@
 """LLaVA with each of its encoders."""
 
+import copy
+
 import torch
 from transformers import (
     CLIPVisionConfig,
@@ -18,12 +20,12 @@ class Llava(TinyFamily):
     name = "llava"
     has_cls = True
     vision = CLIPVisionConfig(**ENCODER, image_size=84, patch_size=14)
+    text = LlamaConfig(**DECODER)
     features = {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
 
     def build(self, attention):
-        text = LlamaConfig(**DECODER)
-        config = LlavaConfig(vision_config=self.vision, text_config=text, image_token_id=IMAGE, **self.features)
-        config._attn_implementation = attention
+        vision, text = copy.deepcopy(self.vision), copy.deepcopy(self.text)
+        config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, **self.features)
         return LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
 
     def shape(self, kind, size, alone):
@@ -40,11 +42,10 @@ class LlavaMixtral(Llava):
     """Experts whose configuration names less than Qwen's."""
 
     name = "llava with mixtral"
-    experts = MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2)
+    text = MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2)
 
     def build(self, attention):
-        config = LlavaConfig(vision_config=self.vision, text_config=self.experts, image_token_id=IMAGE, **self.features)
-        model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
+        model = super().build(attention)
         model.set_experts_implementation("eager")  # whose products can be counted
         return model
 
