@@ -53,8 +53,9 @@ some layers round; in the deep ones there is little to lose. That is a reason no
 that they are worthless: this model was not trained with QK-norm, and one that was may put into the directions of its
 keys what this one puts into their norms. No pretrained vision-language model was measured.
 
-So in decoders with QK-norm ViTCoP's stages II and III take the saliency of stage I instead, which is known to be of
-use from methods that prune at the encoder alone. `KNorm` goes on using key norms, since it is nothing else.
+So in decoders with QK-norm ViTCoP's stages II and III take the saliency of stage I instead, by which VisionZip and
+others choose at the encoder alone. How good it is inside the decoder was not measured. `KNorm` goes on using key norms,
+since it is nothing else.
 """
 
 

@@ -310,7 +310,7 @@ def _pictures_of_grids(subject: Subject, chat: _Chat, grids: int) -> list[Image.
 
 
 def _seconds_to_first_token(chat: _Chat, pruner: Pruner, progress: Progress) -> tuple[float, float]:
-    """Median time that a prompt takes until its first token, dense and pruned, the image encoder included."""
+    """Median time that a prompt takes until its first token, dense and pruned, the vision encoder included."""
     import torch
 
     from . import prune

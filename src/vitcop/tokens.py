@@ -18,6 +18,8 @@ from .ops.segments import segment_ids
 class VisualTokens:
     """A table of the visual tokens alive at one stage: one row per token, image after image.
 
+    Here and wherever methods are concerned, an image is a picture or a video: what shares one budget.
+
     Attributes:
         layer: the decoder layer about to run; 0 is the entrance of the language model.
         stage: number of this stage in the schedule, from 0.
