@@ -111,6 +111,26 @@ def test_shrunk_pictures_are_where_their_features_come_from():
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_the_default_device_changes_nothing(name, kind, monkeypatch):
+    """Places are reckoned on the CPU, whatever `torch.set_default_device` says; here, one that can hold nothing."""
+    family, model, seen = FAMILIES[name], FAMILIES[name].model(), []
+    with vitcop.prune(model, vitcop.Random()) as pruning:
+        observe = pruning._family.observe
+
+        def elsewhere(*call):
+            with torch.device("meta"):
+                seen.append(observe(*call))
+            return observe(*call)
+
+        monkeypatch.setattr(pruning._family, "observe", elsewhere)
+        Grids.full.cache_clear()
+        _, observation = encode(model, kind, family.inputs([[visual] for visual in visuals(name, kind)]))
+    assert torch.equal(seen[0].keys, observation.keys) and torch.equal(seen[0].saliency, observation.saliency)
+    for there, here in zip(seen[0].images, observation.images, strict=True):
+        assert torch.equal(there.segments, here.segments) and torch.equal(there.places, here.places)
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_what_is_observed_is_the_last_attention_before_the_features(name, kind):
     """A layer whose attention is spoilt spoils the features if they come from behind it; windows do not count."""
     family, model = FAMILIES[name], FAMILIES[name].model()

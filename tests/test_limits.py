@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
+from families.base import IMAGE
 from peft import LoraConfig, get_peft_model
-from tiny import LLAVA, ONE_IMAGE, RAGGED, batch
+from tiny import FAMILIES, LLAVA, ONE_IMAGE, RAGGED, batch
 from transformers import (
     AttentionInterface,
     BertConfig,
@@ -303,6 +304,28 @@ def test_decoders_of_another_kind_raise(model):
     model.model.language_model.layers[0].forward = lambda hidden_states, mask: hidden_states
     with pytest.raises(vitcop.UnsupportedModelError, match="Llama-like decoder"):
         vitcop.prune(model, VITCOP)
+
+
+def test_decoders_that_scale_queries_by_position_raise_under_flash_attention(model):
+    config = model.config.text_config
+    config.rope_parameters["llama_4_scaling_beta"] = 0.1
+    vitcop.prune(model, VITCOP).remove()
+    config._attn_implementation = "flash_attention_2"
+    with pytest.raises(vitcop.UnsupportedModelError, match="use attn_implementation='sdpa'"):
+        vitcop.prune(model, VITCOP)
+
+
+def test_bare_encoder_outputs_raise():
+    """Nothing is known of them; Idefics3 takes them."""
+    family = FAMILIES["idefics3"]
+    model, ids = family.model(), batch([ONE_IMAGE], family=family)["input_ids"]
+    features = torch.randn(int((ids == IMAGE).sum()), 32)
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        with pytest.raises(vitcop.UnsupportedModelError, match="did not come through"):
+            model(input_ids=ids, mm_encoder_outputs=features)
+        cache = model(input_ids=torch.tensor([[1, 2, 3]])).past_key_values
+        with pytest.raises(vitcop.UnsupportedModelError, match="first turn"):
+            model(input_ids=ids, mm_encoder_outputs=features, past_key_values=cache)
 
 
 def test_flash_attention_is_not_shown_positions_with_gaps(inputs):

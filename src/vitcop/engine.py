@@ -300,13 +300,21 @@ def _bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) ->
 def _brings_images(call: Call) -> bool:
     """Whether images come along with this call, as pixels or encoded."""
     pixels = any(value is not None for name, value in call.items() if name.startswith("pixel_values"))
-    return pixels or any(output is not None for output in (call.get("mm_encoder_outputs") or {}).values())
+    return pixels or any(output is not None for output in _encoded(call).values())
 
 
 def _observations_in(call: Call) -> dict[str, Observation]:
     """What was observed when the encoder outputs passed to this call were made, by modality."""
-    outputs = (call.get("mm_encoder_outputs") or {}).items()
+    outputs = _encoded(call).items()
     return {modality: getattr(out, _OBSERVATION) for modality, out in outputs if hasattr(out, _OBSERVATION)}
+
+
+def _encoded(call: Call) -> dict[str, Any]:
+    """Encoder outputs passed to this call, by modality; Idefics3 also takes a bare tensor of images."""
+    outputs = call.get("mm_encoder_outputs")
+    if outputs is None:
+        return {}
+    return outputs if isinstance(outputs, dict) else {"image": outputs}
 
 
 def _check_observation(observation: Observation, output: ModelOutput) -> None:

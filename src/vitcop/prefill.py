@@ -28,6 +28,7 @@ class Prefill:
     """A batch of prompts on its way through the decoder for the first time."""
 
     def __init__(self, family: ModelFamily, method: Pruner, call: Call, placeholders: Placeholders) -> None:
+        family.check_attention()
         self.family, self.method, self.placeholders = family, method, placeholders
         self.observations: dict[str, list[Observation]] = {modality: [] for modality in family.modalities}
         self.stages: list[StageReport] = []
@@ -77,11 +78,6 @@ class Prefill:
             key_cutoff=self.family.key_cutoff,
             normalised_keys=self.family.normalises_keys,
         ).to(hidden_states.device)
-        positions = kwargs.get("position_ids")
-        if positions is None:
-            positions = self.layout.columns
-        positions = positions.expand(*positions.shape[:-2], *hidden_states.shape[:2])
-        shift = floor = torch.zeros_like(self.layout.columns[:, 0])
         entering, slots = self.layout, None
         if 0 in self.stage_layers:
             hidden_states, slots = self._stage(hidden_states)
@@ -89,19 +85,26 @@ class Prefill:
             # A cache with a window keeps the last slots of a row, which must not be padding.
             hidden_states, slots = self._pack(0, hidden_states, entering.mask, self.slots, self.row_lengths[0])
         if slots is not None:
-            kept = torch.zeros_like(entering.alive).scatter(1, slots, self.layout.alive)
-            compact = method.positions == "compact" and not self.family.keeps_positions
-            if not compact:
-                floor = position_behind(positions, entering.alive & ~kept)
-            positions = gather_slots(positions, slots, -1)
-            if compact:
-                positions = positions - (entering.ranks.gather(1, slots) - self.layout.ranks)
-                shift = (entering.alive & ~kept).sum(1)
             kwargs |= self.family.gather_features(kwargs, slots, self.layout.alive, sum(self.tokens.lengths))
             mask = entering_mask(self.family, self.layout.mask, lambda layer: self._mask(layer, hidden_states))
             kwargs |= {"inputs_embeds": hidden_states, "attention_mask": mask}
-        self.positions = RotaryPositions(positions, shift, floor)
-        return kwargs | {"position_ids": positions}
+        self.positions = self._positions(kwargs.get("position_ids"), entering, slots)
+        return kwargs | {"position_ids": self.positions.values}
+
+    def _positions(self, given: Tensor | None, entering: Layout, slots: Tensor | None) -> RotaryPositions:
+        """Positions of what enters the decoder, of which `slots` stood among `entering`; None if all did."""
+        columns = entering.columns
+        positions = columns if given is None else given.to(columns.device)
+        positions = positions.expand(*positions.shape[:-2], *columns.shape)
+        zero = torch.zeros_like(columns[:, 0])
+        if slots is None:
+            return RotaryPositions(positions, shift=zero, floor=zero)
+        dropped = entering.alive & ~torch.zeros_like(entering.alive).scatter(1, slots, self.layout.alive)
+        kept = gather_slots(positions, slots, -1)
+        if self.method.positions == "keep" or self.family.keeps_positions:
+            return RotaryPositions(kept, shift=zero, floor=position_behind(positions, dropped))
+        kept = kept - (entering.ranks.gather(1, slots) - self.layout.ranks)
+        return RotaryPositions(kept, shift=dropped.sum(1), floor=zero)
 
     def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:
         """Apply the stage that stands before `layer`, and give the layer what fits its tokens."""
@@ -132,11 +135,6 @@ class Prefill:
         if "flash" in self.family.decoder.config._attn_implementation:
             # Flash attention would take gaps between positions for the borders of packed sequences.
             kwargs["position_ids"] = None
-            if "llama_4_scaling_beta" in (getattr(self.family.decoder.config, "rope_parameters", None) or {}):
-                raise UnsupportedModelError(
-                    "This decoder scales its queries by their positions, which flash attention must not be shown; use "
-                    "attn_implementation='sdpa'."
-                )
         return hidden_states, kwargs
 
     def release(self) -> None:

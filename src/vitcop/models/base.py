@@ -136,6 +136,7 @@ class ModelFamily(ABC):
         _check_decoder(self.decoder, self.has_windows)
         kinds = getattr(self.decoder.config, "layer_types", None) or ["full_attention"] * len(self.layers)
         self.layer_kinds: tuple[str, ...] = tuple(kinds[: len(self.layers)])
+        self.check_attention()
 
     @property
     def normalises_keys(self) -> bool:
@@ -167,6 +168,22 @@ class ModelFamily(ABC):
                 "still hold the image placeholders together with pixel_values."
             )
         return masks
+
+    def check_attention(self) -> None:
+        """Raise if the attention backend, which can be changed at any time, cannot be given what the decoder needs."""
+        config = self.decoder.config
+        if "flash" not in config._attn_implementation:
+            return
+        if self.has_windows:
+            raise UnsupportedModelError(
+                "This decoder cannot be pruned with flash attention, which knows neither its image masks nor where in "
+                "the prompt a window ends; use attn_implementation='sdpa'."
+            )
+        if "llama_4_scaling_beta" in (getattr(config, "rope_parameters", None) or {}):
+            raise UnsupportedModelError(
+                "This decoder scales its queries by their positions, which flash attention must not be shown while "
+                "their tokens are pruned; use attn_implementation='sdpa'."
+            )
 
     def check_encoding(self, call: Call) -> None:  # noqa: B027 - most families have nothing to refuse
         """Raise if this call of `get_image_features` or the like asks for features that `observe` does not see."""

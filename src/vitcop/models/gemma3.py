@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from ..errors import UnsupportedModelError
 from .base import Call, Description, Observation
 from .encoders import SIGLIP
 from .tower import TowerFamily
@@ -24,17 +22,6 @@ class Gemma3(TowerFamily):
     )
     has_windows = True
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
-        self._check_attention()
-
-    def _check_attention(self) -> None:
-        if "flash" in self.decoder.config._attn_implementation:
-            raise UnsupportedModelError(
-                "Gemma 3 cannot be pruned with flash attention, which knows neither its image masks nor where in the "
-                "prompt a window ends; use attn_implementation='sdpa'."
-            )
-
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
         projector = self.base.multi_modal_projector
         shape = (projector.patches_per_image, projector.patches_per_image)
@@ -42,7 +29,6 @@ class Gemma3(TowerFamily):
         return Observation.of(self.patches(modality, attention), [[shape]] * pictures, projector.kernel_size)
 
     def attention_blocks(self, call: Call) -> Int[Tensor, "batch seq"] | None:
-        self._check_attention()  # it can be changed at any time
         kinds = call.get("token_type_ids")
         if kinds is None:
             return None

@@ -43,7 +43,7 @@ class LlavaNext(TowerFamily):
                 shape = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
                 columns[number] = shape[1]
         places = [_places_of_tiles(*sizes, self.side) for sizes in zip(tiles, columns, strict=True)]
-        packed = self._pack(places, call, torch.full((3,), math.nan))
+        packed = self._pack(places, call, torch.full((3,), math.nan, device="cpu"))
         images = tuple(_grids(*image, self.side) for image in zip(packed, tiles, columns, strict=True))
 
         visual = Grids.join(images).visual.nonzero()[:, 0]
@@ -72,7 +72,7 @@ class LlavaNext(TowerFamily):
 
 def _sizes(call: Call) -> list[list[int]]:
     """Height and width of each picture, read from the device once."""
-    return torch.as_tensor(call["image_sizes"]).tolist()
+    return torch.as_tensor(call["image_sizes"], device="cpu").tolist()
 
 
 def _places_of_tiles(tiles: int, columns: int, side: int) -> Float[Tensor, "tiles patches 3"]:
@@ -82,11 +82,11 @@ def _places_of_tiles(tiles: int, columns: int, side: int) -> Float[Tensor, "tile
         columns: tiles beside each other.
         side: rows and columns of patches in a tile.
     """
-    patch = torch.arange(side, dtype=torch.float64) / side
+    patch = torch.arange(side, dtype=torch.float64, device="cpu") / side
     inside = torch.cartesian_prod(patch, patch)
-    number = torch.arange(-1, tiles - 1).clamp(min=0)
+    number = torch.arange(-1, tiles - 1, device="cpu").clamp(min=0)
     corner = torch.stack([number // columns, number % columns], -1)
-    thumbnail = (torch.arange(tiles) == 0).double()
+    thumbnail = (torch.arange(tiles, device="cpu") == 0).double()
     return torch.cat([corner[:, None] + inside, thumbnail[:, None, None].expand(-1, side**2, 1)], -1)
 
 

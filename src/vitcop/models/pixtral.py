@@ -24,7 +24,9 @@ def observe_pixtral(module: Any, patch_size: int, call: Call, attention: Call, s
     sizes = call.get("image_sizes")
     if sizes is None:
         sizes = [call["pixel_values"].shape[-2:]] * len(call["pixel_values"])
-    shapes = [(height // patch_size, width // patch_size) for height, width in torch.as_tensor(sizes).tolist()]
+    shapes = [
+        (height // patch_size, width // patch_size) for height, width in torch.as_tensor(sizes, device="cpu").tolist()
+    ]
     lengths = [rows * columns for rows, columns in shapes]
     hidden_states, heads = attention["hidden_states"][0], (module.num_heads, module.head_dim)
     queries = module.q_proj(hidden_states).unflatten(-1, heads)

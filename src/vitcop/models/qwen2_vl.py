@@ -43,12 +43,12 @@ class Qwen2VL(ModelFamily):
         patches = with_rotary(module, states[:, 0], states[:, 1], attention["position_embeddings"], lengths)
         # The encoder has the patches of a token one after another, and its tokens in the order of its windows.
         window = getattr(vision, "window_size", None)
-        place = torch.arange(sum(lengths) // side**2)
+        place = torch.arange(sum(lengths) // side**2, device="cpu")
         if window is not None:
             place = _places_in_windows(
                 [shape for image in merged for shape in image], window // side // vision.patch_size
             )
-        patches = patches.mean(place[:, None] * side**2 + torch.arange(side**2))
+        patches = patches.mean(place[:, None] * side**2 + torch.arange(side**2, device="cpu"))
         return Observation(tuple(Grids.full(*image) for image in merged), patches.keys, patches.saliency)
 
 
@@ -56,7 +56,7 @@ def _places_in_windows(shapes: list[Shape], side: int) -> Int[Tensor, " tokens"]
     """Where each token stands when every grid is ordered window by window, `side` x `side` tokens each."""
     places, start = [], 0
     for rows, columns in shapes:
-        row, column = torch.arange(rows) // side, torch.arange(columns) // side
+        row, column = (torch.arange(count, device="cpu") // side for count in (rows, columns))
         window = row[:, None] * (columns // side + 1) + column
         places.append(start + window.flatten().argsort(stable=True).argsort())
         start += rows * columns

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .segments import by_size, indices_of, pad_segments, rows_of
+from .segments import by_size, indices_of, pad_segments
 
 # The rule of thumb of Rodriguez and Laio (Science 2014): the cutoff is the distance within which
 # 1 to 2 % of all points lie. It makes the clusters independent of the scale of the keys.
@@ -44,9 +44,7 @@ def density_peaks(
         The cluster of each row, counted from 0 in every segment by falling `density * separation`.
     """
     labels = torch.empty(len(features), dtype=torch.long, device=features.device)
-    for segments in by_size(lengths):
-        rows = rows_of(segments, lengths, features.device)
-        sizes = [lengths[segment] for segment in segments]
+    for rows, sizes in by_size(lengths, features.device):
         labels[rows] = _density_peaks(features[rows], grid[rows], sizes, centre_fraction, cutoff, radius)
     return labels
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .segments import by_size, indices_of, pad_segments, rows_of
+from .segments import by_size, indices_of, pad_segments
 
 # Largest temporary of `attention_received`, in values: 64 MiB in float32.
 _BLOCK_VALUES = 2**24
@@ -58,9 +58,7 @@ def attention_received(
     if real is None:
         real = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
     received = torch.empty(len(queries), device=queries.device)
-    for segments in by_size(lengths):
-        rows = rows_of(segments, lengths, queries.device)
-        sizes = [lengths[segment] for segment in segments]
+    for rows, sizes in by_size(lengths, queries.device):
         received[rows] = _received(queries[rows], keys[rows], scale, sizes, real[rows])
     return received
 

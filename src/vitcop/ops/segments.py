@@ -5,7 +5,7 @@ A segment's rows are consecutive wherever `lengths` is taken; `segments` may be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import torch
@@ -72,15 +72,18 @@ def pad_segments(
     return padded.masked_fill(~valid.view(*valid.shape, *[1] * (values.ndim - 1)), 0), valid
 
 
-def by_size(lengths: Sequence[int]) -> list[list[int]]:
-    """Groups of segments of which none is more than twice as long as another, so that padding costs little."""
+def by_size(lengths: Sequence[int], device: torch.device) -> Iterator[tuple[Tensor | slice, list[int]]]:
+    """Rows and lengths of groups of segments, of which none is more than twice as long as another of its group.
+
+    What pads the segments of a group to the longest costs little more than they do, whatever else there is.
+    """
     groups: dict[int, list[int]] = {}
     for segment, length in enumerate(lengths):
         groups.setdefault(length.bit_length(), []).append(segment)
-    return list(groups.values())
-
-
-def rows_of(segments: Sequence[int], lengths: Sequence[int], device: torch.device) -> Int[Tensor, " rows"]:
-    """The rows of some of the segments, one segment after another."""
     starts = [0, *accumulate(lengths)]
-    return torch.cat([torch.arange(starts[i], starts[i + 1]) for i in segments]).to(device)
+    for segments in groups.values():
+        sizes = [lengths[i] for i in segments]
+        if len(groups) == 1:
+            yield slice(None), sizes
+        else:
+            yield torch.cat([torch.arange(starts[i], starts[i + 1], device=device) for i in segments]), sizes
