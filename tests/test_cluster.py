@@ -8,7 +8,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_geometry import LargestTensor
 
-from vitcop.ops.cluster import density_peaks, num_centres
+from vitcop.ops import cluster
+from vitcop.ops.cluster import num_centres
+
+
+def density_peaks(keys, places, lengths, *, centre_fraction, **settings):
+    centres = [num_centres(centre_fraction, n) for n in lengths]
+    return cluster.density_peaks(keys, places, lengths, centres, **settings)
 
 
 def naive_density_peaks(keys, places, fraction, cutoff, radius):

@@ -100,8 +100,8 @@ class Mine(TowerFamily):
     encoders: ClassVar = {"clip_vision_model": Encoder("encoder.layers", "self_attn", has_cls=True)}
     described = Description(saliency="attention of [CLS]")
 
-    def observe(self, modality, call, attention):
-        return Observation.of(self.patches(modality, attention), [[(6, 6)]] * len(call["pixel_values"]))
+    def observe(self, modality, call, watched):
+        return Observation.of(self.patches(watched), [[(6, 6)]] * len(call["pixel_values"]))
 
 
 def test_families_of_ones_own_can_be_registered(monkeypatch):

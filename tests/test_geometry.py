@@ -15,6 +15,7 @@ from vitcop.engine import _OBSERVATION
 from vitcop.models import encoders
 from vitcop.models.grids import Grids
 from vitcop.ops import saliency
+from vitcop.pruner import EncoderSignal
 
 KINDS = [(name, kind) for name, family in FAMILIES.items() for kind in family.kinds]
 
@@ -120,6 +121,7 @@ def test_the_default_device_changes_nothing(name, kind, monkeypatch):
         def elsewhere(*call):
             with torch.device("meta"):
                 seen.append(observe(*call))
+                assert len(seen[-1].saliency) == len(seen[-1].keys)  # worked out when read
             return observe(*call)
 
         monkeypatch.setattr(pruning._family, "observe", elsewhere)
@@ -175,8 +177,27 @@ def recorded():
     AttentionMaskInterface._global_mapping.pop("recorded")
 
 
+class Watching(vitcop.Random):
+    """Asks for one more layer of the encoder."""
+
+    signal = EncoderSignal()
+
+    @property
+    def encoder_signals(self):
+        return {"more": self.signal}
+
+
+SIGNALS = {
+    "features": EncoderSignal(),
+    "features, received": EncoderSignal(received=True),
+    "first": EncoderSignal(depth=0.1),
+    "middle, received": EncoderSignal(depth=0.6, received=True),
+}
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
 @pytest.mark.parametrize(("name", "kind"), KINDS)
-def test_saliency_is_the_attention_that_the_encoder_pays(name, kind, recorded, monkeypatch):
+def test_saliency_is_the_attention_that_the_encoder_pays(name, kind, signal, recorded, monkeypatch):
     family, model = FAMILIES[name], FAMILIES[name].model("recorded")
     seen = []
 
@@ -190,11 +211,25 @@ def test_saliency_is_the_attention_that_the_encoder_pays(name, kind, recorded, m
     for function in ("cls_attention", "attention_received"):
         monkeypatch.setattr(encoders, function, spy(getattr(encoders, function)))
     inputs = family.inputs([[visual] for visual in visuals(name, kind)])
-    with vitcop.prune(model, vitcop.Random()) as pruning:
-        encode(model, kind, inputs)
-        attention = pruning._family.observed[kind]
-    expected = []
+    monkeypatch.setattr(Watching, "signal", SIGNALS[signal])
+    with vitcop.prune(model, Watching()) as pruning:
+        observation = encode(model, kind, inputs)[1]
+        assert not seen
+        if signal == "features":
+            assert torch.equal(observation.saliency, observation.signal("more"))
+        else:
+            observation.signal("more")
+        depth = SIGNALS[signal].depth
+        attention = pruning._family.observed[kind] if depth is None else pruning._family.encoder_attention(kind, depth)
+    encoder = getattr(model.model, f"{kind}_tower") if name == "video_llava" else model.get_encoder(kind)
+    number = [module for module in encoder.modules() if type(module) is type(attention)].index(attention)
+    if not hasattr(encoder, "fullatt_block_indexes"):
+        assert number == {"first": 0, "middle, received": 1}.get(signal, number)
+    expected, received = [], SIGNALS[signal].received
     for weights in recorded[attention]:
+        if family.has_cls and received:
+            expected.append(weights.mean((1, 2)).flatten())
+            continue
         if family.has_cls:
             expected.append(weights[:, :, 0, 1:].sum(1).flatten())
             continue
@@ -204,7 +239,9 @@ def test_saliency_is_the_attention_that_the_encoder_pays(name, kind, recorded, m
             of_queries = of_queries.masked_fill(padding[:, None], 0)
             queries = (real & ~padding[:, None]).sum(0).clamp(min=1)
             expected.append(of_queries.sum(0) / queries)
-    torch.testing.assert_close(torch.cat(seen), torch.cat(expected), rtol=1e-4, atol=1e-6)
+    expected = torch.cat(expected)
+    assert len(seen) == 1 + (signal == "features")
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-6)
 
 
 class LargestTensor(TorchDispatchMode):

@@ -8,6 +8,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import table
 from test_vitcop import average
 from transformers import DynamicCache
 
@@ -78,11 +79,7 @@ def test_random_is_uniform_and_follows_its_seed():
 
 
 def _tokens(index):
-    n = len(index)
-    empty = torch.zeros(n, 1)
-    return vitcop.VisualTokens(
-        0, 0, (n,), empty, empty[..., None], index, torch.zeros(n, 2), empty[:, 0], torch.zeros_like(index), ((n,),)
-    )
+    return table((len(index),), index=index)
 
 
 @dataclass(frozen=True)

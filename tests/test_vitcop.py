@@ -1,17 +1,19 @@
 """ViTCoP's schedule and its merging stage, against properties and a literal transcription."""
 
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import table
 
 import vitcop
-from vitcop.methods.vitcop import _share_out, merge_clusters
-from vitcop.ops.cluster import density_peaks
+from vitcop.methods.vitcop import MergeClusters
+from vitcop.ops.cluster import density_peaks, num_centres
 from vitcop.tokens import merge_hidden_states
+
+merge_clusters = MergeClusters().select
 
 
 def average(budgets, num_layers):
@@ -76,24 +78,15 @@ def test_values_out_of_range_raise(bad):
         vitcop.ViTCoP(**bad)
 
 
-def table(norms, clusters, hidden=None):
+def clustered(norms, clusters, hidden=None, **fields):
     """A one-image table in stage 2 whose key norms are `norms`."""
     n = len(norms)
     keys = torch.zeros(n, 2, 4)
     keys[:, :, 0] = torch.tensor(norms)[:, None]
-    return vitcop.VisualTokens(
-        layer=2,
-        stage=1,
-        lengths=(n,),
-        hidden_states=torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) if hidden is None else hidden,
-        keys=keys,
-        index=torch.arange(n),
-        grid=torch.zeros(n, 2),
-        saliency=torch.zeros(n),
-        segments=torch.zeros(n, dtype=torch.long),
-        segment_sizes=((n,),),
-        labels={"cluster": torch.tensor(clusters)},
-    )
+    if hidden is None:
+        hidden = torch.randn(n, 3, generator=torch.Generator().manual_seed(n))
+    columns = {"layer": 2, "stage": 1, "keys": keys} | fields
+    return table((n,), hidden_states=hidden, labels={"cluster": torch.tensor(clusters)}, **columns)
 
 
 def literal_merge(norms, clusters, budget):
@@ -141,7 +134,7 @@ def test_merging_equals_its_definition(data):
     clusters = data.draw(st.permutations(clusters))
     norms = data.draw(st.lists(st.integers(1, 64).map(lambda x: x / 8), min_size=n, max_size=n))
     budget = data.draw(st.integers(1, n - 1))
-    tokens = table(norms, clusters)
+    tokens = clustered(norms, clusters)
     selection = merge_clusters(tokens, (budget,))
     expected = literal_merge(norms, clusters, budget)
     assert selection.keep.tolist() == list(expected)
@@ -156,18 +149,15 @@ def test_images_are_merged_by_themselves_and_full_ones_left_alone():
     generator = torch.Generator().manual_seed(0)
     sizes, budgets = (12, 7, 20), (5, 7, 3)
     tables = [
-        table(torch.rand(n, generator=generator).tolist(), torch.randint(4, (n,), generator=generator).tolist())
+        clustered(torch.rand(n, generator=generator).tolist(), torch.randint(4, (n,), generator=generator).tolist())
         for n in sizes
     ]
-    together = vitcop.VisualTokens(
-        **{
-            name: torch.cat([getattr(t, name) for t in tables])
-            for name in ("hidden_states", "keys", "index", "grid", "saliency", "segments")
-        },
+    together = table(
+        sizes,
+        hidden_states=torch.cat([t.hidden_states for t in tables]),
+        keys=torch.cat([t.keys for t in tables]),
         layer=2,
         stage=1,
-        lengths=sizes,
-        segment_sizes=tuple((n,) for n in sizes),
         labels={"cluster": torch.cat([t.labels["cluster"] for t in tables])},
     )
     merged = merge_hidden_states(together.hidden_states, merge_clusters(together, budgets)).split(budgets)
@@ -179,17 +169,11 @@ def test_images_are_merged_by_themselves_and_full_ones_left_alone():
 
 def first_stage(method, **fields):
     generator = torch.Generator().manual_seed(0)
-    tokens = vitcop.VisualTokens(
-        layer=0,
-        stage=0,
-        lengths=(144,),
-        hidden_states=torch.zeros(144, 1),
+    tokens = table(
+        (144,),
         keys=torch.randn(144, 2, 3, generator=generator),
-        index=torch.arange(144),
-        grid=torch.cartesian_prod(torch.arange(12), torch.arange(12)) / 12,
         saliency=torch.rand(144, generator=generator),
-        segments=torch.zeros(144, dtype=torch.long),
-        segment_sizes=((144,),),
+        grid=torch.cartesian_prod(torch.arange(12), torch.arange(12)) / 12,
         **fields,
     )
     return method.select(tokens, (100,)).labels["cluster"]
@@ -211,7 +195,7 @@ def test_papers_number_of_clusters(retention, centres):
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=10), st.floats(0, 1))
 def test_grids_share_the_budget_in_proportion(sizes, share):
     budget = round(share * sum(sizes))
-    shares = _share_out(budget, sizes)
+    (shares,) = table((sum(sizes),), segment_sizes=(tuple(sizes),)).share_out((budget,))
     assert sum(shares) == budget
     assert all(0 <= kept <= size for kept, size in zip(shares, sizes, strict=True))
     assert all(abs(kept - budget * size / sum(sizes)) < 1 for kept, size in zip(shares, sizes, strict=True))
@@ -222,13 +206,9 @@ def test_grids_are_ranked_and_clustered_by_themselves():
     generator = torch.Generator().manual_seed(0)
     segments = torch.tensor([0] * 36 + [1, 1, 1, 2, 2, 2] * 12 + [3] * 25)
     sizes, budget = ((36, 36, 36), (25,)), (46, 9)
-    tokens = vitcop.VisualTokens(
-        layer=0,
-        stage=0,
-        lengths=(108, 25),
-        hidden_states=torch.zeros(133, 1),
+    tokens = table(
+        (108, 25),
         keys=torch.randn(133, 2, 3, generator=generator),
-        index=torch.cat([torch.arange(108), torch.arange(25)]),
         grid=torch.rand(133, 2, generator=generator),
         saliency=torch.rand(133, generator=generator) + (segments == 2),  # one tile outshines all
         segments=segments,
@@ -241,7 +221,12 @@ def test_grids_are_ranked_and_clustered_by_themselves():
         kept = rows[tokens.saliency[rows].topk(quota).indices].sort().values
         assert torch.equal(selection.keep[segments[selection.keep] == segment], kept)
         alone = density_peaks(
-            tokens.keys[kept].flatten(1), tokens.grid[kept], (quota,), centre_fraction=0.12, cutoff=None, radius=0.6
+            tokens.keys[kept].flatten(1),
+            tokens.grid[kept],
+            (quota,),
+            [num_centres(0.12, quota)],
+            cutoff=None,
+            radius=0.6,
         )
         assert torch.equal(clusters[kept, None] == clusters[kept], alone[:, None] == alone)
         if segment < 3:  # of the same picture
@@ -253,10 +238,10 @@ def test_grids_are_ranked_and_clustered_by_themselves():
 def test_saliency_takes_the_place_of_normalised_keys(stage):
     """What a saliency lacks of its image's largest stands for a norm, so that small clusters win here as there."""
     norms = [0, *torch.rand(19, generator=torch.Generator().manual_seed(0)).tolist()]
-    plain = replace(table(norms, [0] * 12 + [1, 2, 3, 1, 2, 1, 1, 4]), stage=stage)
-    as_saliency = replace(
-        plain, keys=torch.ones_like(plain.keys), saliency=2 - torch.tensor(norms), normalised_keys=True
-    )
+    clusters = [0] * 12 + [1, 2, 3, 1, 2, 1, 1, 4]
+    plain = clustered(norms, clusters, stage=stage)
+    columns = {"keys": torch.ones_like(plain.keys), "saliency": 2 - torch.tensor(norms)}
+    as_saliency = clustered(norms, clusters, stage=stage, normalised_keys=True, **columns)
     method = vitcop.ViTCoP()
     for budget in (3, 8):
         assert torch.equal(method.select(as_saliency, (budget,)).keep, method.select(plain, (budget,)).keep)

@@ -18,10 +18,11 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
@@ -32,6 +33,7 @@ from .decode import Decode
 from .errors import UnsupportedModelError, VitcopError
 from .models import Observation, family_of
 from .models.base import Call
+from .models.encoders import Watched
 from .placement import Placeholders
 from .prefill import Prefill
 from .pruner import Pruner
@@ -79,6 +81,8 @@ class Pruning:
         self._family = family_of(stock)
         if self._family.base is stock:
             raise UnsupportedModelError("Pass the whole model, with its language-model head, not its base model.")
+        self._signals = dict(method.encoder_signals)
+        self._watched = {modality: self._watched_modules(modality) for modality in self._family.modalities}
         self._forward = threading.local()
         self._hooks: list[RemovableHandle | _Wrapper] = []
         self._add_hooks(stock)
@@ -90,6 +94,7 @@ class Pruning:
         self._release()
         # A handle is often kept for its report: it must not keep the model.
         vars(self).pop("_family", None)
+        self._watched = {}
         self._forward = threading.local()
 
     def __enter__(self) -> Pruning:
@@ -115,11 +120,17 @@ class Pruning:
         self._hooks.append(family.base.register_forward_hook(self._finish, always_call=True))
         for modality in family.modalities:
             self._hooks.append(_Wrapper(family.base, f"get_{modality}_features", partial(self._encode, modality)))
-        for attention in dict.fromkeys(family.observed.values()):
+        for attention in dict.fromkeys(chain(*self._watched.values())):
             before(attention, self._watch)
         before(family.decoder, self._enter)
         for index, layer in enumerate(family.layers):
             before(layer, partial(self._layer, index))
+
+    def _watched_modules(self, modality: str) -> list[nn.Module]:
+        """The vision attention whose layer makes the features, and those of the method's signals, in order."""
+        main = self._family.observed[modality]
+        depths = [signal.depth for signal in self._signals.values()]
+        return [main, *(main if d is None else self._family.encoder_attention(modality, d) for d in depths)]
 
     @property
     def _running(self) -> Prefill | Decode | None:
@@ -204,7 +215,7 @@ class Pruning:
 
     def _watch(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
         if getattr(self._forward, "encoding", False):
-            self._forward.watched = _bound(attention.forward, args, kwargs)
+            self._forward.watched[attention] = _bound(attention.forward, args, kwargs)
 
     def _encode(self, modality: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Any:
         """In place of the model's `get_image_features` or `get_video_features`, since some calls stand in the other."""
@@ -212,21 +223,29 @@ class Pruning:
             return original(*args, **kwargs)
         call = _bound(original, args, kwargs)
         self._family.check_encoding(call)
-        self._forward.encoding, self._forward.watched = True, None
+        self._forward.encoding, self._forward.watched = True, {}
         try:
             output = original(*args, **kwargs)
             watched = self._forward.watched
         finally:
-            self._forward.encoding, self._forward.watched = False, None
-        if not isinstance(output, ModelOutput) or watched is None:
+            self._forward.encoding, self._forward.watched = False, {}
+        if not isinstance(output, ModelOutput) or not watched:
             return output
-        with torch.no_grad():
-            observation = self._family.observe(modality, call, watched)
+        observation = self._observe(modality, call, watched)
         _check_observation(observation, output)
         setattr(output, _OBSERVATION, observation)
         if isinstance(self._running, Prefill):
             self._running.observations[modality].append(observation)
         return output
+
+    def _observe(self, modality: str, call: Call, watched: dict[nn.Module, Call]) -> Observation:
+        main, *others = self._watched[modality]
+        observation = self._family.observe(modality, call, Watched(main, watched[main]))
+        signals = {}
+        for (name, signal), module in zip(self._signals.items(), others, strict=True):
+            seen = Watched(module, watched[module], signal.received)
+            signals[name] = self._family.observe(modality, call, seen).patches
+        return replace(observation, signals=signals)
 
     def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Call) -> tuple[tuple[Any, ...], Call] | None:
         return None if self._running is None else (args, self._running.enter(kwargs))
@@ -323,7 +342,7 @@ def _check_observation(observation: Observation, output: ModelOutput) -> None:
     made = sum(feature.shape[:-1].numel() for feature in features)
     placeholders, tokens = sum(observation.placeholders), sum(observation.lengths)
     # Some models add separators only when they put the features into the prompt.
-    if made not in (placeholders, tokens) or tokens != len(observation.keys):
+    if made not in (placeholders, tokens):
         raise UnsupportedModelError(
             f"The model made {made} visual tokens where {tokens} were expected from the sizes of its pictures; pass "
             "pictures as its processor makes them, and please report this if you did."

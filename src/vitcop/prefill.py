@@ -16,11 +16,13 @@ from .layout import Layout, gather_slots
 from .masks import entering_mask, layer_mask
 from .models import ModelFamily, Observation
 from .models.base import Call
+from .models.decoder import Rotary
 from .models.grids import Grids
 from .placement import Placeholders, place_images
 from .positions import RotaryPositions, position_behind
 from .pruner import Pruner
 from .report import Report, StageReport
+from .signals import LayerInput, Prompts, StageSource
 from .tokens import VisualTokens, merge_hidden_states
 
 
@@ -44,6 +46,7 @@ class Prefill:
         lengths = placeholders.prompt_lengths
         self.layout = Layout(columns, None if min(lengths) == width else placeholders.real)
         self.layouts, self.row_lengths = {0: self.layout}, {0: lengths}
+        self.previous: LayerInput | None = None
         # Of the layout, in the one that entered: what the model keeps passing on at full length.
         self.entered: Tensor | None = None
 
@@ -51,7 +54,8 @@ class Prefill:
         """Apply stage 0 to what enters the language model."""
         hidden_states, method = kwargs["inputs_embeds"], self.method
         placed = place_images(self.family, self.prompts, self.placeholders, self.observations)
-        observation, self.rows, self.modalities, self.slots = placed
+        self.observation, self.rows, self.modalities, slots_of_tokens = placed
+        observation = self.observation
         self.images, self.lengths = observation.images, observation.lengths
         self.bytes_per_value = hidden_states.element_size()
         schedules = {n: _checked_budgets(method, self.family, n) for n in set(self.lengths)}
@@ -61,29 +65,38 @@ class Prefill:
             self.stage_layers = []  # nothing is ever dropped: leave the forward alone
             return kwargs
 
-        whole = Grids.join(self.images)
-        self._to(hidden_states.device)
-        self.text_after_images = self.layout.width - 1 - (self.slots % self.layout.width).max()
+        whole, device = Grids.join(self.images), hidden_states.device
+        self.layout = self.layout.to(device)
+        self.text_after_images = self.layout.width - 1 - (slots_of_tokens % self.layout.width).max()
+        placeholders = torch.stack(list(self.placeholders.masks.values())).any(0)
+        self.prompt_signals = Prompts(
+            embeddings=hidden_states,
+            visual=slots_of_tokens.to(device),
+            lengths=self.lengths,
+            rows=self.rows,
+            is_text=self.placeholders.real & ~placeholders,
+        )
         self.tokens = VisualTokens(
             layer=0,
             stage=0,
             lengths=self.lengths,
-            hidden_states=hidden_states.flatten(0, 1)[self.slots],
-            keys=observation.keys,
-            index=torch.cat([torch.arange(n, device=self.slots.device) for n in self.lengths]),
+            index=torch.cat([torch.arange(n, device=device) for n in self.lengths]),
             grid=whole.places[whole.visual],
-            saliency=observation.saliency,
             segments=whole.segments[whole.visual],
+            segment_shapes=tuple(image.shapes for image in self.images),
             segment_sizes=tuple(image.sizes for image in self.images),
+            source=self._source(hidden_states),
+            rows=torch.arange(len(slots_of_tokens), device=device),
+            slots=slots_of_tokens,
             key_cutoff=self.family.key_cutoff,
             normalised_keys=self.family.normalises_keys,
-        ).to(hidden_states.device)
+        ).to(device)
         entering, slots = self.layout, None
         if 0 in self.stage_layers:
             hidden_states, slots = self._stage(hidden_states)
         if slots is None and self.family.has_windows and entering.mask is not None:
             # A cache with a window keeps the last slots of a row, which must not be padding.
-            hidden_states, slots = self._pack(0, hidden_states, entering.mask, self.slots, self.row_lengths[0])
+            hidden_states, slots = self._pack(0, hidden_states, entering.mask, self.tokens, self.row_lengths[0])
         if slots is not None:
             kwargs |= self.family.gather_features(kwargs, slots, self.layout.alive, sum(self.tokens.lengths))
             mask = entering_mask(self.family, self.layout.mask, lambda layer: self._mask(layer, hidden_states))
@@ -113,15 +126,12 @@ class Prefill:
         if layer == 0:
             self._take_cache(cache_in(kwargs))
         elif layer in self.stage_layers:
-            assert self.cache is not None and self.cache.last_keys is not None
             self._to(hidden_states.device)
-            row, slot = self.slots // hidden_states.shape[1], self.slots % hidden_states.shape[1]
             self.tokens = replace(
-                self.tokens.to(hidden_states.device),
+                self.tokens,
                 layer=layer,
                 stage=self.stage_layers.index(layer),
-                hidden_states=hidden_states.flatten(0, 1)[self.slots],
-                keys=self.cache.last_keys.to(hidden_states.device)[row, :, slot],
+                source=self._source(hidden_states, layer, kwargs["position_embeddings"]),
             )
             hidden_states, slots = self._stage(hidden_states)
             if slots is not None:
@@ -132,10 +142,39 @@ class Prefill:
             if kind not in self.fitted:
                 self.fitted[kind] = self._fit(layer, hidden_states, kwargs)
             kwargs = kwargs | self.fitted[kind]
+        self.previous = None
+        if layer + 1 in self.stage_layers:
+            self.previous = LayerInput(layer, hidden_states, kwargs["position_embeddings"])
         if "flash" in self.family.decoder.config._attn_implementation:
             # Flash attention would take gaps between positions for the borders of packed sequences.
             kwargs["position_ids"] = None
         return hidden_states, kwargs
+
+    def _source(self, hidden_states: Tensor, layer: int = 0, rotary: Rotary | None = None) -> StageSource:
+        """What methods may see before a layer.
+
+        Args:
+            rotary: what the model passes on to the layer; None at the entrance.
+        """
+        device = hidden_states.device
+        source = StageSource(self.family, self.prompt_signals, self.observation, self.layout, hidden_states)
+        if rotary is None:
+            return source
+        assert self.cache is not None and self.cache.last_keys is not None and self.previous is not None
+        before = self.previous
+        return replace(
+            source,
+            cached_keys=self.cache.last_keys.to(device),
+            previous=LayerInput(before.layer, before.hidden_states.to(device), _on(device, before.rotary)),
+            ahead=LayerInput(layer, hidden_states, self._rotary(rotary)),
+        )
+
+    def _rotary(self, given: Rotary) -> Rotary:
+        """Rotary embeddings that the model passes on at the length that entered, at the length now."""
+        if self.entered is None:
+            return given
+        cos, sin = (gather_slots(part, self.entered, -2) for part in given)
+        return cos, sin
 
     def release(self) -> None:
         if self.cache is not None:
@@ -192,30 +231,33 @@ class Prefill:
             self.checks.append(tokens.allows(selection, budget))
         labels = tokens.labels | selection.labels
         self.stages.append(StageReport.of(tokens, selection, budget, labels.get("cluster")))
-        self.tokens = replace(tokens, labels=labels).take(selection.keep, budget)
+        kept_tokens = replace(tokens, labels=labels).take(selection.keep, budget)
         if budget == tokens.lengths:
+            self.tokens = kept_tokens
             return hidden_states, None
 
-        kept = self.slots[selection.keep]
+        kept = kept_tokens.slots
         if selection.merge is not None:
             merged = merge_hidden_states(tokens.hidden_states, selection)
             hidden_states = hidden_states.flatten(0, 1).index_copy(0, kept, merged).view_as(hidden_states)
-        alive = self.layout.alive.flatten().scatter(0, self.slots, False).scatter(0, kept, True)
+        alive = self.layout.alive.flatten().scatter(0, tokens.slots, False).scatter(0, kept, True)
         lengths = list(self.row_lengths[max(self.row_lengths)])
         for row, before, after in zip(self.rows, tokens.lengths, budget, strict=True):
             lengths[row] -= before - after
-        return self._pack(tokens.layer, hidden_states, alive.view_as(self.layout.columns), kept, tuple(lengths))
+        return self._pack(tokens.layer, hidden_states, alive.view_as(self.layout.columns), kept_tokens, tuple(lengths))
 
     def _pack(
-        self, layer: int, hidden_states: Tensor, alive: Tensor, visual: Tensor, lengths: tuple[int, ...]
+        self, layer: int, hidden_states: Tensor, alive: Tensor, tokens: VisualTokens, lengths: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        """Go on with the slots in `alive`, in which visual tokens stand at `visual`. Returns what `_stage` does."""
+        """Go on with the slots in `alive`, and with `tokens` among them. Returns what `_stage` does."""
         width = self.layout.width
         self.layout, slots = self.layout.keep(alive, lengths)
         self.layouts[layer], self.row_lengths[layer] = self.layout, lengths
         new_slot = torch.arange(self.layout.width, device=slots.device).expand_as(slots)
         moved_to = torch.zeros_like(alive, dtype=torch.long).scatter(1, slots, new_slot)
-        self.slots = visual // width * self.layout.width + moved_to.flatten()[visual]
+        visual = tokens.slots
+        moved = visual // width * self.layout.width + moved_to.flatten()[visual]
+        self.tokens = replace(tokens, slots=moved)
         return gather_slots(hidden_states, slots, -2), slots
 
     def _fit(self, layer: int, hidden_states: Tensor, kwargs: Call) -> Call:
@@ -223,7 +265,7 @@ class Prefill:
         assert self.entered is not None
         fitted: Call = {
             "attention_mask": self._mask(layer, hidden_states),
-            "position_embeddings": tuple(gather_slots(e, self.entered, -2) for e in kwargs["position_embeddings"]),
+            "position_embeddings": self._rotary(kwargs["position_embeddings"]),
         }
         if kwargs.get("position_ids") is not None:
             fitted["position_ids"] = gather_slots(kwargs["position_ids"], self.entered, -1)
@@ -243,11 +285,15 @@ class Prefill:
 
     def _to(self, device: torch.device) -> None:
         """Follow a model that is spread over devices."""
-        if self.slots.device == device:
+        if self.layout.columns.device == device:
             return
-        self.slots, self.layout = self.slots.to(device), self.layout.to(device)
+        self.tokens, self.layout = self.tokens.to(device), self.layout.to(device)
         if self.entered is not None:
             self.entered = self.entered.to(device)
+
+
+def _on(device: torch.device, rotary: Rotary) -> Rotary:
+    return rotary[0].to(device), rotary[1].to(device)
 
 
 def _checked_budgets(method: Pruner, family: ModelFamily, num_tokens: int) -> dict[int, int]:

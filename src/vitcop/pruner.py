@@ -5,34 +5,121 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from .errors import BudgetError, VitcopError, unknown_name
 from .ops.segments import smallest_per_segment
+from .schedule import average_retention
 from .tokens import Selection, VisualTokens
 
 Positions = Literal["compact", "keep"]
+P = TypeVar("P", bound="Pruner")
+
+PRESET_TOKENS, PRESET_LAYERS = 576, 32
+"""Of LLaVA-1.5-7B, for which the literature gives its settings."""
 
 
-class Pruner(ABC):
-    """A pruning method. Subclasses are frozen dataclasses: the fields are the method's configuration.
+@dataclass(frozen=True)
+class Description:
+    """A method in the words of the table of methods.
+
+    Attributes:
+        paper: its name and where it was published.
+        year: of that; None where there is no paper.
+        where: before which decoder layers it prunes.
+        signal: what it chooses by.
+        merges: whether dropped tokens leave something in others.
+        rows: softmax rows of attention that are worked out for it.
+    """
+
+    paper: str
+    year: int | None
+    where: str
+    signal: str
+    merges: bool = False
+    rows: str = "none"
+
+
+@dataclass(frozen=True)
+class EncoderSignal:
+    """Attention in one layer of the vision encoder, besides `VisualTokens.saliency`.
+
+    Attributes:
+        depth: where the layer stands, as a share of the encoder's depth; None is the layer whose features are used.
+        received: ask for the attention received from all patches, even where there is a [CLS].
+    """
+
+    depth: float | None = None
+    received: bool = False
+
+
+class Selector(ABC):
+    """A choice among visual tokens, as one stage makes it. Subclasses are frozen dataclasses."""
+
+    name: ClassVar[str]
+    """What the command line and JSON call it: its class in lower case, unless it says otherwise."""
+
+    def __init_subclass__(cls) -> None:
+        if "name" not in vars(cls):
+            cls.name = cls.__name__.lower()
+
+    @property
+    def encoder_signals(self) -> Mapping[str, EncoderSignal]:
+        """What `select` reads by `VisualTokens.encoder_signal`, by names of its own."""
+        return {}
+
+    @abstractmethod
+    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        """Choose exactly `budget[i]` tokens of every image `i`.
+
+        An image whose budget equals its number of tokens must be left as it is, unmerged.
+        """
+
+
+class Pruner(Selector):
+    """A pruning method: a choice and its schedule. The fields of the dataclass are the method's configuration.
 
     `retention` means the same for every method: the share of an image's visual tokens that is alive,
     averaged over all decoder layers.
     """
 
-    name: ClassVar[str]
-    """What the command line and JSON call the method: its class in lower case, unless it says otherwise."""
+    described: ClassVar[Description]
+    presets: ClassVar[dict[str, dict[int, dict[int, int]]]] = {}
+    """Settings of the literature: name -> the tokens that it speaks of -> the schedule that this means on
+    LLaVA-1.5-7B, with 576 visual tokens and 32 layers: decoder layer -> tokens alive from that layer on."""
 
+    retention: float
+    """Share of the visual tokens alive, averaged over the decoder layers."""
     positions: Positions = "keep"
     """Whether the tokens that survive stage 0 keep their positions or are numbered anew, without gaps."""
 
-    def __init_subclass__(cls) -> None:
-        if "name" not in vars(cls):
-            cls.name = cls.__name__.lower()
+    @classmethod
+    def preset(cls: type[P], name: str, *, tokens: int, **settings: Any) -> P:
+        """The method as the literature ran it, by the true average of the schedule that it means.
+
+        Args:
+            name: of a preset.
+            tokens: visual tokens as the literature counts them, which often is not their average.
+            settings: of the method, besides its retention.
+
+        Raises:
+            VitcopError: there is no such preset.
+        """
+        if name not in cls.presets:
+            raise VitcopError(unknown_name(f"preset of {cls.name}", name, cls.presets))
+        if tokens not in cls.presets[name]:
+            known = ", ".join(map(str, cls.presets[name]))
+            raise VitcopError(
+                f"The preset {name!r} of {cls.name} has no setting for {tokens} tokens, only for {known}."
+            )
+        schedule = cls.presets[name][tokens]
+        retention = average_retention(dict(schedule), PRESET_TOKENS, PRESET_LAYERS)
+        return cls(**settings | {"retention": retention})
 
     @abstractmethod
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
@@ -47,13 +134,6 @@ class Pruner(ABC):
 
         Raises:
             BudgetError: the settings leave no valid schedule for an image and a decoder of this size.
-        """
-
-    @abstractmethod
-    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-        """Choose exactly `budget[i]` tokens of every image `i`.
-
-        An image whose budget equals its number of tokens must be left as it is, unmerged.
         """
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,23 +193,3 @@ def check_retention(retention: float) -> None:
     """Raise unless `retention` is a share of tokens that can be kept."""
     if not 0 < retention <= 1:
         raise BudgetError(f"retention is a share of the visual tokens, above 0 and at most 1; got {retention:.4g}.")
-
-
-def one_stage_budget(retention: float, layer: int, num_tokens: int, num_layers: int) -> dict[int, int]:
-    """The schedule that drops once, before `layer`, and averages `retention` over all layers.
-
-    Solves `layer * N + (L - layer) * k = retention * N * L` for k.
-
-    Raises:
-        BudgetError: the decoder has no such layer, or the layers before it alone exceed the retention.
-    """
-    if not 0 <= layer < num_layers:
-        raise BudgetError(f"layer={layer} is not one of the {num_layers} decoder layers; use 0 to {num_layers - 1}.")
-    kept = (retention * num_layers - layer) * num_tokens / (num_layers - layer)
-    smallest = (layer * num_tokens + num_layers - layer) / (num_layers * num_tokens)
-    if retention < smallest * (1 - 1e-9):
-        raise BudgetError(
-            f"retention={retention:.4g} is below {smallest:.4g}, the smallest that dropping once before layer "
-            f"{layer} of {num_layers} can average with {num_tokens} visual tokens; raise it or prune earlier."
-        )
-    return {layer: max(1, round(kept))}

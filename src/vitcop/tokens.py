@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -14,25 +16,63 @@ from .errors import VitcopError
 from .ops.segments import segment_ids
 
 
+class Source(ABC):
+    """The model at one stage, as far as methods may look at it: everything is worked out when it is asked for.
+
+    `rows` are numbers among all visual tokens that entered the decoder, `slots` places in its hidden states. What
+    is asked for is said in `VisualTokens`.
+    """
+
+    @abstractmethod
+    def hidden_states(self, slots: Int[Tensor, " visual"]) -> Float[Tensor, "visual hidden"]: ...
+
+    @abstractmethod
+    def embeddings(self, rows: Int[Tensor, " visual"]) -> Float[Tensor, "visual hidden"]: ...
+
+    @abstractmethod
+    def keys(
+        self, rows: Int[Tensor, " visual"], slots: Int[Tensor, " visual"]
+    ) -> Float[Tensor, "visual heads head_dim"]: ...
+
+    @abstractmethod
+    def encoder_signal(self, name: str, rows: Int[Tensor, " visual"]) -> Float[Tensor, " visual"]: ...
+
+    @abstractmethod
+    def text(self) -> TextTokens: ...
+
+    @abstractmethod
+    def attention(
+        self, tokens: VisualTokens, weights: Float[Tensor, " text"] | None, ahead: bool
+    ) -> Float[Tensor, " visual"]: ...
+
+    @abstractmethod
+    def final_norm(self, states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]: ...
+
+
+SALIENCY = "saliency"
+"""Name of the signal that every encoder has."""
+
+
 @dataclass(frozen=True)
 class VisualTokens:
     """A table of the visual tokens alive at one stage: one row per token, image after image.
 
-    Here and wherever methods are concerned, an image is a picture or a video: what shares one budget.
+    Here and wherever methods are concerned, an image is a picture or a video: what shares one budget. What
+    the table has of the model is worked out when it is read, and costs nothing where it is not.
 
     Attributes:
         layer: the decoder layer about to run; 0 is the entrance of the language model.
         stage: number of this stage in the schedule, from 0.
         lengths: rows per image. Images are in the order of the prompts they stand in.
-        hidden_states: what enters `layer`.
-        keys: keys of the layer just before: of the vision encoder at layer 0 (as its key projection
-            gives them), later of decoder layer `layer - 1` (as they are in the KV cache).
         index: number of the token among all visual tokens of its image.
         grid: row and column of the token in its grid, as fractions of the height and the width.
-        saliency: attention that the token's patches received in the vision encoder.
         segments: the grid (picture, tile or frame) of each row, counted over the whole batch. A picture's
             tiles may lie across each other in the prompt.
-        segment_sizes: visual tokens that each grid of each image had before pruning.
+        segment_shapes: rows and columns, in tokens, of each grid of each image.
+        segment_sizes: visual tokens that each grid of each image had before pruning; less than its rows times
+            its columns where padding was cut away.
+        source: the model at this stage.
+        rows, slots: where `source` has each token.
         labels: what earlier stages wrote about each token, e.g. its cluster.
         key_cutoff: density cutoff that suits the keys of this vision encoder, None if it is not known.
         normalised_keys: whether the decoder normalises its keys (QK-norm), which takes most of the meaning
@@ -42,13 +82,14 @@ class VisualTokens:
     layer: int
     stage: int
     lengths: tuple[int, ...]
-    hidden_states: Float[Tensor, "visual hidden"]
-    keys: Float[Tensor, "visual heads head_dim"]
     index: Int[Tensor, " visual"]
     grid: Float[Tensor, "visual 2"]
-    saliency: Float[Tensor, " visual"]
     segments: Int[Tensor, " visual"]
+    segment_shapes: tuple[tuple[tuple[int, int], ...], ...]
     segment_sizes: tuple[tuple[int, ...], ...]
+    source: Source
+    rows: Int[Tensor, " visual"]
+    slots: Int[Tensor, " visual"]
     labels: dict[str, Shaped[Tensor, " visual"]] = field(default_factory=dict)
     key_cutoff: float | None = None
     normalised_keys: bool = False
@@ -57,6 +98,68 @@ class VisualTokens:
     def images(self) -> Int[Tensor, " visual"]:
         """The image of each row, counted over the whole batch."""
         return segment_ids(self.lengths, self.index.device)
+
+    @cached_property
+    def hidden_states(self) -> Float[Tensor, "visual hidden"]:
+        """What enters `layer`."""
+        return self.source.hidden_states(self.slots)
+
+    @cached_property
+    def embeddings(self) -> Float[Tensor, "visual hidden"]:
+        """What the projector made of each token, as it came to the decoder."""
+        return self.source.embeddings(self.rows)
+
+    @cached_property
+    def keys(self) -> Float[Tensor, "visual heads head_dim"]:
+        """Keys of the layer just before: of the vision encoder at layer 0 (as its key projection gives them), later
+        of decoder layer `layer - 1` (as they are in the KV cache).
+        """
+        return self.source.keys(self.rows, self.slots)
+
+    @property
+    def saliency(self) -> Float[Tensor, " visual"]:
+        """Attention that the token's patches got in the encoder layer whose features the model uses: from [CLS], or,
+        where there is none, from all patches.
+        """
+        return self.encoder_signal(SALIENCY)
+
+    def encoder_signal(self, name: str) -> Float[Tensor, " visual"]:
+        """One of the method's `encoder_signals`."""
+        return self.source.encoder_signal(name, self.rows)
+
+    @cached_property
+    def text(self) -> TextTokens:
+        """The text tokens behind each image. How many there are is read from the device."""
+        return self.source.text()
+
+    def attention(
+        self, weights: Float[Tensor, " text"] | None = None, *, ahead: bool = False
+    ) -> Float[Tensor, " visual"]:
+        """Softmax attention that each token gets in decoder layer `layer - 1`, mean over heads.
+
+        Only the rows asked for are worked out, from the layer's own norm, projections and rotary embedding, so
+        that any attention backend will do. The softmax runs over all that the layer let the query see.
+
+        Args:
+            weights: of the rows of `text`, added up for each image; None asks for the last token of the prompt.
+            ahead: look at `layer` itself, which has not run yet; its keys are worked out as well.
+
+        Raises:
+            VitcopError: at the entrance, before which there is no attention.
+            UnsupportedModelError: the decoder's attention is of a kind whose rows cannot be worked out.
+        """
+        return self.source.attention(self, weights, ahead)
+
+    def final_norm(self, states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:
+        """Hidden states after the norm that stands behind the decoder's last layer."""
+        return self.source.final_norm(states)
+
+    def share_out(self, budget: Sequence[int]) -> list[list[int]]:
+        """Of the budget of each image the share of each of its grids, in proportion to the tokens these had at first.
+
+        Whole numbers by the largest remainder, earlier grids first.
+        """
+        return [_share_out(n, sizes) for n, sizes in zip(budget, self.segment_sizes, strict=True)]
 
     def allows(self, selection: Selection, budget: Sequence[int]) -> Bool[Tensor, ""]:
         """Whether a selection keeps its promises, as a tensor that need not be read yet.
@@ -95,19 +198,45 @@ class VisualTokens:
 
     def to(self, device: torch.device) -> VisualTokens:
         """The table on another device."""
-        return self._map(lambda column: column.to(device))
+        return self if self.index.device == device else self._map(lambda column: column.to(device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> VisualTokens:
         return replace(
             self,
-            hidden_states=change(self.hidden_states),
-            keys=change(self.keys),
             index=change(self.index),
             grid=change(self.grid),
-            saliency=change(self.saliency),
             segments=change(self.segments),
+            rows=change(self.rows),
+            slots=change(self.slots),
             labels={name: change(values) for name, values in self.labels.items()},
         )
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """The text tokens behind each image: one row per token, image after image.
+
+    Separators are no text here. Where a prompt has several images, the text behind the last of them is behind
+    each of them, and has a row for each.
+
+    Attributes:
+        lengths: rows per image.
+        embeddings: as they came to the decoder.
+        hidden_states: what enters the decoder layer about to run.
+        keys: of the decoder layer just before, as they are in the KV cache; None at the entrance.
+        slots: where the decoder's hidden states have each token.
+    """
+
+    lengths: tuple[int, ...]
+    embeddings: Float[Tensor, "text hidden"]
+    hidden_states: Float[Tensor, "text hidden"]
+    keys: Float[Tensor, "text heads head_dim"] | None
+    slots: Int[Tensor, " text"]
+
+    @property
+    def images(self) -> Int[Tensor, " text"]:
+        """The image of each row."""
+        return segment_ids(self.lengths, self.slots.device)
 
 
 @dataclass(frozen=True)
@@ -127,6 +256,15 @@ class Selection:
     merge: Int[Tensor, " visual"] | None = None
     reduction: Literal["mean", "add_mean"] = "mean"
     labels: dict[str, Shaped[Tensor, " visual"]] = field(default_factory=dict)
+
+
+def _share_out(budget: int, sizes: Sequence[int]) -> list[int]:
+    total = sum(sizes)
+    shares = [budget * size // total for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: -(budget * sizes[i] % total))
+    for i in by_remainder[: budget - sum(shares)]:
+        shares[i] += 1
+    return shares
 
 
 def merge_hidden_states(

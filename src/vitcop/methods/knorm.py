@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..errors import BudgetError
 from ..ops.saliency import key_norm
-from ..pruner import ScorePruner, check_retention, one_stage_budget
+from ..pruner import Description, ScorePruner, check_retention
+from ..schedule import solve
 from ..tokens import VisualTokens
 
 
@@ -29,6 +30,13 @@ class KNorm(ScorePruner):
     heads agree; they are used all the same, since they are this method.
     """
 
+    described = Description(
+        paper="signal of ViTCoP alone, after L2 norm KV compression (EMNLP 2024)",
+        year=2024,
+        where="once, before layer 2",
+        signal="key norms",
+    )
+
     retention: float = 1 / 9
     layer: int | None = None
 
@@ -39,7 +47,7 @@ class KNorm(ScorePruner):
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         layer = max(2, first_layer) if self.layer is None else self.layer
-        return one_stage_budget(self.retention, layer, num_tokens, num_layers)
+        return solve(self.name, self.retention, num_tokens, num_layers, [layer])
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
         return -key_norm(tokens.keys)

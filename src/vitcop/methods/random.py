@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..pruner import ScorePruner, check_retention, one_stage_budget
+from ..pruner import Description, ScorePruner, check_retention
+from ..schedule import solve
 from ..tokens import VisualTokens
 
 
@@ -25,6 +26,8 @@ class Random(ScorePruner):
         seed: another seed gives another choice.
     """
 
+    described = Description(paper="the floor that every method has to beat", year=None, where="entrance", signal="none")
+
     retention: float = 1 / 9
     layer: int = 0
     seed: int = 0
@@ -33,7 +36,7 @@ class Random(ScorePruner):
         check_retention(self.retention)
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
-        return one_stage_budget(self.retention, self.layer, num_tokens, num_layers)
+        return solve(self.name, self.retention, num_tokens, num_layers, [self.layer])
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
         return _hash(tokens.index + (self.seed % 2**31 << 32)).float()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import BudgetError
+from ..errors import BudgetError, VitcopError
 from ..ops.cluster import density_peaks, num_centres
 from ..ops.saliency import key_norm
 from ..ops.segments import (
@@ -21,10 +20,75 @@ from ..ops.segments import (
     smallest_in_segments,
     smallest_per_segment,
 )
-from ..pruner import Positions, Pruner, check_retention
+from ..pruner import Description, Positions, Pruner, Selector, check_retention
 from ..tokens import Selection, VisualTokens
 
 DEEP_RATIO = 1 / 5
+
+
+@dataclass(frozen=True)
+class SalientClusters(Selector):
+    """ViTCoP's stage I: keeps the most salient tokens, and clusters them (VIC) for `MergeClusters`.
+
+    Attributes:
+        centre_fraction, cutoff, radius: as in `ViTCoP`.
+    """
+
+    centre_fraction: float = 0.12
+    cutoff: float | None = None
+    radius: float = 0.6
+
+    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        shares = tokens.share_out(budget)
+        quotas = [quota for share in shares for quota in share]
+        keep = smallest_in_segments(-tokens.saliency, tokens.segments, quotas)
+        kept = tokens.take(keep, budget)
+        # A picture's tiles may lie across each other: cluster segment after segment, and put the labels back.
+        order = kept.segments.argsort(stable=True)
+        centres = [[num_centres(self.centre_fraction, quota) if quota else 0 for quota in share] for share in shares]
+        cluster = density_peaks(
+            kept.keys.flatten(1)[order],
+            kept.grid[order],
+            [quota for quota in quotas if quota],
+            [count for share in centres for count in share if count],
+            cutoff=self.cutoff or tokens.key_cutoff,
+            radius=self.radius,
+        )
+        # Clusters are counted anew in each segment, but told apart by image.
+        before = [first for share in centres for first in [0, *accumulate(share)][:-1]]
+        cluster = cluster + torch.tensor(before, device=cluster.device)[kept.segments[order]]
+        unclustered = torch.full_like(tokens.index, -1)
+        return Selection(keep, labels={"cluster": unclustered.scatter(0, keep[order], cluster)})
+
+
+@dataclass(frozen=True)
+class MergeClusters(Selector):
+    """ViTCoP's stage II: every cluster keeps its quota of members and leaves the rest as one merged token.
+
+    Small key norms matter; where the decoder normalises keys, large saliency does in their place.
+
+    With K clusters among n tokens and a budget B: if K <= B, cluster c keeps
+    `round((size_c - 1) / (n - K) * (B - K))` members of smallest key norm, repaired to B - K in all by
+    favouring the clusters with the smallest sum of norms; otherwise the B - 1 clusters with the smallest
+    sums become one token each, and all the others one more. A merged token stands at its group's median
+    member, and is that member's hidden state plus the mean of the group.
+
+    Raises:
+        VitcopError: no stage before it, such as `SalientClusters`, has clustered the tokens.
+    """
+
+    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        if "cluster" not in tokens.labels:
+            raise VitcopError("MergeClusters needs clusters; put SalientClusters before it.")
+        return _merge_clusters(tokens, budget)
+
+
+@dataclass(frozen=True)
+class SmallestKeyNorms(Selector):
+    """ViTCoP's stage III: keeps the tokens of smallest key norm, or, where keys are normalised, largest saliency."""
+
+    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        return Selection(smallest_per_segment(_insignificance(tokens), tokens.lengths, budget))
 
 
 @dataclass(frozen=True)
@@ -65,6 +129,21 @@ class ViTCoP(Pruner):
             paper does; "keep" leaves each at its place in the unpruned prompt.
     """
 
+    described = Description(
+        paper="ViTCoP (AAAI 2026)",
+        year=2026,
+        where="entrance, a shallow and a deep layer",
+        signal="[CLS] attention or attention received, clusters, key norms",
+        merges=True,
+    )
+    presets = {
+        "paper": {
+            192: {0: 288, 2: 253, 22: 51},
+            128: {0: 230, 2: 165, 22: 33},
+            64: {0: 172, 2: 77, 22: 15},
+        }
+    }
+
     retention: float = 1 / 9
     vision_retention: float | None = None
     centre_fraction: float | None = None
@@ -94,34 +173,14 @@ class ViTCoP(Pruner):
         return {0: entering, shallow_layer: shallow, deep_layer: deep}
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-        if tokens.stage == 0:
-            return self._keep_salient(tokens, budget)
-        if tokens.stage == 1:
-            return merge_clusters(tokens, budget)
-        return Selection(smallest_per_segment(_insignificance(tokens), tokens.lengths, budget))
+        return self.stages[tokens.stage].select(tokens, budget)
 
-    def _keep_salient(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-        """Stage 1: the most salient patches, and the clusters they form (VIC)."""
-        shares = [_share_out(n, sizes) for n, sizes in zip(budget, tokens.segment_sizes, strict=True)]
-        quotas = [quota for share in shares for quota in share]
-        keep = smallest_in_segments(-tokens.saliency, tokens.segments, quotas)
-        kept = tokens.take(keep, budget)
-        # A picture's tiles may lie across each other: cluster segment after segment, and put the labels back.
-        order = kept.segments.argsort(stable=True)
+    @property
+    def stages(self) -> tuple[Selector, Selector, Selector]:
+        """The three stages, each of which can be a stage of a `Pipeline` as well."""
         centre_fraction = self.centre_fraction or _centre_fraction(self.retention)
-        cluster = density_peaks(
-            kept.keys.flatten(1)[order],
-            kept.grid[order],
-            [quota for quota in quotas if quota],
-            centre_fraction=centre_fraction,
-            cutoff=self.cutoff or tokens.key_cutoff,
-            radius=self.radius,
-        )
-        # Clusters are counted anew in each segment, but told apart by image.
-        before = [first for share in shares for first in _clusters_before(share, centre_fraction)]
-        cluster = cluster + torch.tensor(before, device=cluster.device)[kept.segments[order]]
-        unclustered = torch.full_like(tokens.index, -1)
-        return Selection(keep, labels={"cluster": unclustered.scatter(0, keep[order], cluster)})
+        clusters = SalientClusters(centre_fraction, self.cutoff, self.radius)
+        return clusters, MergeClusters(), SmallestKeyNorms()
 
     def _stage_layers(self, num_layers: int, first_layer: int) -> tuple[int, int]:
         shallow = self.shallow_layer if self.shallow_layer is not None else max(2, 2 * num_layers // 32, first_layer)
@@ -183,17 +242,7 @@ def _insignificance(tokens: VisualTokens) -> Float[Tensor, " visual"]:
     return largest[tokens.images] - tokens.saliency
 
 
-def merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-    """Stage 2: every cluster keeps its quota of members and leaves the rest as one merged token.
-
-    Small key norms matter; where the decoder normalises keys, large saliency does in their place.
-
-    With K clusters among n tokens and a budget B: if K <= B, cluster c keeps
-    `round((size_c - 1) / (n - K) * (B - K))` members of smallest key norm, repaired to B - K in all by
-    favouring the clusters with the smallest sum of norms; otherwise the B - 1 clusters with the smallest
-    sums become one token each, and all the others one more. A merged token stands at its group's median
-    member, and is that member's hidden state plus the mean of the group.
-    """
+def _merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
     device = tokens.index.device
     images, longest = tokens.images, max(tokens.lengths)
     num_clusters = len(tokens.lengths) * longest  # a generous numbering, so that nothing is counted on the host
@@ -253,21 +302,6 @@ def _quotas(
     lightest = rank_in_segment(can_give, image_of, len(share))
     heaviest = rank_in_segment(can_take, image_of, len(share))
     return quota + (lightest < missing).long() - (heaviest < -missing).long()
-
-
-def _share_out(budget: int, sizes: Sequence[int]) -> list[int]:
-    """Shares of `budget` in proportion to `sizes`, whole numbers by the largest remainder, earlier ones first."""
-    total = sum(sizes)
-    shares = [budget * size // total for size in sizes]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: -(budget * sizes[i] % total))
-    for i in by_remainder[: budget - sum(shares)]:
-        shares[i] += 1
-    return shares
-
-
-def _clusters_before(share: Sequence[int], centre_fraction: float) -> list[int]:
-    """Clusters in the segments of an image before each one, which keep `share` tokens."""
-    return [0, *accumulate(num_centres(centre_fraction, quota) if quota else 0 for quota in share)][:-1]
 
 
 def _vision_retention(retention: float, L: int, s: int, d: int, ratio: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import UnsupportedModelError
-from .encoders import Patches
+from ..errors import UnsupportedModelError, VitcopError
+from ..tokens import SALIENCY
+from .encoders import Patches, Watched
 from .grids import Grids, Shape, patch_numbers
 
 Call = dict[str, Any]
@@ -28,12 +29,47 @@ class Observation:
 
     Attributes:
         images: the grids of each image or video.
-        keys, saliency: as in `VisualTokens`, one row per visual token, image after image.
+        patches: keys and saliency as in `VisualTokens`, one row per visual token, image after image.
+        signals: what other layers show of the same tokens, as a method asks for by name.
     """
 
     images: tuple[Grids, ...]
-    keys: Float[Tensor, "visual heads head_dim"]
-    saliency: Float[Tensor, " visual"]
+    patches: Patches
+    signals: dict[str, Patches] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> Float[Tensor, "visual heads head_dim"]:
+        """Of the layer whose features the model uses."""
+        return self._checked(self.patches).keys
+
+    @property
+    def saliency(self) -> Float[Tensor, " visual"]:
+        """Of the layer whose features the model uses."""
+        return self.signal(SALIENCY)
+
+    def signal(self, name: str) -> Float[Tensor, " visual"]:
+        """Attention that each token got.
+
+        Raises:
+            VitcopError: the signal was not asked for when the images were encoded.
+        """
+        if name == SALIENCY:
+            return self._checked(self.patches).saliency
+        if name not in self.signals:
+            raise VitcopError(
+                f"The encoder was not watched for {name!r}: a method names it in `encoder_signals`, and images are "
+                "encoded while the model is pruned by that method."
+            )
+        return self._checked(self.signals[name]).saliency
+
+    def _checked(self, patches: Patches) -> Patches:
+        if len(patches.saliency) != sum(self.lengths):
+            raise UnsupportedModelError(
+                f"The vision encoder saw {len(patches.saliency)} visual tokens where {sum(self.lengths)} were expected "
+                "from the sizes of its pictures; pass pictures as its processor makes them, and please report this if "
+                "you did."
+            )
+        return patches
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -56,31 +92,29 @@ class Observation:
         if side > 1:
             patches = patches.mean(patch_numbers([shape for image in images for shape in image], side))
         grids = tuple(Grids.full(*((rows // side, columns // side) for rows, columns in image)) for image in images)
-        return Observation(grids, patches.keys, patches.saliency)
+        return Observation(grids, patches)
 
     @staticmethod
     def concatenate(parts: Sequence[Observation]) -> Observation:
         """The images of all `parts`, in order."""
         if len(parts) == 1:
             return parts[0]
+        # What was encoded under another method may lack what this one asks for: then it is missed when it is read.
+        names = set.intersection(*(set(part.signals) for part in parts))
         return Observation(
             images=tuple(image for part in parts for image in part.images),
-            keys=torch.cat([part.keys for part in parts]),
-            saliency=torch.cat([part.saliency for part in parts]),
+            patches=Patches.concatenate([part.patches for part in parts]),
+            signals={name: Patches.concatenate([part.signals[name] for part in parts]) for name in names},
         )
 
     def take(self, spans: Sequence[tuple[int, int]]) -> Observation:
         """The images of all `spans` (first, end), in order; spans may repeat."""
         starts = [0, *accumulate(self.lengths)]
-        return Observation.concatenate(
-            [
-                Observation(
-                    images=self.images[first:end],
-                    keys=self.keys[starts[first] : starts[end]],
-                    saliency=self.saliency[starts[first] : starts[end]],
-                )
-                for first, end in spans
-            ]
+        rows = [(starts[first], starts[end]) for first, end in spans]
+        return Observation(
+            images=tuple(image for first, end in spans for image in self.images[first:end]),
+            patches=self.patches.take(rows),
+            signals={name: patches.take(rows) for name, patches in self.signals.items()},
         )
 
 
@@ -113,7 +147,7 @@ class ModelFamily(ABC):
         has_windows: whether decoder layers may attend to a sliding window.
         first_stage_layer: the earliest decoder layer before which tokens may be dropped, besides 0.
         key_cutoff: density cutoff known to suit the keys of this vision encoder, or None.
-        observed: for each modality the vision attention module whose inputs `observe` gets.
+        observed: for each modality the vision attention of the layer whose features the model uses.
         model, base, decoder, layers: the model, its base model, its language model and the layers of that.
         layer_kinds: of each decoder layer, as in `config.layer_types`.
     """
@@ -189,13 +223,20 @@ class ModelFamily(ABC):
         """Raise if this call of `get_image_features` or the like asks for features that `observe` does not see."""
 
     @abstractmethod
-    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
-        """What the encoder shows of every visual token.
+    def encoder_attention(self, modality: str, depth: float) -> nn.Module:
+        """The attention of the encoder layer that stands at this share of the encoder's depth, above 0 and at most 1.
+
+        Where some layers attend to windows only, it is that of the nearest one that attends to all.
+        """
+
+    @abstractmethod
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
+        """What one layer of the encoder shows of every visual token.
 
         Args:
             modality: "image" or "video".
             call: arguments of `get_image_features` or `get_video_features`.
-            attention: arguments of `observed[modality]` in that call.
+            watched: the attention of that layer in this call.
         """
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,9 +16,6 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..ops.saliency import attention_received, cls_attention
-
-Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines of each patch, (patches, head_dim)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,11 @@ class Encoder:
         """The `vision_feature_select_strategy` that makes visual tokens of all patches and nothing else."""
         return "default" if self.has_cls else "full"
 
+    def depth(self, encoder: nn.Module) -> int:
+        """Number of its layers."""
+        layers: Any = encoder.get_submodule(self.layers)
+        return len(layers)
+
     def attention_at(self, encoder: nn.Module, layer: int) -> nn.Module:
         """The attention whose layer gives `hidden_states[layer]`.
 
@@ -59,69 +62,134 @@ CLIP = Encoder("encoder.layers", "self_attn", has_cls=True)
 SIGLIP = Encoder("encoder.layers", "self_attn", has_cls=False)
 
 
-@dataclass(frozen=True)
 class Patches:
-    """One row per patch, grid after grid, or per visual token.
+    """What an attention layer shows of each patch, grid after grid, or of each visual token: worked out when read.
 
-    Attributes:
-        keys: as the key projection gives them, without norm and rotary embedding.
-        saliency: attention received.
+    A method that looks at text alone, or at nothing, so pays nothing for it.
     """
 
-    keys: Float[Tensor, "patches heads head_dim"]
-    saliency: Float[Tensor, " patches"]
+    def __init__(self, show: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        self._show: Callable[[], tuple[Tensor, Tensor]] | None = show
+
+    @cached_property
+    def _shown(self) -> tuple[Tensor, Tensor]:
+        assert self._show is not None
+        with torch.no_grad():
+            shown = self._show()
+        self._show = None  # and with it the activations of the encoder
+        return shown
+
+    @property
+    def keys(self) -> Float[Tensor, "patches heads head_dim"]:
+        """As the key projection gives them, without norm and rotary embedding."""
+        return self._shown[0]
+
+    @property
+    def saliency(self) -> Float[Tensor, " patches"]:
+        """Attention that each patch got."""
+        return self._shown[1]
 
     def through(self, change: Callable[[Tensor], Tensor]) -> Patches:
         """Keys and saliency after what the model does to features: (patches, channels) -> (tokens, channels)."""
-        channels = change(torch.cat([self.saliency[:, None], self.keys.flatten(1)], 1))
-        keys = channels[:, 1:].unflatten(1, self.keys.shape[1:]).to(self.keys.dtype)
-        return Patches(keys, channels[:, 0].to(self.saliency.dtype))
+
+        def show() -> tuple[Tensor, Tensor]:
+            channels = change(torch.cat([self.saliency[:, None], self.keys.flatten(1)], 1))
+            keys = channels[:, 1:].unflatten(1, self.keys.shape[1:]).to(self.keys.dtype)
+            return keys, channels[:, 0].to(self.saliency.dtype)
+
+        return Patches(show)
 
     def mean(self, index: Int[Tensor, "tokens patches_per_token"]) -> Patches:
         """Mean over the patches of each visual token."""
         return self.through(lambda channels: channels[index.to(channels.device)].mean(1))
 
+    def take(self, spans: Sequence[tuple[int, int]]) -> Patches:
+        """The rows of all `spans` (first, end), in order; spans may repeat."""
+        return Patches.concatenate([Patches(partial(self._rows, first, end)) for first, end in spans])
 
-def with_cls(attention: Any, hidden_states: Float[Tensor, "grids tokens hidden"]) -> Patches:
-    """Patches of an encoder whose first token is [CLS], by the attention of [CLS]: CLIP, InternVL's ViT."""
-    heads = attention.num_heads, attention.head_dim
-    keys = attention.k_proj(hidden_states)
-    query = _normalise(attention, "q_norm", attention.q_proj(hidden_states[:, 0])).unflatten(-1, heads)
-    attended = _normalise(attention, "k_norm", keys).unflatten(-1, heads)
-    saliency = cls_attention(query, attended, attention.scale)
-    return Patches(keys[:, 1:].flatten(0, 1).unflatten(-1, heads), saliency.flatten())
+    @staticmethod
+    def concatenate(parts: Sequence[Patches]) -> Patches:
+        """The rows of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return Patches(lambda: (torch.cat([p.keys for p in parts]), torch.cat([p.saliency for p in parts])))
+
+    def _rows(self, first: int, end: int) -> tuple[Tensor, Tensor]:
+        return self.keys[first:end], self.saliency[first:end]
 
 
-def without_cls(
-    attention: Any, hidden_states: Float[Tensor, "grids tokens hidden"], mask: Tensor | None = None
-) -> Patches:
-    """Patches of an encoder without [CLS], by the attention they receive: SigLIP, Idefics3.
+@dataclass(frozen=True)
+class Watched:
+    """An attention layer of the vision encoder at work.
 
-    Args:
-        mask: the attention mask that the layer got.
+    Attributes:
+        module: the attention.
+        inputs: its arguments.
+        received: ask for the attention that each patch receives from all, even where there is a [CLS].
     """
-    heads = attention.num_heads, attention.head_dim
-    queries = attention.q_proj(hidden_states).flatten(0, 1).unflatten(-1, heads)
-    keys = attention.k_proj(hidden_states).flatten(0, 1).unflatten(-1, heads)
-    grids, length = hidden_states.shape[:2]
-    real = None if mask is None else _real_patches(mask, grids, length)
-    return Patches(keys, attention_received(queries, keys, attention.scale, [length] * grids, real))
+
+    module: Any
+    inputs: dict[str, Any]
+    received: bool = False
+
+    @property
+    def hidden_states(self) -> Tensor:
+        return self.inputs["hidden_states"]
+
+
+def with_cls(watched: Watched) -> Patches:
+    """Patches of an encoder whose first token is [CLS], by the attention of [CLS]: CLIP, InternVL's ViT."""
+
+    def show() -> tuple[Tensor, Tensor]:
+        attention, hidden_states = watched.module, watched.hidden_states
+        heads = attention.num_heads, attention.head_dim
+        keys = attention.k_proj(hidden_states)
+        asking = hidden_states if watched.received else hidden_states[:, 0]
+        queries = _normalise(attention, "q_norm", attention.q_proj(asking)).unflatten(-1, heads)
+        attended = _normalise(attention, "k_norm", keys).unflatten(-1, heads)
+        if watched.received:
+            grids, length = hidden_states.shape[:2]
+            both = queries.flatten(0, 1), attended.flatten(0, 1)
+            saliency = attention_received(*both, attention.scale, [length] * grids).view(grids, length)[:, 1:]
+        else:
+            saliency = cls_attention(queries, attended, attention.scale)
+        return keys[:, 1:].flatten(0, 1).unflatten(-1, heads), saliency.flatten()
+
+    return Patches(show)
+
+
+def without_cls(watched: Watched) -> Patches:
+    """Patches of an encoder without [CLS], by the attention they receive: SigLIP, Idefics3."""
+
+    def show() -> tuple[Tensor, Tensor]:
+        attention, hidden_states = watched.module, watched.hidden_states
+        heads = attention.num_heads, attention.head_dim
+        queries = attention.q_proj(hidden_states).flatten(0, 1).unflatten(-1, heads)
+        keys = attention.k_proj(hidden_states).flatten(0, 1).unflatten(-1, heads)
+        grids, length = hidden_states.shape[:2]
+        mask = watched.inputs.get("attention_mask")
+        real = None if mask is None else _real_patches(mask, grids, length)
+        return keys, attention_received(queries, keys, attention.scale, [length] * grids, real)
+
+    return Patches(show)
 
 
 def with_rotary(
-    attention: Any,
-    queries: Float[Tensor, "patches heads head_dim"],
-    keys: Float[Tensor, "patches heads head_dim"],
-    position_embeddings: Rotary,
-    lengths: Sequence[int],
+    watched: Watched, project: Callable[[Any, Tensor], tuple[Tensor, Tensor]], lengths: Sequence[int]
 ) -> Patches:
     """Patches of an encoder with rotary positions, by the attention they receive: Pixtral, Qwen's.
 
     Args:
+        project: makes queries and keys, (patches, heads, head_dim), of the attention and its hidden states.
         lengths: patches of each grid; the grids stand one after another.
     """
-    turned = [_rotate(states, *position_embeddings) for states in (queries, keys)]
-    return Patches(keys, attention_received(turned[0], turned[1], attention.scaling, lengths))
+
+    def show() -> tuple[Tensor, Tensor]:
+        queries, keys = project(watched.module, watched.hidden_states)
+        turned = [_rotate(states, *watched.inputs["position_embeddings"]) for states in (queries, keys)]
+        return keys, attention_received(turned[0], turned[1], watched.module.scaling, lengths)
+
+    return Patches(show)
 
 
 def _normalise(attention: Any, name: str, states: Tensor) -> Tensor:

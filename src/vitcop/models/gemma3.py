@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .base import Call, Description, Observation
-from .encoders import SIGLIP
+from .encoders import SIGLIP, Watched
 from .tower import TowerFamily
 
 
@@ -22,11 +22,11 @@ class Gemma3(TowerFamily):
     )
     has_windows = True
 
-    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
         projector = self.base.multi_modal_projector
         shape = (projector.patches_per_image, projector.patches_per_image)
-        pictures = len(attention["hidden_states"])
-        return Observation.of(self.patches(modality, attention), [[shape]] * pictures, projector.kernel_size)
+        pictures = len(watched.hidden_states)
+        return Observation.of(self.patches(watched), [[shape]] * pictures, projector.kernel_size)
 
     def attention_blocks(self, call: Call) -> Int[Tensor, "batch seq"] | None:
         kinds = call.get("token_type_ids")

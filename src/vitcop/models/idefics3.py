@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from .base import Call, Description, Observation
-from .encoders import SIGLIP
+from .encoders import SIGLIP, Watched
 from .tower import TowerFamily
 
 
@@ -24,11 +24,11 @@ class Idefics3(TowerFamily):
     )
     tiles_are_images = True
 
-    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
-        tiles, patches, _ = attention["hidden_states"].shape
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
+        tiles, patches, _ = watched.hidden_states.shape
         side = int(patches**0.5)
         merged = self.model.config.scale_factor
-        return Observation.of(self.patches(modality, attention), [[(side, side)]] * tiles, merged)
+        return Observation.of(self.patches(watched), [[(side, side)]] * tiles, merged)
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
         # The processor puts the same token before each tile and behind each picture, around markers of one or

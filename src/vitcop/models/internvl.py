@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .base import Call, Description, Observation
-from .encoders import Encoder
+from .encoders import Encoder, Watched
 from .tower import OTHER_FEATURES, TowerFamily
 
 
@@ -23,11 +23,11 @@ class InternVL(TowerFamily):
     )
     tiles_are_images = True
 
-    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
-        tiles, tokens, _ = attention["hidden_states"].shape
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
+        tiles, tokens, _ = watched.hidden_states.shape
         side = int((tokens - 1) ** 0.5)
         merged = int(1 / self.model.config.downsample_ratio)
-        return Observation.of(self.patches(modality, attention), [[(side, side)]] * tiles, merged)
+        return Observation.of(self.patches(watched), [[(side, side)]] * tiles, merged)
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
         ends = [None, *((row, column + length) for (row, column), length in zip(starts, lengths, strict=True))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import Call, Description, Observation
-from .encoders import CLIP, SIGLIP
+from .encoders import CLIP, SIGLIP, Watched
 from .pixtral import PIXTRAL, observe_pixtral
 from .tower import OTHER_FEATURES, TowerFamily
 
@@ -18,10 +18,9 @@ class Llava(TowerFamily):
         refuses=OTHER_FEATURES,
     )
 
-    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
         patch = self.model.config.vision_config.patch_size
         if self.encoder is PIXTRAL:
-            return observe_pixtral(self.observed[modality], patch, call, attention)
+            return observe_pixtral(patch, call, watched)
         pictures, _, height, width = call["pixel_values"].shape
-        patches = self.patches(modality, attention)
-        return Observation.of(patches, [[(height // patch, width // patch)]] * pictures)
+        return Observation.of(self.patches(watched), [[(height // patch, width // patch)]] * pictures)

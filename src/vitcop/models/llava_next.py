@@ -14,7 +14,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 )
 
 from .base import Call, Description, Observation
-from .encoders import CLIP
+from .encoders import CLIP, Watched
 from .grids import SEPARATOR, Grids
 from .tower import OTHER_FEATURES, TowerFamily
 
@@ -34,7 +34,7 @@ class LlavaNext(TowerFamily):
         refuses=OTHER_FEATURES,
     )
 
-    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
         tiles = self._tiles(call)
         columns = [1] * len(tiles)
         for number, (count, size) in enumerate(zip(tiles, _sizes(call), strict=True)):
@@ -53,8 +53,7 @@ class LlavaNext(TowerFamily):
             packed = self._pack(pictures, call, channels.new_zeros(channels.shape[-1]))
             return torch.cat(list(packed))[visual.to(channels.device)]
 
-        patches = self.patches(modality, attention).through(pack)
-        return Observation(images, patches.keys, patches.saliency)
+        return Observation(images, self.patches(watched).through(pack))
 
     def _tiles(self, call: Call) -> list[int]:
         """Tiles of each picture, its thumbnail included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Call, Description, Observation
+from .encoders import Watched
 from .llava_next import LlavaNext
 from .tower import OTHER_FEATURES
 
@@ -18,10 +19,10 @@ class LlavaNextVideo(LlavaNext):
         refuses=OTHER_FEATURES,
     )
 
-    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
         if modality == "image":
-            return super().observe(modality, call, attention)
+            return super().observe(modality, call, watched)
         videos, frames = self.videos(call)
         shapes = [(self.side, self.side)] * frames
         stride = self.model.config.spatial_pool_stride
-        return Observation.of(self.patches(modality, attention), [shapes] * videos, stride)
+        return Observation.of(self.patches(watched), [shapes] * videos, stride)

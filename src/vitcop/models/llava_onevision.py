@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .base import Call, Description, Observation
-from .encoders import SIGLIP
+from .encoders import SIGLIP, Watched
 from .grids import Grids
 from .llava_next import LlavaNext
 from .tower import OTHER_FEATURES
@@ -25,16 +25,16 @@ class LlavaOnevision(LlavaNext):
         refuses=OTHER_FEATURES,
     )
 
-    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
         if modality == "image":
-            return super().observe(modality, call, attention)
+            return super().observe(modality, call, watched)
         videos, frames = self.videos(call)
-        patches = self.patches(modality, attention).through(
+        patches = self.patches(watched).through(
             lambda channels: self.base.apply_pooling(channels.unflatten(0, (videos * frames, -1))).flatten(0, 1)
         )
         side = -(-self.side // 2)
         video = Grids.join([Grids.full(*[(side, side)] * frames), Grids.separator()])
-        return Observation((video,) * videos, patches.keys, patches.saliency)
+        return Observation((video,) * videos, patches)
 
     def _tiles(self, call: Call) -> list[int]:
         pictures = call.get("batch_num_images")

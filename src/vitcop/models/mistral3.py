@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Call, Description, Observation
+from .encoders import Watched
 from .pixtral import PIXTRAL, observe_pixtral
 from .tower import TowerFamily
 
@@ -17,7 +18,7 @@ class Mistral3(TowerFamily):
         refuses=("another encoder", "several feature layers"),
     )
 
-    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
         config = self.model.config
         patch, merged = config.vision_config.patch_size, config.spatial_merge_size
-        return observe_pixtral(self.observed[modality], patch, call, attention, merged)
+        return observe_pixtral(patch, call, watched, merged)

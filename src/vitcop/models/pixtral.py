@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .base import Call, Observation
-from .encoders import Encoder, with_rotary
+from .encoders import Encoder, Watched, with_rotary
 
 PIXTRAL = Encoder("transformer.layers", "attention", has_cls=False)
 
 
-def observe_pixtral(module: Any, patch_size: int, call: Call, attention: Call, side: int = 1) -> Observation:
+def observe_pixtral(patch_size: int, call: Call, watched: Watched, side: int = 1) -> Observation:
     """One grid per picture, of its own size.
 
     Args:
-        module: the observed attention.
         patch_size: rows and columns of pixels in a patch.
-        call, attention: as in `ModelFamily.observe`.
+        call, watched: as in `ModelFamily.observe`.
         side: rows and columns of patches that become one visual token.
     """
     sizes = call.get("image_sizes")
@@ -28,8 +28,9 @@ def observe_pixtral(module: Any, patch_size: int, call: Call, attention: Call, s
         (height // patch_size, width // patch_size) for height, width in torch.as_tensor(sizes, device="cpu").tolist()
     ]
     lengths = [rows * columns for rows, columns in shapes]
-    hidden_states, heads = attention["hidden_states"][0], (module.num_heads, module.head_dim)
-    queries = module.q_proj(hidden_states).unflatten(-1, heads)
-    keys = module.k_proj(hidden_states).unflatten(-1, heads)
-    patches = with_rotary(module, queries, keys, attention["position_embeddings"], lengths)
-    return Observation.of(patches, [[shape] for shape in shapes], side)
+    return Observation.of(with_rotary(watched, _project, lengths), [[shape] for shape in shapes], side)
+
+
+def _project(module: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    heads = module.num_heads, module.head_dim
+    return module.q_proj(hidden_states[0]).unflatten(-1, heads), module.k_proj(hidden_states[0]).unflatten(-1, heads)

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .base import Call, Description, ModelFamily, Observation
-from .encoders import with_rotary
+from .encoders import Watched, with_rotary
 from .grids import Grids, Shape
 
 
@@ -28,19 +28,21 @@ class Qwen2VL(ModelFamily):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        vision = self.base.visual
-        layer = max(getattr(vision, "fullatt_block_indexes", [len(vision.blocks) - 1]))
-        self.observed = dict.fromkeys(self.modalities, vision.blocks[layer].attn)
+        self.observed = {modality: self.encoder_attention(modality, 1.0) for modality in self.modalities}
 
-    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+    def encoder_attention(self, modality: str, depth: float) -> nn.Module:
+        vision = self.base.visual
+        wanted = depth * len(vision.blocks) - 1
+        unwindowed = getattr(vision, "fullatt_block_indexes", range(len(vision.blocks)))
+        return vision.blocks[min(unwindowed, key=lambda layer: abs(layer - wanted))].attn
+
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
         vision = self.model.config.vision_config
         side = vision.spatial_merge_size
         images = [[(rows, columns)] * frames for frames, rows, columns in call[f"{modality}_grid_thw"].tolist()]
         lengths = [rows * columns for image in images for rows, columns in image]
         merged = [[(rows // side, columns // side) for rows, columns in image] for image in images]
-        module: Any = self.observed[modality]
-        states = module.qkv(attention["hidden_states"]).unflatten(-1, (3, module.num_heads, -1))
-        patches = with_rotary(module, states[:, 0], states[:, 1], attention["position_embeddings"], lengths)
+        patches = with_rotary(watched, _project, lengths)
         # The encoder has the patches of a token one after another, and its tokens in the order of its windows.
         window = getattr(vision, "window_size", None)
         place = torch.arange(sum(lengths) // side**2, device="cpu")
@@ -49,7 +51,12 @@ class Qwen2VL(ModelFamily):
                 [shape for image in merged for shape in image], window // side // vision.patch_size
             )
         patches = patches.mean(place[:, None] * side**2 + torch.arange(side**2, device="cpu"))
-        return Observation(tuple(Grids.full(*image) for image in merged), patches.keys, patches.saliency)
+        return Observation(tuple(Grids.full(*image) for image in merged), patches)
+
+
+def _project(module: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    states = module.qkv(hidden_states).unflatten(-1, (3, module.num_heads, -1))
+    return states[:, 0], states[:, 1]
 
 
 def _places_in_windows(shapes: list[Shape], side: int) -> Int[Tensor, " tokens"]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from .base import Call, ModelFamily
-from .encoders import CLIP, Encoder, Patches, with_cls, without_cls
+from .encoders import CLIP, Encoder, Patches, Watched, with_cls, without_cls
 
 # Width, layers, and pixels of a picture and of a patch, of the encoder that ViTCoP's authors give a cutoff for.
 VIT_L_336, VIT_L_336_CUTOFF = (1024, 24, 336, 14), 8.0
@@ -70,12 +71,13 @@ class TowerFamily(ModelFamily):
     def tower(self, modality: str) -> Any:
         return self.base.get_encoder(modality)
 
-    def patches(self, modality: str, attention: Call) -> Patches:
+    def encoder_attention(self, modality: str, depth: float) -> nn.Module:
+        tower = self.tower(modality)
+        return self.encoder.attention_at(tower, max(1, round(depth * self.encoder.depth(tower))))
+
+    def patches(self, watched: Watched) -> Patches:
         """The patches of all pictures that the encoder got, which are of equal size, one picture after another."""
-        module, hidden_states = self.observed[modality], attention["hidden_states"]
-        if self.encoder.has_cls:
-            return with_cls(module, hidden_states)
-        return without_cls(module, hidden_states, attention.get("attention_mask"))
+        return with_cls(watched) if self.encoder.has_cls else without_cls(watched)
 
     @staticmethod
     def videos(call: Call) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Call, Description, Observation
-from .encoders import CLIP
+from .encoders import CLIP, Watched
 from .grids import Grids
 from .tower import OTHER_FEATURES, TowerFamily
 
@@ -22,15 +22,15 @@ class VideoLlava(TowerFamily):
         refuses=OTHER_FEATURES,
     )
 
-    def observe(self, modality: str, call: Call, attention: Call) -> Observation:
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
         side = self.side
-        patches = self.patches(modality, attention)
-        grids = len(attention["hidden_states"])
+        patches = self.patches(watched)
+        grids = len(watched.hidden_states)
         if modality == "image":
             return Observation.of(patches, [[(side, side)]] * grids)
         videos, frames = self.videos(call)
         video = Grids.join([Grids.separator(), Grids.full((side, side))] * frames)
-        return Observation((video,) * videos, patches.keys, patches.saliency)
+        return Observation((video,) * videos, patches)
 
     def tower(self, modality: str) -> Any:
         return getattr(self.base, f"{modality}_tower")

@@ -25,8 +25,8 @@ def density_peaks(
     features: Float[Tensor, "rows dim"],
     grid: Float[Tensor, "rows 2"],
     lengths: Sequence[int],
+    centres: Sequence[int],
     *,
-    centre_fraction: float,
     cutoff: float | None,
     radius: float,
 ) -> Int[Tensor, " rows"]:
@@ -36,7 +36,7 @@ def density_peaks(
         features: what distances are measured on, any float type; computed in float32.
         grid: position of each row in its picture, as fractions of the height and of the width.
         lengths: rows per segment.
-        centre_fraction: share of the rows that become cluster centres, at least one per segment.
+        centres: rows per segment that become cluster centres, at least one.
         cutoff: Gaussian width of the density, in units of `features`; None derives it from the data.
         radius: a row may only follow a denser row that is at most this far away on the grid.
 
@@ -44,13 +44,19 @@ def density_peaks(
         The cluster of each row, counted from 0 in every segment by falling `density * separation`.
     """
     labels = torch.empty(len(features), dtype=torch.long, device=features.device)
-    for rows, sizes in by_size(lengths, features.device):
-        labels[rows] = _density_peaks(features[rows], grid[rows], sizes, centre_fraction, cutoff, radius)
+    for rows, segments in by_size(lengths, features.device):
+        sizes, counts = ([values[i] for i in segments] for values in (lengths, centres))
+        labels[rows] = _density_peaks(features[rows], grid[rows], sizes, counts, cutoff, radius)
     return labels
 
 
 def _density_peaks(
-    features: Tensor, grid: Tensor, lengths: Sequence[int], centre_fraction: float, cutoff: float | None, radius: float
+    features: Tensor,
+    grid: Tensor,
+    lengths: Sequence[int],
+    centres: Sequence[int],
+    cutoff: float | None,
+    radius: float,
 ) -> Tensor:
     """`density_peaks` of segments of about the same length."""
     padded, valid = pad_segments(features.float(), lengths)
@@ -72,8 +78,7 @@ def _density_peaks(
 
     peak = (density * separation).masked_fill(~valid, -math.inf)
     ranks = peak.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    centres = torch.tensor([num_centres(centre_fraction, n) for n in lengths], device=padded.device)
-    is_centre = ranks < centres[:, None]
+    is_centre = ranks < torch.tensor(centres, device=padded.device)[:, None]
 
     nearest_centre = distance.masked_fill(~is_centre[:, None], math.inf).argmin(-1)
     parent = torch.where(separation.isinf(), nearest_centre, parent)

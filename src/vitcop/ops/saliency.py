@@ -38,6 +38,24 @@ def cls_attention(
     return logits.softmax(dim=1)[:, 1:].sum(-1)
 
 
+def attention_rows(
+    queries: Float[Tensor, "batch rows heads head_dim"],
+    keys: Float[Tensor, "batch kv_heads tokens head_dim"],
+    visible: Bool[Tensor, "batch rows tokens"],
+    scale: float,
+) -> Float[Tensor, "batch rows tokens"]:
+    """Softmax attention of some queries to all tokens, mean over heads; each key head serves a group of query heads.
+
+    Args:
+        visible: what each query may see.
+        scale: what the layer multiplies its logits with.
+    """
+    grouped = queries.transpose(1, 2).unflatten(1, (keys.shape[1], -1))  # (batch, kv_heads, group, rows, head_dim)
+    logits = scale * (grouped @ keys[:, :, None].transpose(-1, -2)).float()
+    weights = logits.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1)
+    return weights.flatten(1, 2).mean(1)
+
+
 def attention_received(
     queries: Float[Tensor, "patches heads head_dim"],
     keys: Float[Tensor, "patches heads head_dim"],
@@ -58,7 +76,8 @@ def attention_received(
     if real is None:
         real = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
     received = torch.empty(len(queries), device=queries.device)
-    for rows, sizes in by_size(lengths, queries.device):
+    for rows, segments in by_size(lengths, queries.device):
+        sizes = [lengths[i] for i in segments]
         received[rows] = _received(queries[rows], keys[rows], scale, sizes, real[rows])
     return received
 

@@ -73,7 +73,7 @@ def pad_segments(
 
 
 def by_size(lengths: Sequence[int], device: torch.device) -> Iterator[tuple[Tensor | slice, list[int]]]:
-    """Rows and lengths of groups of segments, of which none is more than twice as long as another of its group.
+    """Rows and numbers of groups of segments, of which none is more than twice as long as another of its group.
 
     What pads the segments of a group to the longest costs little more than they do, whatever else there is.
     """
@@ -82,8 +82,7 @@ def by_size(lengths: Sequence[int], device: torch.device) -> Iterator[tuple[Tens
         groups.setdefault(length.bit_length(), []).append(segment)
     starts = [0, *accumulate(lengths)]
     for segments in groups.values():
-        sizes = [lengths[i] for i in segments]
         if len(groups) == 1:
-            yield slice(None), sizes
+            yield slice(None), segments
         else:
-            yield torch.cat([torch.arange(starts[i], starts[i + 1], device=device) for i in segments]), sizes
+            yield torch.cat([torch.arange(starts[i], starts[i + 1], device=device) for i in segments]), segments

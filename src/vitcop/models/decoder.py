@@ -1,0 +1,54 @@
+"""Queries and keys of a decoder layer, worked out from its own modules for the rows that a method asks for."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from ..errors import UnsupportedModelError
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines of each token, (batch, tokens, head_dim)."""
+
+
+def check_rows(layer: nn.Module, config: PretrainedConfig) -> None:
+    """Raise unless softmax rows of this decoder's layers can be worked out from outside."""
+    attention: Any = getattr(layer, "self_attn", None)
+    parts = ("q_proj", "k_proj", "scaling", "head_dim")
+    known = hasattr(layer, "input_layernorm") and all(hasattr(attention, part) for part in parts)
+    known = known and hasattr(inspect.getmodule(type(attention)), "apply_rotary_pos_emb")
+    scales_queries = "llama_4_scaling_beta" in (getattr(config, "rope_parameters", None) or {})
+    changes_softmax = getattr(attention, "attn_logit_softcapping", None) or hasattr(attention, "sinks")
+    if not known or scales_queries or changes_softmax:
+        raise UnsupportedModelError(
+            f"The attention of the {config.model_type!r} decoder is not a plain softmax of q_proj and k_proj with "
+            "rotary embeddings, so that its rows cannot be worked out; use a method that needs none, such as ViTCoP."
+        )
+
+
+def layer_queries(
+    layer: Any, hidden_states: Float[Tensor, "batch rows hidden"], rotary: Rotary
+) -> Float[Tensor, "batch rows heads head_dim"]:
+    """Queries of some of the tokens that enter a layer, as it multiplies them."""
+    return _projected(layer, "q", hidden_states, rotary)
+
+
+def layer_keys(
+    layer: Any, hidden_states: Float[Tensor, "batch rows hidden"], rotary: Rotary
+) -> Float[Tensor, "batch rows kv_heads head_dim"]:
+    """Keys of some of the tokens that enter a layer, as it would write them to the cache."""
+    return _projected(layer, "k", hidden_states, rotary)
+
+
+def _projected(layer: Any, kind: str, hidden_states: Tensor, rotary: Rotary) -> Tensor:
+    attention = layer.self_attn
+    states = getattr(attention, f"{kind}_proj")(layer.input_layernorm(hidden_states))
+    states = states.unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{kind}_norm", None)
+    states = (states if norm is None else norm(states)).transpose(1, 2)
+    rotate: Any = inspect.getmodule(type(attention))
+    return rotate.apply_rotary_pos_emb(states, states, *rotary)[0].transpose(1, 2)

@@ -1,0 +1,187 @@
+"""What methods may see of the model at one stage, worked out when it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .errors import VitcopError
+from .layout import Layout, gather_slots
+from .models import ModelFamily, Observation
+from .models.decoder import Rotary, check_rows, layer_keys, layer_queries
+from .ops.saliency import attention_rows
+from .ops.segments import segment_ids
+from .tokens import Source, TextTokens, VisualTokens
+
+# Values of the largest temporary of several softmax rows: 64 MiB in float32.
+_BLOCK_VALUES = 2**24
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A batch of prompts as it came to the decoder, for the signals that look at text.
+
+    Attributes:
+        embeddings: of all prompt columns.
+        visual: where the visual tokens stood in the flattened prompts.
+        lengths: visual tokens per image.
+        rows: the row of the batch in which each image stands.
+        is_text: prompt columns that hold neither a placeholder nor padding.
+    """
+
+    embeddings: Float[Tensor, "batch seq hidden"]
+    visual: Int[Tensor, " visual"]
+    lengths: tuple[int, ...]
+    rows: tuple[int, ...]
+    is_text: Bool[Tensor, "batch seq"]
+
+    @cached_property
+    def text(self) -> tuple[tuple[int, ...], Int[Tensor, " text"]]:
+        """How many text tokens stand behind each image, and their places in the flattened prompts."""
+        width, device = self.is_text.shape[1], self.visual.device
+        last = torch.full((len(self.lengths),), -1, device=device)
+        last = last.scatter_reduce(0, segment_ids(self.lengths, device), self.visual % width, "amax")
+        rows = torch.tensor(self.rows, device=device)
+        behind = self.is_text.to(device)[rows] & (torch.arange(width, device=device) > last[:, None])
+        image, column = behind.nonzero(as_tuple=True)
+        return tuple(behind.sum(1).tolist()), rows[image] * width + column
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """What a decoder layer got.
+
+    Attributes:
+        layer: its number.
+        hidden_states, rotary: its arguments, of the tokens that it holds.
+    """
+
+    layer: int
+    hidden_states: Float[Tensor, "batch width hidden"]
+    rotary: Rotary
+
+
+@dataclass(frozen=True)
+class StageSource(Source):
+    """The model just before a stage; see `tokens.Source`.
+
+    Attributes:
+        states: what enters the layer about to run.
+        observation: what the vision encoder showed.
+        layout: which prompt columns `states` and the cache of the layer before hold.
+        cached_keys: of the layer before; None at the entrance.
+        previous: what the layer before got; None at the entrance.
+        ahead: what the layer about to run would get, if nothing were dropped; None at the entrance.
+    """
+
+    family: ModelFamily
+    prompts: Prompts
+    observation: Observation
+    layout: Layout
+    states: Float[Tensor, "batch width hidden"]
+    cached_keys: Float[Tensor, "batch kv_heads width head_dim"] | None = None
+    previous: LayerInput | None = None
+    ahead: LayerInput | None = None
+
+    def hidden_states(self, slots: Tensor) -> Tensor:
+        return self.states.flatten(0, 1)[slots]
+
+    def embeddings(self, rows: Tensor) -> Tensor:
+        return self._embedded(self.prompts.visual[rows.to(self.prompts.visual.device)])
+
+    def keys(self, rows: Tensor, slots: Tensor) -> Tensor:
+        if self.cached_keys is None:
+            return self._observed(self.observation.keys, rows)
+        return self._cached(slots)
+
+    def encoder_signal(self, name: str, rows: Tensor) -> Tensor:
+        return self._observed(self.observation.signal(name), rows)
+
+    def final_norm(self, states: Tensor) -> Tensor:
+        return self.family.decoder.norm(states)
+
+    def text(self) -> TextTokens:
+        lengths, places = self.prompts.text
+        slots = self._slots_of(places.to(self.states.device))
+        return TextTokens(
+            lengths=lengths,
+            embeddings=self._embedded(places),
+            hidden_states=self.hidden_states(slots),
+            keys=None if self.cached_keys is None else self._cached(slots),
+            slots=slots,
+        )
+
+    def attention(self, tokens: VisualTokens, weights: Tensor | None, ahead: bool) -> Tensor:
+        if self.previous is None or self.ahead is None or self.cached_keys is None:
+            raise VitcopError(
+                "There is no attention before decoder layer 0, where this stage stands; prune before a later layer."
+            )
+        got = self.ahead if ahead else self.previous
+        module = self.family.layers[got.layer]
+        check_rows(module, self.family.decoder.config)
+        keys = self.cached_keys
+        if ahead:
+            keys = layer_keys(module, got.hidden_states, got.rotary).transpose(1, 2)
+        if weights is None:
+            last = torch.full_like(self.layout.columns[:, :1], self.layout.width - 1)
+            return self._rows(got, keys, last)[:, 0].flatten()[tokens.slots]
+        return self._weighted(got, keys, tokens, weights)
+
+    def _weighted(self, got: LayerInput, keys: Tensor, tokens: VisualTokens, weights: Tensor) -> Tensor:
+        """Attention from the text behind each image, image by image, so that no row of one is padded for another."""
+        width, received = self.layout.width, []
+        visual = tokens.slots.split(tokens.lengths)
+        text = tokens.text.slots.split(tokens.text.lengths)
+        block = max(1, _BLOCK_VALUES // (self.family.decoder.config.num_attention_heads * width))
+        for row, own, slots, weight in zip(
+            self.prompts.rows, visual, text, weights.split(tokens.text.lengths), strict=True
+        ):
+            of_row = slice(row, row + 1)
+            part = LayerInput(got.layer, got.hidden_states[of_row], _of_row(got.rotary, of_row))
+            total = keys.new_zeros(width, dtype=torch.float32)
+            for some, share in zip((slots % width).split(block), weight.split(block), strict=True):
+                total = total + share @ self._rows(part, keys[of_row], some[None], of_row)[0]
+            received.append(total[own % width])
+        return torch.cat(received)
+
+    def _rows(self, got: LayerInput, keys: Tensor, slots: Tensor, of: slice = slice(None)) -> Tensor:
+        """Attention of the tokens in `slots`, (batch, rows), to all that a layer holds of some rows of the batch."""
+        module: Any = self.family.layers[got.layer]
+        cos, sin = (gather_slots(part, slots, -2) for part in got.rotary)
+        queries = layer_queries(module, gather_slots(got.hidden_states, slots, -2), (cos, sin))
+        columns, alive = self.layout.columns[of].to(slots.device), self.layout.alive[of].to(slots.device)
+        visible = alive[:, None] & (torch.arange(columns.shape[1], device=slots.device) <= slots[..., None])
+        if self.family.layer_kinds[got.layer] == "sliding_attention":
+            behind = columns.gather(1, slots)[..., None] - columns[:, None]
+            visible = visible & (behind < self.family.decoder.config.sliding_window)
+        return attention_rows(queries, keys, visible, module.self_attn.scaling)
+
+    def _slots_of(self, places: Tensor) -> Tensor:
+        """Slots of tokens, none of which was dropped, by their places in the flattened prompts."""
+        layout, (batch, width) = self.layout.to(places.device), self.prompts.is_text.shape
+        row = torch.arange(batch, device=places.device)[:, None]
+        held = torch.where(layout.alive, row * width + layout.columns, batch * width).flatten()
+        slots = torch.arange(len(held), device=places.device)
+        return torch.full((batch * width + 1,), -1, device=places.device).scatter(0, held, slots)[places]
+
+    def _embedded(self, places: Tensor) -> Tensor:
+        embeddings = self.prompts.embeddings
+        return embeddings.flatten(0, 1)[places.to(embeddings.device)].to(self.states.device)
+
+    def _cached(self, slots: Tensor) -> Tensor:
+        assert self.cached_keys is not None
+        return self.cached_keys[slots // self.layout.width, :, slots % self.layout.width]
+
+    def _observed(self, values: Tensor, rows: Tensor) -> Tensor:
+        return values.to(rows.device)[rows]
+
+
+def _of_row(rotary: Rotary, row: slice) -> Rotary:
+    """Rotary embeddings of a row of the batch; they may be the same for all rows."""
+    cos, sin = (part if len(part) == 1 else part[row] for part in rotary)
+    return cos, sin

@@ -1,0 +1,65 @@
+"""Tables of visual tokens made by hand, for methods that are looked at without a model."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import vitcop
+from vitcop.tokens import SALIENCY, Source, TextTokens
+
+
+@dataclass(frozen=True)
+class Columns(Source):
+    """A source whose values are given, one row per visual token."""
+
+    states: Tensor
+    key_states: Tensor
+    signals: dict[str, Tensor]
+    words: TextTokens | None = None
+    received: Tensor | None = None
+    embedded: Tensor | None = field(default=None)
+
+    def hidden_states(self, slots):
+        return self.states[slots]
+
+    def embeddings(self, rows):
+        return (self.states if self.embedded is None else self.embedded)[rows]
+
+    def keys(self, rows, slots):
+        return self.key_states[rows]
+
+    def encoder_signal(self, name, rows):
+        return self.signals[name][rows]
+
+    def text(self):
+        return self.words
+
+    def attention(self, tokens, weights, ahead):
+        return self.received[tokens.rows]
+
+    def final_norm(self, states):
+        return states
+
+
+def table(lengths, *, hidden_states=None, keys=None, saliency=None, signals=None, source=None, **fields):
+    """A table of images of one grid each, unless `fields` say otherwise."""
+    n = sum(lengths)
+    columns = Columns(
+        torch.zeros(n, 1) if hidden_states is None else hidden_states,
+        torch.zeros(n, 1, 1) if keys is None else keys,
+        {SALIENCY: torch.zeros(n) if saliency is None else saliency} | (signals or {}),
+        **(source or {}),
+    )
+    defaults = {
+        "layer": 0,
+        "stage": 0,
+        "index": torch.cat([torch.arange(length) for length in lengths]),
+        "grid": torch.zeros(n, 2),
+        "segments": torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
+        "segment_shapes": tuple(((1, length),) for length in lengths),
+        "segment_sizes": tuple((length,) for length in lengths),
+        "rows": torch.arange(n),
+        "slots": torch.arange(n),
+    }
+    return vitcop.VisualTokens(lengths=tuple(lengths), source=columns, **defaults | fields)

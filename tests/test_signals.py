@@ -1,0 +1,124 @@
+"""What methods may read of the model is what the model computes, whatever the attention backend."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from families.base import IMAGE, NUM_LAYERS, VIDEO
+from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, ragged
+
+import vitcop
+
+
+@dataclass(frozen=True)
+class Reading(ThreeStages):
+    """Drops as its base does, before some of its layers, and keeps what it read at every stage."""
+
+    until: int = NUM_LAYERS
+    read: list = field(default_factory=list)
+
+    def budgets(self, num_tokens, num_layers, first_layer=1):
+        schedule = super().budgets(num_tokens, num_layers, first_layer)
+        return {layer: count for layer, count in schedule.items() if layer < self.until}
+
+    def select(self, tokens, budget):
+        seen = {"tokens": tokens, "text": tokens.text}
+        if tokens.layer:
+            weights = torch.linspace(-1, 1, len(tokens.text.slots))
+            seen["weights"] = weights.split(tokens.text.lengths)
+            for ahead in (False, True):
+                seen[ahead] = tokens.attention(ahead=ahead), tokens.attention(weights, ahead=ahead)
+        self.read.append(seen)
+        return super().select(tokens, budget)
+
+
+def run(family, attention, method, inputs):
+    """What the method read, the attention weights of each layer and the report."""
+    model = family.model(attention)
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
+        output = model(**inputs, output_attentions=attention == "eager")
+    return method.read, output.attentions, pruning.report
+
+
+def text_behind(inputs, tokens, row, image):
+    """Prompt columns of the text behind an image, from its first table."""
+    ids = inputs["input_ids"]
+    mask = inputs.get("attention_mask", torch.ones_like(ids))
+    last = (tokens.slots[tokens.images == image] % ids.shape[1]).max()
+    text = mask[row].bool() & (ids[row] != IMAGE) & (ids[row] != VIDEO) & (torch.arange(ids.shape[1]) > last)
+    return text.nonzero()[:, 0]
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("positions", ["keep", "compact"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_are_the_attention_that_the_decoder_pays(name, positions, padding):
+    family = FAMILIES[name]
+    inputs = batch(ragged(family), padding, family)
+    read, weights, report = run(family, "eager", Reading(positions), inputs)
+    other, _, _ = run(family, "sdpa", Reading(positions), inputs)
+    for seen, under_sdpa in zip(read[1:], other[1:], strict=True):
+        tokens, text = seen["tokens"], seen["text"]
+        # A layer about to run has paid none yet: it does in a model that goes on without this stage.
+        _, undropped, _ = run(family, "eager", Reading(positions, until=tokens.layer), inputs)
+        columns = report.positions_at(tokens.layer - 1)
+        slots = tokens.slots % columns.shape[1]
+        paid = {False: weights[tokens.layer - 1].mean(1), True: undropped[tokens.layer].mean(1)}
+        behind = text.slots.split(text.lengths)
+        for image, row in enumerate(report.rows):
+            own, asking = tokens.images == image, behind[image] % columns.shape[1]
+            assert torch.equal(columns[row, asking], text_behind(inputs, read[0]["tokens"], row, image))
+            for ahead, attention in paid.items():
+                last, weighted = (rows[own] for rows in seen[ahead])
+                torch.testing.assert_close(last, attention[row, -1, slots[own]], rtol=1e-4, atol=1e-6)
+                expected = seen["weights"][image] @ attention[row][asking][:, slots[own]]
+                torch.testing.assert_close(weighted, expected, rtol=1e-4, atol=1e-6)
+                for rows, same in zip(seen[ahead], under_sdpa[ahead], strict=True):
+                    torch.testing.assert_close(rows, same, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_states_of_text_and_pictures_are_those_of_the_decoder(name, padding):
+    family = FAMILIES[name]
+    model, inputs, method = family.model(), batch(ragged(family), padding, family), Reading()
+    entered = {}
+
+    def spy(layer, args, kwargs):
+        entered[layer.self_attn.layer_idx] = args[0]
+
+    decoder = model.get_decoder()
+    with torch.no_grad(), vitcop.prune(model, method):
+        hooks = [
+            decoder.register_forward_pre_hook(
+                lambda d, a, k: entered.update(dense=k["inputs_embeds"]), prepend=True, with_kwargs=True
+            )
+        ]
+        hooks += [layer.register_forward_pre_hook(spy, prepend=True, with_kwargs=True) for layer in decoder.layers]
+        cache = model(**inputs).past_key_values
+        for hook in hooks:
+            hook.remove()
+        for seen in method.read:
+            tokens, text = seen["tokens"], seen["text"]
+            states = entered[tokens.layer] if tokens.layer else entered["dense"]
+            first = method.read[0]
+            for table, places in ((tokens, first["tokens"].slots[tokens.rows]), (text, first["text"].slots)):
+                assert torch.equal(table.hidden_states, states.flatten(0, 1)[table.slots])
+                assert torch.equal(table.embeddings, entered["dense"].flatten(0, 1)[places])
+                if tokens.layer:
+                    keys = cache.layers[tokens.layer - 1].keys
+                    if keys.shape[2] == states.shape[1]:  # a cache with a window has forgotten some
+                        at = table.slots // states.shape[1], table.slots % states.shape[1]
+                        assert torch.equal(table.keys, keys[at[0], :, at[1]])
+    assert method.read[0]["text"].keys is None
+
+
+def test_no_attention_before_the_first_layer():
+    @dataclass(frozen=True)
+    class TooEarly(vitcop.Random):
+        def score(self, tokens):
+            return tokens.attention()
+
+    model = LLAVA.model()
+    with torch.no_grad(), vitcop.prune(model, TooEarly()), pytest.raises(vitcop.VitcopError, match="later layer"):
+        model(**batch([ONE_IMAGE]))
