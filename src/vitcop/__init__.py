@@ -8,31 +8,65 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .engine import Pruning, prune
     from .errors import BudgetError, UnsupportedModelError, VitcopError
-    from .methods import METHODS, KNorm, Random, ViTCoP
+    from .methods import (
+        DART,
+        METHODS,
+        AveragePool,
+        CDPruner,
+        DivPrune,
+        FastV,
+        HiPrune,
+        KNorm,
+        MMTok,
+        PyramidDrop,
+        Random,
+        SparseVLM,
+        UniformGrid,
+        VisionZip,
+        VisPruner,
+        ViTCoP,
+        VScan,
+    )
     from .models import FAMILIES, Grids, ModelFamily, Observation
-    from .pruner import Pruner, ScorePruner
+    from .pruner import Description, EncoderSignal, Pruner, ScorePruner, Selector
     from .report import Report, StageReport
     from .tokens import Selection, VisualTokens
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DART",
     "FAMILIES",
     "METHODS",
+    "AveragePool",
     "BudgetError",
+    "CDPruner",
+    "Description",
+    "DivPrune",
+    "EncoderSignal",
+    "FastV",
     "Grids",
+    "HiPrune",
     "KNorm",
+    "MMTok",
     "ModelFamily",
     "Observation",
     "Pruner",
     "Pruning",
+    "PyramidDrop",
     "Random",
     "Report",
     "ScorePruner",
     "Selection",
+    "Selector",
+    "SparseVLM",
     "StageReport",
+    "UniformGrid",
     "UnsupportedModelError",
+    "VScan",
     "ViTCoP",
+    "VisPruner",
+    "VisionZip",
     "VisualTokens",
     "VitcopError",
     "prune",
@@ -42,9 +76,27 @@ __all__ = [
 _HOMES = {
     "engine": ("Pruning", "prune"),
     "errors": ("BudgetError", "UnsupportedModelError", "VitcopError"),
-    "methods": ("METHODS", "KNorm", "Random", "ViTCoP"),
+    "methods": (
+        "AveragePool",
+        "CDPruner",
+        "DART",
+        "DivPrune",
+        "FastV",
+        "HiPrune",
+        "KNorm",
+        "METHODS",
+        "MMTok",
+        "PyramidDrop",
+        "Random",
+        "SparseVLM",
+        "UniformGrid",
+        "ViTCoP",
+        "VScan",
+        "VisPruner",
+        "VisionZip",
+    ),
     "models": ("FAMILIES", "Grids", "ModelFamily", "Observation"),
-    "pruner": ("Pruner", "ScorePruner"),
+    "pruner": ("Description", "EncoderSignal", "Pruner", "ScorePruner", "Selector"),
     "report": ("Report", "StageReport"),
     "tokens": ("Selection", "VisualTokens"),
 }

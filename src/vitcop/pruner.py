@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .errors import BudgetError, VitcopError, unknown_name
 from .ops.segments import smallest_per_segment
-from .schedule import average_retention
-from .tokens import Selection, VisualTokens
+from .schedule import average_retention, solve
+from .tokens import Selection, TextTokens, VisualTokens
 
 Positions = Literal["compact", "keep"]
 P = TypeVar("P", bound="Pruner")
@@ -178,6 +178,25 @@ class Pruner(Selector):
         return Pruner.from_dict(settings)
 
 
+@dataclass(frozen=True)
+class EntrancePruner(Pruner):
+    """A method that drops once, entering the decoder, where what is left is numbered anew.
+
+    Attributes:
+        retention: share of the visual tokens alive, averaged over the decoder layers.
+    """
+
+    positions = "compact"
+
+    retention: float = 1 / 9
+
+    def __post_init__(self) -> None:
+        check_retention(self.retention)
+
+    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
+        return solve(self.name, self.retention, num_tokens, num_layers, [0])
+
+
 class ScorePruner(Pruner):
     """A method that keeps the tokens of highest score and merges nothing."""
 
@@ -193,3 +212,22 @@ def check_retention(retention: float) -> None:
     """Raise unless `retention` is a share of tokens that can be kept."""
     if not 0 < retention <= 1:
         raise BudgetError(f"retention is a share of the visual tokens, above 0 and at most 1; got {retention:.4g}.")
+
+
+def check_layer(method: type[Pruner], layer: int | None) -> None:
+    """Raise unless there is a decoder layer before `layer` for the method to look at, if one is given."""
+    if layer is not None and layer < 1:
+        raise BudgetError(
+            f"{method.__name__} looks at the decoder layer before the one where it prunes, which is 1 or later; got "
+            f"{layer}."
+        )
+
+
+def question(tokens: VisualTokens, method: type[Pruner]) -> TextTokens:
+    """The text behind each image; raise where there is none, for a method that cannot do without."""
+    if 0 in tokens.text.lengths:
+        raise VitcopError(
+            f"{method.__name__} looks at the text behind each image, and one has none; put the question there, or use "
+            "a method that does not look at the text, such as ViTCoP."
+        )
+    return tokens.text

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from .errors import VitcopError
-from .ops.segments import segment_ids
+from .ops.segments import segment_ids, segment_sum
 
 
 class Source(ABC):
@@ -109,6 +109,16 @@ class VisualTokens:
         """What the projector made of each token, as it came to the decoder."""
         return self.source.embeddings(self.rows)
 
+    @property
+    def entered_lengths(self) -> tuple[int, ...]:
+        """Visual tokens that each image had at first."""
+        return tuple(map(sum, self.segment_sizes))
+
+    @property
+    def entered(self) -> Float[Tensor, "entered hidden"]:
+        """`embeddings` of all visual tokens that came to the decoder, dropped ones included."""
+        return self.source.embeddings(torch.arange(sum(self.entered_lengths), device=self.rows.device))
+
     @cached_property
     def keys(self) -> Float[Tensor, "visual heads head_dim"]:
         """Keys of the layer just before: of the vision encoder at layer 0 (as its key projection gives them), later
@@ -154,11 +164,55 @@ class VisualTokens:
         """Hidden states after the norm that stands behind the decoder's last layer."""
         return self.source.final_norm(states)
 
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of each grid of the batch, as `segments` counts them."""
+        return tuple(shape for image in self.segment_shapes for shape in image)
+
+    @property
+    def cells(self) -> Int[Tensor, "visual 2"]:
+        """Row and column of each token in its grid."""
+        shapes = torch.tensor(self.shapes, device=self.grid.device)[self.segments]
+        return (self.grid * shapes + 1e-3).long()
+
+    def groups(
+        self, group: Int[Tensor, " visual"], stands: Bool[Tensor, " visual"], budget: Sequence[int]
+    ) -> Int[Tensor, " visual"]:
+        """The `merge` of a selection in which every token is averaged into the one that stands for its group.
+
+        Tokens of images that keep all theirs are left alone, and so is a group of one.
+
+        Args:
+            group: number of each token's group, counted in the order of the tokens that stand for them; -1 for none.
+            stands: which tokens stand for a group, and are kept.
+            budget: tokens to keep of each image.
+        """
+        slot = torch.where(stands, stands.cumsum(0) - 1, -1)
+        count = sum(budget)
+        number = torch.where(group < 0, count, group)
+        slot_of_group = slot.new_full((count + 1,), -1).scatter_reduce(0, number, slot, "amax")
+        size = segment_sum(torch.ones_like(number), number, count + 1)
+        kept_whole = [n == length for n, length in zip(budget, self.lengths, strict=True)]
+        alone = (size[number] == 1) | (group < 0) | torch.tensor(kept_whole, device=group.device)[self.images]
+        return torch.where(alone, -1, slot_of_group[number])
+
+    def quotas(self, budget: Sequence[int]) -> list[int]:
+        """`share_out`, grid after grid as `segments` counts them."""
+        return [quota for share in self.share_out(budget) for quota in share]
+
     def share_out(self, budget: Sequence[int]) -> list[list[int]]:
-        """Of the budget of each image the share of each of its grids, in proportion to the tokens these had at first.
+        """Of the budget of each image the share of each of its grids, in proportion to their tokens.
 
         Whole numbers by the largest remainder, earlier grids first.
+
+        Raises:
+            VitcopError: tokens have been dropped before, of which grids is not known on the host.
         """
+        if self.lengths != self.entered_lengths:
+            raise VitcopError(
+                "A method that shares its budget over tiles and frames must choose among all tokens; make it the first "
+                "stage."
+            )
         return [_share_out(n, sizes) for n, sizes in zip(budget, self.segment_sizes, strict=True)]
 
     def allows(self, selection: Selection, budget: Sequence[int]) -> Bool[Tensor, ""]:

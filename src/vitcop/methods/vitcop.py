@@ -40,7 +40,7 @@ class SalientClusters(Selector):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         shares = tokens.share_out(budget)
-        quotas = [quota for share in shares for quota in share]
+        quotas = tokens.quotas(budget)
         keep = smallest_in_segments(-tokens.saliency, tokens.segments, quotas)
         kept = tokens.take(keep, budget)
         # A picture's tiles may lie across each other: cluster segment after segment, and put the labels back.

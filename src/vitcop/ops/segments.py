@@ -52,7 +52,7 @@ def smallest_per_segment(
 
 
 def smallest_in_segments(
-    values: Float[Tensor, " rows"], segments: Int[Tensor, " rows"], budget: Sequence[int]
+    values: Shaped[Tensor, " rows"], segments: Int[Tensor, " rows"], budget: Sequence[int]
 ) -> Int[Tensor, " kept"]:
     """As `smallest_per_segment`, for segments whose rows may lie across each other."""
     ranks = rank_in_segment(values, segments, len(budget))

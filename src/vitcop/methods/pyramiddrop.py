@@ -1,0 +1,76 @@
+"""PyramidDrop: half of what is left goes at every quarter of the depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..pruner import Description, ScorePruner, check_layer, check_retention
+from ..schedule import average_retention, solve
+from ..tokens import VisualTokens
+
+SHARES = (0.5, 0.25, 0.125)
+
+
+@dataclass(frozen=True)
+class PyramidDrop(ScorePruner):
+    """Keeps, at three layers, the tokens to which the last token of the prompt attends most in the layer to come.
+
+    Based on "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction"
+    (arXiv 2410.17247, CVPR 2025). Attention is that of the layer about to run, from its own norm, projections and
+    rotary embedding, mean over heads.
+
+    The paper leaves 1/2, 1/4 and 1/8 of the tokens from a quarter, half and three quarters of the depth on, which
+    averages 0.47 and cannot come below 0.25. Smaller retentions move the first cut forward, with the other two
+    evenly behind it, as far as layer 2; below that the three shares shrink together, and above the paper's average
+    they grow together.
+
+    Difference from the authors' code: tokens keep their positions, which are numbered anew there at every cut.
+
+    Cost: at each cut one softmax row, and the key projection of all tokens in the layer to come.
+
+    Attributes:
+        retention: share of the visual tokens alive, averaged over the decoder layers.
+        layers: the decoder layers before which tokens are dropped, at least 1; None as above.
+    """
+
+    described = Description(
+        paper="PyramidDrop (CVPR 2025)",
+        year=2025,
+        where="3 cuts, at quarters of the depth or earlier",
+        signal="attention of the last prompt token, in the layer to come",
+        rows="1 per cut, and its layer's keys",
+    )
+    presets = {"paper": {270: {8: 288, 16: 144, 24: 72}}}
+
+    retention: float = 1 / 9
+    layers: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_retention(self.retention)
+        check_layer(PyramidDrop, min(self.layers or (1,)))
+
+    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
+        layers = self.layers or self._cuts(num_layers, max(2, first_layer))
+        return solve(self.name, self.retention, num_tokens, num_layers, layers, [SHARES])
+
+    def _cuts(self, num_layers: int, earliest: int) -> tuple[int, int, int]:
+        """The latest cuts at which the paper's shares do not exceed the retention."""
+        first = max(earliest, num_layers // 4)
+        while first > earliest and self._average(_evenly(first, num_layers), num_layers) > self.retention:
+            first -= 1
+        return _evenly(first, num_layers)
+
+    @staticmethod
+    def _average(layers: tuple[int, int, int], num_layers: int) -> float:
+        return average_retention(dict(zip(layers, SHARES, strict=True)), 1.0, num_layers)
+
+    def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
+        return tokens.attention(ahead=True)
+
+
+def _evenly(first: int, num_layers: int) -> tuple[int, int, int]:
+    step = max(1, (num_layers - first) // 3)
+    return first, first + step, first + 2 * step

@@ -1,0 +1,77 @@
+"""Which row of its segment is most like another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .segments import by_size, indices_of, pad_segments
+
+
+def most_similar(
+    features: Float[Tensor, "rows dim"],
+    lengths: Sequence[int],
+    targets: Bool[Tensor, " rows"],
+    counts: Sequence[int],
+) -> Int[Tensor, " rows"]:
+    """For every row the target of its segment with the largest cosine to it; -1 where the segment has none.
+
+    Args:
+        lengths: rows per segment.
+        targets: which rows may be chosen.
+        counts: how many those are in each segment.
+    """
+    found = torch.full_like(targets, -1, dtype=torch.long)
+    everything = torch.arange(len(features), device=features.device)
+    for rows, segments in by_size(lengths, features.device):
+        sizes, wanted = [lengths[i] for i in segments], max(counts[i] for i in segments)
+        if not wanted:
+            continue
+        padded, real = pad_segments(normalize(features[rows].float(), dim=-1), sizes)
+        is_target = pad_segments(targets[rows], sizes)[0]
+        number = pad_segments(everything[rows], sizes)[0]
+        # Targets first, each kind in its order.
+        column = is_target.byte().argsort(dim=1, descending=True, stable=True)[:, :wanted]
+        asked = padded.gather(1, column[..., None].expand(-1, -1, padded.shape[2]))
+        is_asked = is_target.gather(1, column)
+        best = (padded @ asked.mT).masked_fill(~is_asked[:, None], -torch.inf).argmax(-1)
+        match = torch.where(is_asked.any(1, keepdim=True), number.gather(1, column).gather(1, best), -1)
+        found[rows] = match.flatten()[indices_of(real.flatten(), sum(sizes))]
+    return found
+
+
+def thin_out(
+    features: Float[Tensor, "rows dim"], lengths: Sequence[int], budget: Sequence[int], step: int
+) -> Int[Tensor, " kept"]:
+    """Ascending row indices of what is left when duplicates go, a few at a time, until `budget[i]` rows are left.
+
+    At each step the rows that are left are dealt alternately into two sets; those of the first that are most like
+    one of the second go, by cosine.
+
+    Args:
+        lengths: rows per segment.
+        step: rows that go at a time.
+    """
+    kept = torch.zeros(len(features), dtype=torch.bool, device=features.device)
+    for rows, segments in by_size(lengths, features.device):
+        sizes = [lengths[i] for i in segments]
+        padded, real = pad_segments(normalize(features[rows].float(), dim=-1), sizes)
+        similarity, alive, left = padded @ padded.mT, real, list(sizes)
+        while True:
+            go = [min(step, n - budget[i], max(1, n // 2)) for n, i in zip(left, segments, strict=True)]
+            if not any(go):
+                break
+            even = (alive.cumsum(1) - 1) % 2 == 0
+            pairs = (alive & even)[:, :, None] & (alive & ~even)[:, None]
+            likeness = similarity.masked_fill(~pairs, -torch.inf).amax(-1)
+            # One that is left alone is like no other, and goes before what is not there.
+            likeness = torch.where(alive & even, likeness.clamp(min=-2), -torch.inf)
+            rank = likeness.argsort(dim=1, descending=True, stable=True).argsort(1)
+            alive = alive & (rank >= torch.tensor(go, device=rank.device)[:, None])
+            left = [n - gone for n, gone in zip(left, go, strict=True)]
+        kept[rows] = alive.flatten()[indices_of(real.flatten(), sum(sizes))]
+    return indices_of(kept, sum(budget))
