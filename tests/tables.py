@@ -38,6 +38,9 @@ class Columns(Source):
     def attention(self, tokens, weights, ahead):
         return self.received[tokens.rows]
 
+    def without_rotary(self, keys, slots):
+        return keys
+
     def final_norm(self, states):
         return states
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from families.base import NUM_LAYERS
-from tiny import FAMILIES, KEEP_ONLY, ONE_IMAGE, batch, ragged
+from tiny import ENGINE, FAMILIES, KEEP_ONLY, ONE_IMAGE, batch, ragged
 from transformers import DynamicCache
 
 import vitcop
@@ -83,9 +83,13 @@ def masked_dense(model, inputs, alive, positions):
     return logits
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("prompts", ["one", "even", "ragged-left", "ragged-right"])
-@pytest.mark.parametrize("method", KEEP_ONLY)
+PROMPTS = ["one", "even", "ragged-left", "ragged-right"]
+CASES = [(method, prompts, attention) for method in ENGINE for prompts in PROMPTS for attention in ("sdpa", "eager")]
+# What is special to a method is what it keeps, and by which layers.
+CASES += [(method, "ragged-left", "sdpa") for method in KEEP_ONLY if method not in ENGINE]
+
+
+@pytest.mark.parametrize(("method", "prompts", "attention"), CASES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_equals_masked_dense(name, method, prompts, attention):
     family = FAMILIES[name]

@@ -92,10 +92,18 @@ class ThreeStages(vitcop.Pruner):
         return vitcop.Selection(smallest_per_segment(score, tokens.lengths, budget))
 
 
-KEEP_ONLY = {
-    "three_stages": ThreeStages(),
-    "three_stages_compact": ThreeStages("compact"),
-    "knorm": vitcop.KNorm(retention=0.5),
-    "random": vitcop.Random(retention=0.3),
-}
-METHODS = KEEP_ONLY | {"vitcop": vitcop.ViTCoP(retention=0.3)}
+ENGINE = {"three_stages": ThreeStages(), "three_stages_compact": ThreeStages("compact")}
+"""Methods that try out what the engine can do; it must do the same for all the others."""
+
+METHODS = (
+    ENGINE
+    | {name: method(retention=0.5) for name, method in vitcop.METHODS.items()}
+    | {
+        "vitcop": vitcop.ViTCoP(retention=0.3),
+        "pipeline": vitcop.Pipeline(
+            [vitcop.Stage(vitcop.VisionZip(), 0, 0.6), vitcop.Stage(vitcop.KNorm(), 4, 0.2)], retention=0.4
+        ),
+    }
+)
+MERGING = {"pipeline"} | {name for name, method in vitcop.METHODS.items() if method.described.merges}
+KEEP_ONLY = {name: method for name, method in METHODS.items() if name not in MERGING}

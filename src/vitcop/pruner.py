@@ -80,6 +80,15 @@ class Selector(ABC):
         An image whose budget equals its number of tokens must be left as it is, unmerged.
         """
 
+    def to_dict(self) -> dict[str, Any]:
+        """The method's name and settings as plain values; `from_dict` reads them back."""
+        if not dataclasses.is_dataclass(self):
+            raise VitcopError(f"{type(self).__name__} must be a dataclass, whose fields are its settings.")
+        return {"method": self.name, **dataclasses.asdict(self)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
 
 class Pruner(Selector):
     """A pruning method: a choice and its schedule. The fields of the dataclass are the method's configuration.
@@ -136,15 +145,6 @@ class Pruner(Selector):
             BudgetError: the settings leave no valid schedule for an image and a decoder of this size.
         """
 
-    def to_dict(self) -> dict[str, Any]:
-        """The method's name and settings as plain values; `from_dict` reads them back."""
-        if not dataclasses.is_dataclass(self):
-            raise VitcopError(f"{type(self).__name__} must be a dataclass, whose fields are its settings.")
-        return {"method": self.name, **dataclasses.asdict(self)}
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict())
-
     @staticmethod
     def from_dict(settings: dict[str, Any]) -> Pruner:
         """The method that `to_dict` described.
@@ -153,19 +153,10 @@ class Pruner(Selector):
             VitcopError: the method or one of its settings is not known, or a value is out of range.
         """
         from .methods import METHODS
+        from .pipeline import Pipeline
 
-        name, values = settings.get("method"), {k: v for k, v in settings.items() if k != "method"}
-        if not isinstance(name, str) or name not in METHODS:
-            raise VitcopError(unknown_name("method", name, METHODS))
-        method = METHODS[name]
-        known = [f.name for f in dataclasses.fields(method)]  # type: ignore[arg-type]
-        for value_name in values:
-            if value_name not in known:
-                raise VitcopError(unknown_name(f"setting of {name}", value_name, known))
-        try:
-            return method(**values)
-        except TypeError as error:
-            raise VitcopError(f"A setting of {name} is of the wrong type: {error}.") from error
+        method: Pruner = _made(settings, METHODS | {Pipeline.name: Pipeline})
+        return method
 
     @staticmethod
     def from_json(text: str) -> Pruner:
@@ -231,3 +222,25 @@ def question(tokens: VisualTokens, method: type[Pruner]) -> TextTokens:
             "a method that does not look at the text, such as ViTCoP."
         )
     return tokens.text
+
+
+def _made(settings: dict[str, Any], kinds: Mapping[str, Any]) -> Any:
+    """The selector that `to_dict` described, of one of some kinds, by name."""
+    from .methods import SELECTORS
+    from .pipeline import Pipeline, Stage
+
+    name, values = settings.get("method"), {k: v for k, v in settings.items() if k != "method"}
+    if not isinstance(name, str) or name not in kinds:
+        raise VitcopError(unknown_name("method", name, kinds))
+    kind = kinds[name]
+    known = [f.name for f in dataclasses.fields(kind)]
+    for value_name in values:
+        if value_name not in known:
+            raise VitcopError(unknown_name(f"setting of {name}", value_name, known))
+    try:
+        if kind is Pipeline:
+            stages = [stage | {"selector": _made(stage["selector"], SELECTORS)} for stage in values["stages"]]
+            values["stages"] = tuple(Stage(**stage) for stage in stages)
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (TypeError, KeyError) as error:
+        raise VitcopError(f"A setting of {name} is missing or of the wrong type: {error}.") from error

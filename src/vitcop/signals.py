@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import VitcopError
 from .layout import Layout, gather_slots
 from .models import ModelFamily, Observation
-from .models.decoder import Rotary, check_rows, layer_keys, layer_queries
+from .models.decoder import Rotary, check_rows, layer_keys, layer_queries, rotated
 from .ops.saliency import attention_rows
 from .ops.segments import segment_ids
 from .tokens import Source, TextTokens, VisualTokens
@@ -101,6 +101,12 @@ class StageSource(Source):
 
     def encoder_signal(self, name: str, rows: Tensor) -> Tensor:
         return self._observed(self.observation.signal(name), rows)
+
+    def without_rotary(self, keys: Tensor, slots: Tensor) -> Tensor:
+        assert self.previous is not None
+        cos, sin = (part.expand(len(self.states), -1, -1).flatten(0, 1)[slots] for part in self.previous.rotary)
+        # Turned by the opposite angles.
+        return rotated(self.family.layers[self.previous.layer], keys[None].transpose(1, 2), (cos[None], -sin[None]))[0]
 
     def final_norm(self, states: Tensor) -> Tensor:
         return self.family.decoder.norm(states)

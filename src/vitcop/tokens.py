@@ -46,6 +46,11 @@ class Source(ABC):
     ) -> Float[Tensor, " visual"]: ...
 
     @abstractmethod
+    def without_rotary(
+        self, keys: Float[Tensor, "tokens heads head_dim"], slots: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, "tokens heads head_dim"]: ...
+
+    @abstractmethod
     def final_norm(self, states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]: ...
 
 
@@ -159,6 +164,15 @@ class VisualTokens:
             UnsupportedModelError: the decoder's attention is of a kind whose rows cannot be worked out.
         """
         return self.source.attention(self, weights, ahead)
+
+    def without_rotary(
+        self, keys: Float[Tensor, "tokens heads head_dim"], slots: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        """Keys of a decoder layer, of this table or of `text`, turned back: as they would be at position 0.
+
+        What depends on single channels, as an L1 norm, else depends on how much padding stands before a prompt.
+        """
+        return self.source.without_rotary(keys, slots)
 
     def final_norm(self, states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:
         """Hidden states after the norm that stands behind the decoder's last layer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..pruner import Pruner
+from ..pruner import Pruner, Selector
 from .averagepool import AveragePool
 from .cdpruner import CDPruner
 from .dart import DART
@@ -17,8 +17,8 @@ from .sparsevlm import SparseVLM
 from .uniformgrid import UniformGrid
 from .visionzip import VisionZip
 from .vispruner import VisPruner
-from .vitcop import ViTCoP
-from .vscan import VScan
+from .vitcop import MergeClusters, SalientClusters, SmallestKeyNorms, ViTCoP
+from .vscan import LastTokenAttention, TwoScans, VScan
 
 METHODS: dict[str, type[Pruner]] = {
     method.name: method
@@ -42,4 +42,9 @@ METHODS: dict[str, type[Pruner]] = {
     )
 }
 
-__all__ = ["METHODS", *(method.__name__ for method in METHODS.values())]
+SELECTORS: dict[str, type[Selector]] = METHODS | {
+    stage.name: stage for stage in (SalientClusters, MergeClusters, SmallestKeyNorms, TwoScans, LastTokenAttention)
+}
+"""What a stage of a `Pipeline` can be: methods of one kind of choice, and the stages of the others."""
+
+__all__ = ["METHODS", "SELECTORS", *(selector.__name__ for selector in SELECTORS.values())]

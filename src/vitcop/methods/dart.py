@@ -30,7 +30,8 @@ class DART(Pruner):
        hidden states after the decoder's final norm, the same number each. The visual pivots stay as well, so that
        the paper's "64" keeps 68.
 
-    Difference from the authors' code: the order is said; and where fewer pivots exist, fewer are asked.
+    Differences from the authors' code: the order is said; where fewer pivots exist, fewer are asked; and norms are of
+    keys without their rotary embedding, since else they depend on the padding before a prompt.
 
     Cost: 8 x N cosines.
 
@@ -65,9 +66,9 @@ class DART(Pruner):
         visual, words = (normalize(tokens.final_norm(t.hidden_states).float(), dim=-1) for t in (tokens, text))
         images = zip(
             visual.split(tokens.lengths),
-            _l1_norm(tokens.keys).split(tokens.lengths),
+            _l1_norm(tokens.without_rotary(tokens.keys, tokens.slots)).split(tokens.lengths),
             words.split(text.lengths),
-            _l1_norm(text.keys).split(text.lengths),
+            _l1_norm(tokens.without_rotary(text.keys, text.slots)).split(text.lengths),
             budget,
             strict=True,
         )

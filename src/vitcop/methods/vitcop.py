@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +21,7 @@ from ..ops.segments import (
     smallest_in_segments,
     smallest_per_segment,
 )
-from ..pruner import Description, Positions, Pruner, Selector, check_retention
+from ..pruner import PRESET_TOKENS, Description, Positions, Pruner, Selector, check_retention
 from ..tokens import Selection, VisualTokens
 
 DEEP_RATIO = 1 / 5
@@ -166,6 +167,12 @@ class ViTCoP(Pruner):
             raise BudgetError(f"radius is a distance and cannot be negative; got {self.radius}.")
         if self.positions not in ("compact", "keep"):
             raise BudgetError(f"positions is 'compact' or 'keep'; got {self.positions!r}.")
+
+    @classmethod
+    def preset(cls, name: str, *, tokens: int, **settings: Any) -> ViTCoP:
+        """The method by the average that the paper aims at, from which its own formula gives the schedule."""
+        super().preset(name, tokens=tokens)
+        return cls(**settings | {"retention": tokens / PRESET_TOKENS})
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         shallow_layer, deep_layer = self._stage_layers(num_layers, first_layer)

@@ -49,6 +49,12 @@ def _projected(layer: Any, kind: str, hidden_states: Tensor, rotary: Rotary) -> 
     states = getattr(attention, f"{kind}_proj")(layer.input_layernorm(hidden_states))
     states = states.unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{kind}_norm", None)
-    states = (states if norm is None else norm(states)).transpose(1, 2)
-    rotate: Any = inspect.getmodule(type(attention))
-    return rotate.apply_rotary_pos_emb(states, states, *rotary)[0].transpose(1, 2)
+    return rotated(layer, (states if norm is None else norm(states)).transpose(1, 2), rotary)
+
+
+def rotated(
+    layer: Any, states: Float[Tensor, "batch heads rows head_dim"], rotary: Rotary
+) -> Float[Tensor, "batch rows heads head_dim"]:
+    """Queries or keys after the layer's own rotary embedding."""
+    module: Any = inspect.getmodule(type(layer.self_attn))
+    return module.apply_rotary_pos_emb(states, states, *rotary)[0].transpose(1, 2)

@@ -1,0 +1,89 @@
+"""A method made of stages of other methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import BudgetError, VitcopError
+from .pruner import EncoderSignal, Positions, Pruner, Selector, check_retention
+from .schedule import solve
+from .tokens import Selection, VisualTokens
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a pipeline.
+
+    Attributes:
+        selector: what chooses: a method that makes the same choice at every stage (`VisionZip()`, `KNorm()`), or a
+            stage of another (`SalientClusters()`). A method's own retention and layers do not count.
+        layer: the decoder layer before which it runs; 0 is the entrance.
+        share: tokens that it leaves, of all, as the pipeline's retention finds it in proportion to the other stages.
+
+    Raises:
+        VitcopError: the method has several different stages.
+    """
+
+    selector: Selector
+    layer: int
+    share: float
+
+    def __post_init__(self) -> None:
+        if hasattr(self.selector, "stages"):
+            raise VitcopError(
+                f"{type(self.selector).__name__} has several stages; take one of its `stages`, or use it alone."
+            )
+        if not 0 < self.share <= 1:
+            raise BudgetError(f"share is a part of the visual tokens, above 0 and at most 1; got {self.share:.4g}.")
+
+
+@dataclass(frozen=True)
+class Pipeline(Pruner):
+    """Stages of different methods, one after another, on one schedule.
+
+    The stages' shares say how they divide what is kept: all shrink, or grow, together until the average over decoder
+    layers is `retention`.
+
+    Attributes:
+        stages: in order of their layers.
+        retention: share of the visual tokens alive, averaged over the decoder layers.
+        positions: "compact" numbers the tokens that enter the language model consecutively; "keep" leaves each at
+            its place in the unpruned prompt.
+
+    Example:
+        VisionZip's choice at the entrance, then small key norms in the middle of 32 layers:
+
+            Pipeline([Stage(VisionZip(), 0, 0.3), Stage(KNorm(), 16, 0.1)], retention=1 / 9)
+    """
+
+    stages: Sequence[Stage]
+    retention: float = 1 / 9
+    positions: Positions = "keep"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        check_retention(self.retention)
+        if not self.stages:
+            raise VitcopError("A Pipeline needs at least one stage.")
+        shares = [stage.share for stage in self.stages]
+        if shares != sorted(shares, reverse=True):
+            raise BudgetError(f"The shares of a Pipeline's stages cannot rise; got {shares}.")
+
+    @property
+    def encoder_signals(self) -> Mapping[str, EncoderSignal]:
+        return {name: signal for stage in self.stages for name, signal in stage.selector.encoder_signals.items()}
+
+    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
+        layers, shares = [stage.layer for stage in self.stages], tuple(stage.share for stage in self.stages)
+        return solve(self.name, self.retention, num_tokens, num_layers, layers, [shares])
+
+    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        return self.stages[tokens.stage].selector.select(tokens, budget)
+
+    def to_dict(self) -> dict[str, Any]:
+        stages = [
+            {"selector": stage.selector.to_dict(), "layer": stage.layer, "share": stage.share} for stage in self.stages
+        ]
+        return super().to_dict() | {"stages": stages}
