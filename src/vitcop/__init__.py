@@ -6,10 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cost import StageShape
     from .engine import Pruning, prune
     from .errors import BudgetError, UnsupportedModelError, VitcopError
     from .methods import METHODS, KNorm, Random, ViTCoP
     from .models import FAMILIES, Grids, ModelFamily, Observation
+    from .plan import Plan, Planner
     from .pruner import Pruner, ScorePruner
     from .report import Report, StageReport
     from .tokens import Selection, VisualTokens
@@ -24,6 +26,8 @@ __all__ = [
     "KNorm",
     "ModelFamily",
     "Observation",
+    "Plan",
+    "Planner",
     "Pruner",
     "Pruning",
     "Random",
@@ -31,6 +35,7 @@ __all__ = [
     "ScorePruner",
     "Selection",
     "StageReport",
+    "StageShape",
     "UnsupportedModelError",
     "ViTCoP",
     "VisualTokens",
@@ -41,9 +46,11 @@ __all__ = [
 # torch and transformers take seconds to import: the command line must be able to refuse bad input before that.
 _HOMES = {
     "engine": ("Pruning", "prune"),
+    "cost": ("StageShape",),
     "errors": ("BudgetError", "UnsupportedModelError", "VitcopError"),
     "methods": ("METHODS", "KNorm", "Random", "ViTCoP"),
     "models": ("FAMILIES", "Grids", "ModelFamily", "Observation"),
+    "plan": ("Plan", "Planner"),
     "pruner": ("Pruner", "ScorePruner"),
     "report": ("Report", "StageReport"),
     "tokens": ("Selection", "VisualTokens"),

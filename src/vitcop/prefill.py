@@ -54,7 +54,7 @@ class Prefill:
         observation, self.rows, self.modalities, self.slots = placed
         self.images, self.lengths = observation.images, observation.lengths
         self.bytes_per_value = hidden_states.element_size()
-        schedules = {n: _checked_budgets(method, self.family, n) for n in set(self.lengths)}
+        schedules = {n: checked_budgets(method, self.family, n) for n in set(self.lengths)}
         self.schedule = [schedules[n] for n in self.lengths]
         self.stage_layers = sorted({layer for budgets in self.schedule for layer in budgets})
         if all(min(budgets.values()) == n for budgets, n in zip(self.schedule, self.lengths, strict=True)):
@@ -250,7 +250,7 @@ class Prefill:
             self.entered = self.entered.to(device)
 
 
-def _checked_budgets(method: Pruner, family: ModelFamily, num_tokens: int) -> dict[int, int]:
+def checked_budgets(method: Pruner, family: ModelFamily, num_tokens: int) -> dict[int, int]:
     """The method's schedule, in order of its layers, if the family can carry it out."""
     num_layers = len(family.layers)
     budgets = dict(sorted(method.budgets(num_tokens, num_layers, family.first_stage_layer).items()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from .errors import BudgetError, VitcopError, unknown_name
 from .ops.segments import smallest_per_segment
 from .tokens import Selection, VisualTokens
+
+if TYPE_CHECKING:
+    from .cost import StageShape
 
 Positions = Literal["compact", "keep"]
 
@@ -55,6 +58,13 @@ class Pruner(ABC):
 
         An image whose budget equals its number of tokens must be left as it is, unmerged.
         """
+
+    def selection_flops(self, stage: StageShape) -> int:
+        """Floating point operations of the matrix products that `select` needs at one stage of one image.
+
+        Norms, sums and sorting are none; what is read of the encoder or of a layer is, by what `StageShape` says of it.
+        """
+        return 0
 
     def to_dict(self) -> dict[str, Any]:
         """The method's name and settings as plain values; `from_dict` reads them back."""

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..cost import StageShape
 from ..errors import BudgetError
 from ..ops.cluster import density_peaks, num_centres
 from ..ops.saliency import key_norm
@@ -99,6 +100,13 @@ class ViTCoP(Pruner):
         if tokens.stage == 1:
             return merge_clusters(tokens, budget)
         return Selection(smallest_per_segment(_insignificance(tokens), tokens.lengths, budget))
+
+    def selection_flops(self, stage: StageShape) -> int:
+        """Stage 1 takes saliency and keys and the distances within each grid; stages 2 and 3 only norms."""
+        if stage.layer > 0:
+            return 0
+        shares = _share_out(stage.after, stage.grids)
+        return stage.saliency + sum(2 * share**2 * stage.key_width for share in shares)
 
     def _keep_salient(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         """Stage 1: the most salient patches, and the clusters they form (VIC)."""

@@ -15,6 +15,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 
 from .base import Call, Description, Observation
 from .encoders import CLIP
+from .geometry import Geometry, Size
 from .grids import SEPARATOR, Grids
 from .tower import OTHER_FEATURES, TowerFamily
 
@@ -35,17 +36,7 @@ class LlavaNext(TowerFamily):
     )
 
     def observe(self, modality: str, call: Call, attention: Call) -> Observation:
-        tiles = self._tiles(call)
-        columns = [1] * len(tiles)
-        for number, (count, size) in enumerate(zip(tiles, _sizes(call), strict=True)):
-            if count > 1:
-                config = self.model.config
-                shape = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
-                columns[number] = shape[1]
-        places = [_places_of_tiles(*sizes, self.side) for sizes in zip(tiles, columns, strict=True)]
-        packed = self._pack(places, call, torch.full((3,), math.nan, device="cpu"))
-        images = tuple(_grids(*image, self.side) for image in zip(packed, tiles, columns, strict=True))
-
+        tiles, images = self._tiles(call), self._images(call)
         visual = Grids.join(images).visual.nonzero()[:, 0]
 
         def pack(channels: Tensor) -> Tensor:
@@ -55,6 +46,29 @@ class LlavaNext(TowerFamily):
 
         patches = self.patches(modality, attention).through(pack)
         return Observation(images, patches.keys, patches.saliency)
+
+    @property
+    def default_size(self) -> Size:
+        pixels = 2 * self.model.config.vision_config.image_size
+        return Size(pixels, pixels)
+
+    def geometry(self, size: Size) -> Geometry:
+        call: Call = {"image_sizes": [[size.height, size.width]]}
+        shapes = [self.square] * self._tiles(call)[0]
+        return Geometry.of(shapes, image=self._images(call)[0], cls=self.encoder.has_cls)
+
+    def _images(self, call: Call) -> tuple[Grids, ...]:
+        """The grids of each picture."""
+        tiles = self._tiles(call)
+        columns = [1] * len(tiles)
+        for number, (count, size) in enumerate(zip(tiles, _sizes(call), strict=True)):
+            if count > 1:
+                config = self.model.config
+                shape = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+                columns[number] = shape[1]
+        places = [_places_of_tiles(*sizes, self.side) for sizes in zip(tiles, columns, strict=True)]
+        packed = self._pack(places, call, torch.full((3,), math.nan, device="cpu"))
+        return tuple(_grids(*image, self.side) for image in zip(packed, tiles, columns, strict=True))
 
     def _tiles(self, call: Call) -> list[int]:
         """Tiles of each picture, its thumbnail included."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from transformers import PretrainedConfig
+from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
 
 from .base import Call, Observation
 from .encoders import Encoder, with_rotary
+from .geometry import Geometry, Size
 
 PIXTRAL = Encoder("transformer.layers", "attention", has_cls=False)
 
@@ -33,3 +37,20 @@ def observe_pixtral(module: Any, patch_size: int, call: Call, attention: Call, s
     keys = module.k_proj(hidden_states).unflatten(-1, heads)
     patches = with_rotary(module, queries, keys, attention["position_embeddings"], lengths)
     return Observation.of(patches, [[shape] for shape in shapes], side)
+
+
+def pixtral_geometry(vision: PretrainedConfig, size: Size, side: int = 1) -> Geometry:
+    """One picture, shrunk where it is longer than the encoder's largest; a break stands behind each row.
+
+    Args:
+        vision: the encoder's config.
+        size: of the picture.
+        side: rows and columns of patches that become one visual token.
+    """
+    picture = np.broadcast_to(np.uint8(0), (size.height, size.width, 3))
+    largest, patch = vision.image_size, vision.patch_size
+    height, width = get_resize_output_image_size(
+        picture, (largest, largest), (side * patch, side * patch), "channels_last"
+    )
+    shape = height // patch, width // patch
+    return Geometry.of([shape], side=side, markers=shape[0] // side)
