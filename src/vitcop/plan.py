@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -69,6 +69,15 @@ class Plan:
     dense_kv_bytes: int
     kv_bytes: int
     bytes_per_value: int
+
+    @property
+    def stretches(self) -> list[tuple[int, int, int]]:
+        """First and last of consecutive decoder layers with the same number of visual tokens, and that number."""
+        found, layer = [], 0
+        for alive, layers in groupby(self.visual_tokens):
+            first, layer = layer, layer + len(list(layers))
+            found.append((first, layer - 1, alive))
+        return found
 
     @property
     def average_retention(self) -> float:
@@ -159,7 +168,8 @@ class Planner:
         kind = known_family(config.model_type)
         if frames is not None and "video" not in kind.modalities:
             raise UnsupportedModelError(
-                f"Models of type {config.model_type!r} take no videos, or only as pictures of their own; leave out frames."
+                f"Models of type {config.model_type!r} take no videos, or only as pictures of their own; leave out the "
+                "number of frames."
             )
         with torch.device("meta"):
             family = family_of(AutoModelForImageTextToText.from_config(config))
@@ -235,9 +245,8 @@ class Planner:
         fitting = [plan for plan in plans if measure(plan) <= most]
         if not fitting:
             raise BudgetError(
-                f"{method.name} cannot get down to {most:.4g} {unit} with {self.geometry.image.num_tokens} visual tokens "
-                f"and {plans[0].prompt_tokens - self.geometry.image.num_tokens} others; "
-                f"{measure(plans[-1]):.4g} to {measure(plans[0]):.4g} is possible."
+                f"{method.name} cannot get down to {most:.4g} {unit}; with this prompt {measure(plans[-1]):.4g} to "
+                f"{measure(plans[0]):.4g} is possible."
             )
         best = fitting[0]
         above = [_retention(plan) for plan in plans if _retention(plan) > _retention(best)]

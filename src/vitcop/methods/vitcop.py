@@ -17,6 +17,7 @@ from ..ops.cluster import density_peaks, num_centres
 from ..ops.saliency import key_norm
 from ..ops.segments import (
     indices_of,
+    padded_lengths,
     rank_in_segment,
     segment_sum,
     smallest_in_segments,
@@ -102,10 +103,10 @@ class ViTCoP(Pruner):
         return Selection(smallest_per_segment(_insignificance(tokens), tokens.lengths, budget))
 
     def selection_flops(self, stage: StageShape) -> int:
-        """Stage 1 takes saliency and keys and the distances within each grid; stages 2 and 3 only norms."""
+        """Stage 1 takes saliency and the distances between n keys of width w in each grid, `2 n^2 w`; then only norms."""
         if stage.layer > 0:
             return 0
-        shares = _share_out(stage.after, stage.grids)
+        shares = padded_lengths(_share_out(stage.after, stage.grids))
         return stage.saliency + sum(2 * share**2 * stage.key_width for share in shares)
 
     def _keep_salient(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:

@@ -82,7 +82,7 @@ class Qwen2VL(ModelFamily):
         full = getattr(tower, "fullatt_block_indexes", range(len(tower.blocks)))
         return VisionModules(
             tower=tower,
-            layers=tower.blocks,
+            layers=list(tower.blocks),
             attention=self.observed[modality],
             has_cls=False,
             projector=[tower.merger, *getattr(tower, "deepstack_merger_list", [])],

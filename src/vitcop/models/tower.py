@@ -79,7 +79,7 @@ class TowerFamily(ModelFamily):
         tower = self.tower(modality)
         return VisionModules(
             tower=tower,
-            layers=tower.get_submodule(self.encoder.layers),
+            layers=list(tower.get_submodule(self.encoder.layers)),
             attention=self.observed[modality],
             has_cls=self.encoder.has_cls,
             projector=[getattr(self.base, self.projector)],

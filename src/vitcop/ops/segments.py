@@ -87,3 +87,11 @@ def by_size(lengths: Sequence[int], device: torch.device) -> Iterator[tuple[Tens
             yield slice(None), sizes
         else:
             yield torch.cat([torch.arange(starts[i], starts[i + 1], device=device) for i in segments]), sizes
+
+
+def padded_lengths(lengths: Sequence[int]) -> list[int]:
+    """Rows that each segment takes once the segments of a group of `by_size` are padded to the longest of it."""
+    longest: dict[int, int] = {}
+    for length in sorted(lengths):
+        longest[length.bit_length()] = length
+    return [longest[length.bit_length()] for length in lengths]
