@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,17 +76,22 @@ def _read_config(name: str) -> Any:
 
     transformers.logging.set_verbosity_error()
     with _loading_errors(name):
-        return transformers.AutoConfig.from_pretrained(Path(name).parent if Path(name).is_file() else name)
+        return transformers.AutoConfig.from_pretrained(name)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _table(plan: Plan) -> Table:
     """What pruning would change, dense beside pruned."""
     size, geometry, total = plan.size, plan.geometry, plan.geometry.image.num_tokens
     video = "" if size.frames is None else f"{size.frames} frames of "
+    others = plan.prompt_tokens - total - plan.text_tokens
     caption = (
-        f"One prompt: {video}{size.width} x {size.height} pixels as {len(geometry.image.shapes)} grids, and "
-        f"{plan.prompt_tokens - total} other tokens, {plan.text_tokens} of them assumed (--text-tokens). What only a "
-        "processor knows is its default. FLOPs of matrix products; docs/costs.md has the forms."
+        f"Assumed: one prompt with {video}{size.width} x {size.height} pixels, which the processor's defaults turn "
+        f"into {_counted(len(geometry.image.shapes), 'grid')} and {_counted(others, 'separator')}, and with "
+        f"{_counted(plan.text_tokens, 'text token')} (--text-tokens). FLOPs of matrix products; see docs/costs.md."
     )
     table = Table(caption=caption, caption_justify="left")
     table.add_column()

@@ -103,7 +103,7 @@ class ViTCoP(Pruner):
         return Selection(smallest_per_segment(_insignificance(tokens), tokens.lengths, budget))
 
     def selection_flops(self, stage: StageShape) -> int:
-        """Stage 1 takes saliency and the distances between n keys of width w in each grid, `2 n^2 w`; then only norms."""
+        """Saliency, and `2 n^2 w` for the distances between the n keys of width w that stage 1 keeps of each grid."""
         if stage.layer > 0:
             return 0
         shares = padded_lengths(_share_out(stage.after, stage.grids))

@@ -39,8 +39,8 @@ class Idefics3(TowerFamily):
         processor = Idefics3ImageProcessorPil(size={"longest_edge": 4 * tile}, max_image_size={"longest_edge": tile})
         _, rows, columns = processor.get_number_of_image_patches(size.height, size.width)
         tiles = rows * columns + 1
-        # Two markers before each tile, one at the end, and a line break behind each row and before the thumbnail.
-        markers = 2 * tiles + 1 + (rows + 1 if rows else 0)
+        # Two markers before each tile, one at the end, and a line break behind each row of tiles.
+        markers = 2 * tiles + 1 + rows
         return Geometry.of([self.square] * tiles, side=self.model.config.scale_factor, markers=markers)
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
