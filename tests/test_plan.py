@@ -6,7 +6,13 @@ import re
 import pytest
 import torch
 from families import FAMILIES
+from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers.models.got_ocr2 import image_processing_pil_got_ocr2
+from transformers.models.idefics3 import image_processing_pil_idefics3
+from transformers.models.llava_onevision import image_processing_pil_llava_onevision
+from transformers.models.pixtral import image_processing_pil_pixtral
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
 from typer.testing import CliRunner
 
 import vitcop
@@ -69,7 +75,7 @@ def test_the_papers_table_from_the_config_of_llava_7b(config_file, retention, to
 @pytest.mark.parametrize("method", [vitcop.ViTCoP(), vitcop.KNorm(), vitcop.Random()])
 @pytest.mark.parametrize(
     ("solve", "most", "measure"),
-    [("for_flops", 0.3, lambda plan: plan.flops_share), ("for_kv_mb", 100, lambda plan: plan.kv_bytes / 1e6)],
+    [("for_flops", 0.3, lambda plan: plan.flops_share), ("for_kv_mb", 100.0, lambda plan: plan.kv_bytes / 1e6)],
 )
 def test_solved_retention_is_the_highest_that_fits(planner, method, solve, most, measure):
     plan = getattr(planner, solve)(method, most)
@@ -85,7 +91,7 @@ def test_what_cannot_be_reached_names_what_can(planner):
     lowest, highest = (float(number) for number in re.findall(r"[\d.]+(?= to| is)", str(caught.value)))
     assert highest == 1
     assert planner.for_flops(vitcop.KNorm(), lowest * 1.01).flops_share == pytest.approx(lowest, rel=0.01)
-    for solve, value in (("for_tokens", 577), ("for_tokens", 0), ("for_flops", 1.5), ("for_kv_mb", 1)):
+    for solve, value in (("for_tokens", 577.0), ("for_tokens", 0.0), ("for_flops", 1.5), ("for_kv_mb", 1.0)):
         with pytest.raises(vitcop.BudgetError):
             getattr(planner, solve)(vitcop.ViTCoP(), value)
 
@@ -107,6 +113,43 @@ def test_every_family_has_a_usual_size(name):
     """Which its own rule leaves plannable, and whose plan is plain values."""
     plan = Planner.of(FAMILIES[name].model().config).plan(vitcop.ViTCoP(retention=0.5))
     assert json.loads(json.dumps(plan.to_dict()))["average_retention"] == pytest.approx(0.5, abs=0.05)
+
+
+QWEN = image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(patch_size=4)
+PIXTRAL = image_processing_pil_pixtral.PixtralImageProcessorPil
+TILED = image_processing_pil_idefics3.Idefics3ImageProcessorPil(
+    size={"longest_edge": 4 * 48}, max_image_size={"longest_edge": 48}
+)
+CROPPED = image_processing_pil_got_ocr2.GotOcr2ImageProcessorPil(size={"height": 84, "width": 84}, crop_to_patches=True)
+UNPADDED = image_processing_pil_llava_onevision.LlavaOnevisionImageProcessorPil(
+    size={"height": 56, "width": 56},
+    image_grid_pinpoints=FAMILIES["llava_onevision"].settings["image_grid_pinpoints"],
+)
+# What a processor makes of pictures, without the rest of it that needs torchvision: patches that the encoder gets.
+PATCHES = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), (QWEN, lambda made: len(made["pixel_values"]))),
+    "llava with pixtral": (
+        PIXTRAL(size={"longest_edge": 32}, patch_size=4),
+        lambda made: int((made["image_sizes"][0] // 4).prod()),
+    ),
+    "mistral3": (
+        PIXTRAL(size={"longest_edge": 32}, patch_size=8),
+        lambda made: int((made["image_sizes"][0] // 4).prod()),
+    ),
+    **dict.fromkeys(("idefics3", "smolvlm"), (TILED, lambda made: made["pixel_values"].shape[1] * 36)),
+    "internvl": (CROPPED, lambda made: len(made["pixel_values"]) * 36),
+    "llava_onevision": (UNPADDED, lambda made: made["pixel_values"].shape[1] * 16),
+}
+
+
+@pytest.mark.parametrize("size", [(112, 40), (80, 112), (300, 200), (31, 77), (640, 480), (500, 90)])
+@pytest.mark.parametrize("name", PATCHES)
+def test_pictures_are_resized_as_processors_resize_them(name, size):
+    processor, patches = PATCHES[name]
+    made = processor(Image.new("RGB", size), return_tensors="pt")
+    width, height = size
+    planner = Planner.of(FAMILIES[name].model().config, height=height, width=width)
+    assert planner.geometry.patches == patches(made)
 
 
 @pytest.mark.parametrize(
