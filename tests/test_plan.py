@@ -8,11 +8,11 @@ import torch
 from families import FAMILIES
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-from transformers.models.got_ocr2 import image_processing_pil_got_ocr2
-from transformers.models.idefics3 import image_processing_pil_idefics3
-from transformers.models.llava_onevision import image_processing_pil_llava_onevision
-from transformers.models.pixtral import image_processing_pil_pixtral
-from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from typer.testing import CliRunner
 
 import vitcop
@@ -97,7 +97,7 @@ def test_what_cannot_be_reached_names_what_can(planner):
 
 
 def test_nothing_dropped_costs_what_the_dense_prompt_costs(planner):
-    plan = planner.plan(vitcop.ViTCoP(retention=1))
+    plan = planner.plan(vitcop.ViTCoP(retention=1.0))
     assert plan.flops == plan.dense_flops and plan.kv_share == 1
 
 
@@ -115,13 +115,11 @@ def test_every_family_has_a_usual_size(name):
     assert json.loads(json.dumps(plan.to_dict()))["average_retention"] == pytest.approx(0.5, abs=0.05)
 
 
-QWEN = image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(patch_size=4)
-PIXTRAL = image_processing_pil_pixtral.PixtralImageProcessorPil
-TILED = image_processing_pil_idefics3.Idefics3ImageProcessorPil(
-    size={"longest_edge": 4 * 48}, max_image_size={"longest_edge": 48}
-)
-CROPPED = image_processing_pil_got_ocr2.GotOcr2ImageProcessorPil(size={"height": 84, "width": 84}, crop_to_patches=True)
-UNPADDED = image_processing_pil_llava_onevision.LlavaOnevisionImageProcessorPil(
+QWEN = Qwen2VLImageProcessorPil(patch_size=4)
+PIXTRAL = PixtralImageProcessorPil
+TILED = Idefics3ImageProcessorPil(size={"longest_edge": 4 * 48}, max_image_size={"longest_edge": 48})
+CROPPED = GotOcr2ImageProcessorPil(size={"height": 84, "width": 84}, crop_to_patches=True)
+UNPADDED = LlavaOnevisionImageProcessorPil(
     size={"height": 56, "width": 56},
     image_grid_pinpoints=FAMILIES["llava_onevision"].settings["image_grid_pinpoints"],
 )
