@@ -115,7 +115,7 @@ def test_closed_forms_are_the_counted_operations(name, kind, size):
     # Older releases make Pixtral's position embeddings by a product, which is not counted here.
     assert plan.dense_flops.vision == pytest.approx(tower, rel=1e-3)
     assert plan.dense_flops.projector == counted(model, counter, projector)
-    assert plan.dense_flops.decoder == (counted(model, counter, model.get_decoder().layers))
+    assert plan.dense_flops.decoder == counted(model, counter, model.get_decoder().layers)
 
     selection = []
 
@@ -134,7 +134,7 @@ def test_closed_forms_are_the_counted_operations(name, kind, size):
         with FlopCounterMode(display=False) as counter:
             output = model(**inputs)
     assert plan.flops.selection == sum(selection)
-    assert plan.flops.decoder == (counted(model, counter, model.get_decoder().layers))
+    assert plan.flops.decoder == counted(model, counter, model.get_decoder().layers)
     report = pruning.report
     assert (plan.dense_flops.decoder, plan.flops.decoder) == report.prefill_flops
     assert list(plan.visual_tokens) == report.visual_tokens()
