@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import vitcop
 from docs.models_page import page
 from vitcop.models import FAMILIES as KNOWN
-from vitcop.models import Description, Encoder, Observation, TowerFamily, family_of
+from vitcop.models import Description, Encoder, Geometry, Observation, TowerFamily, family_of
 
 
 def test_the_table_is_up_to_date():
@@ -102,6 +102,9 @@ class Mine(TowerFamily):
 
     def observe(self, modality, call, watched):
         return Observation.of(self.patches(watched), [[(6, 6)]] * len(call["pixel_values"]))
+
+    def geometry(self, size):
+        return Geometry.of([(6, 6)], cls=True)
 
 
 def test_families_of_ones_own_can_be_registered(monkeypatch):

@@ -16,7 +16,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import vitcop
-from vitcop.models import family_of
+from vitcop.models import family_of, qwen2_vl, qwen3_vl
+from vitcop.plan import Planner
 
 START, END = 59, 58
 WORDS = ("look", "at", "and", "what")
@@ -142,6 +143,7 @@ PIXTRAL = {
     "tokens": {"[IMG]": IMAGE, "[IMG_BREAK]": BREAK, "[IMG_END]": 60},
     "image": "[IMG]",
 }
+GRID = list(product(range(1, 5), range(1, 5)))
 TILES = {f"<row_{row}_col_{column}>": 50 + 2 * row + column for row in (1, 2) for column in (1, 2)}
 IDEFICS = {"<fake_token_around_image>": START, "<global-img>": 57, "<end_of_utterance>": 60} | TILES | BOTH
 QWEN = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1280}}
@@ -346,3 +348,40 @@ def test_places_are_those_in_the_picture(name, visual):
             quarter = (centre > 0.5 - 1e-6).long() @ torch.tensor([2, 1])
             of_quarters = [change[(before.segments == grid) & (quarter == number)].mean() for number in range(4)]
             assert torch.stack(of_quarters).argmax() == 2 * paint[1] + paint[2]
+
+
+# Plans know only the defaults of processors, of which the ones above have other numbers.
+DEFAULTS = {
+    "internvl": replace(PROCESSORS["internvl"], images=("GotOcr2ImageProcessor", square(84))),
+    **{
+        name: replace(
+            PROCESSORS[name],
+            images=(image_processor, {"size": {"longest_edge": 4 * 48}, "max_image_size": {"longest_edge": 48}}),
+            tokens=IDEFICS | {f"<row_{row}_col_{column}>": 10 * row + column + 90 for row, column in GRID},
+        )
+        for name, image_processor in (("idefics3", "Idefics3ImageProcessor"), ("smolvlm", "SmolVLMImageProcessor"))
+    },
+}
+# Line breaks that the tokenizer here drops.
+BREAKS = {"gemma3": {"wide": 2, "tall": 2}, "idefics3": {"wide": 2, "tall": 4}, "smolvlm": {"wide": 2, "tall": 4}}
+
+
+@pytest.mark.parametrize(
+    ("name", "visual"), [case for case in VISUALS if case[1] != "film" or len(PROCESSORS[case[0]].frames) == 1]
+)
+def test_planned_tokens_are_those_of_the_processor(name, visual, monkeypatch):
+    written = DEFAULTS.get(name, PROCESSORS[name])
+    written.skip_without_its_needs()
+    monkeypatch.setattr(qwen2_vl.Qwen2VLImageProcessorPil, "size", QWEN["size"])
+    monkeypatch.setattr(qwen2_vl, "VIDEO_SIZE", QWEN["size"])
+    monkeypatch.setattr(qwen3_vl, "VIDEO_SIZE", QWEN["size"] | {"longest_edge": 5120})
+    width, height = SIZES[visual]
+    frames = FRAMES if visual in VIDEOS else None
+    planner = Planner.of(FAMILIES[name].model().config, height=height, width=width, frames=frames)
+    ids = written.inputs([(visual,)])["input_ids"][0]
+    placeholders = int(((ids == IMAGE) | (ids == VIDEO)).sum())
+    assert planner.geometry.image.placeholders == placeholders
+    if name == "qwen3_vl" and frames:
+        return  # time stamps are words of their own number
+    words = len(WORDS) - 1
+    assert planner.geometry.markers == len(ids) - placeholders - words + BREAKS.get(name, {}).get(visual, 0)

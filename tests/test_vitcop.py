@@ -195,7 +195,7 @@ def test_papers_number_of_clusters(retention, centres):
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=10), st.floats(0, 1))
 def test_grids_share_the_budget_in_proportion(sizes, share):
     budget = round(share * sum(sizes))
-    (shares,) = table((sum(sizes),), segment_sizes=(tuple(sizes),)).share_out((budget,))
+    (shares,) = table((sum(sizes),), segment_sizes=(tuple(sizes),)).shares_of_grids((budget,))
     assert sum(shares) == budget
     assert all(0 <= kept <= size for kept, size in zip(shares, sizes, strict=True))
     assert all(abs(kept - budget * size / sum(sizes)) < 1 for kept, size in zip(shares, sizes, strict=True))

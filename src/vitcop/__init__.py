@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cost import StageShape
     from .engine import Pruning, prune
     from .errors import BudgetError, UnsupportedModelError, VitcopError
     from .methods import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     )
     from .models import FAMILIES, Grids, ModelFamily, Observation
     from .pipeline import Pipeline, Stage
+    from .plan import Plan, Planner
     from .pruner import Description, EncoderSignal, Pruner, ScorePruner, Selector
     from .report import Report, StageReport
     from .tokens import Selection, VisualTokens
@@ -60,6 +62,8 @@ __all__ = [
     "ModelFamily",
     "Observation",
     "Pipeline",
+    "Plan",
+    "Planner",
     "Pruner",
     "Pruning",
     "PyramidDrop",
@@ -73,6 +77,7 @@ __all__ = [
     "SparseVLM",
     "Stage",
     "StageReport",
+    "StageShape",
     "TwoScans",
     "UniformGrid",
     "UnsupportedModelError",
@@ -88,6 +93,7 @@ __all__ = [
 # torch and transformers take seconds to import: the command line must be able to refuse bad input before that.
 _HOMES = {
     "engine": ("Pruning", "prune"),
+    "cost": ("StageShape",),
     "errors": ("BudgetError", "UnsupportedModelError", "VitcopError"),
     "methods": (
         "AveragePool",
@@ -116,6 +122,7 @@ _HOMES = {
     "models": ("FAMILIES", "Grids", "ModelFamily", "Observation"),
     "pipeline": ("Pipeline", "Stage"),
     "pruner": ("Description", "EncoderSignal", "Pruner", "ScorePruner", "Selector"),
+    "plan": ("Plan", "Planner"),
     "report": ("Report", "StageReport"),
     "tokens": ("Selection", "VisualTokens"),
 }

@@ -358,3 +358,8 @@ def _table(report: Report, answers: tuple[str, str], seconds: tuple[float, float
     table.add_row("decoder prefill", *(f"{flops / 1e9:,.4g} GFLOP" for flops in report.prefill_flops))
     table.add_row("KV cache of the prompt", *(f"{size:,} bytes" for size in report.kv_cache_bytes))
     return table
+
+
+from .plan_command import plan  # noqa: E402 - it needs the helpers above
+
+app.command()(plan)

@@ -1,28 +1,128 @@
-"""Closed-form cost of a prompt in a decoder whose layers hold different numbers of tokens."""
+"""Closed forms of what a prompt costs: vision tower, projector, decoder, selection and KV cache.
+
+Floating point operations are those of matrix products, a multiply-add counted as two. Norms, activations, softmax,
+rotary and position embeddings are left out everywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from torch import nn
 from transformers import PretrainedConfig
+
+from .models.base import VisionModules
+from .models.geometry import Geometry
+
+UNGATED = ("apertus", "arcee", "nemotron", "starcoder2")
+"""`model_type` of decoders whose MLP is two products and no gate."""
+
+
+@dataclass(frozen=True)
+class VisionCost:
+    """Floating point operations that become one image or video, before the decoder.
+
+    Attributes:
+        tower: the vision encoder.
+        projector: from its features to rows of the decoder.
+        saliency: what a method that reads saliency or keys at the entrance adds: the keys of one encoder layer, and
+            the row of [CLS] or, without [CLS], the attention that patches receive.
+        received: attention that patches receive in one encoder layer, be there [CLS] or not.
+        key_width: heads times head size of that layer.
+    """
+
+    tower: int
+    projector: int
+    saliency: int
+    received: int
+    key_width: int
+
+
+def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
+    """Count the modules of one modality for one image or video.
+
+    With W weights of a module's products, n tokens in a stretch (of all layers, or a window), width h and N tokens
+    in all stretches: patches `2 W p` for p patches, a layer `2 W N + 4 h sum n^2`, the projector `2 W` a row. All
+    layers run, also those behind the one whose features are used. A pooling head, which SigLIP runs and no model
+    here uses, adds `2 (2 h^2 (N + 1) + W_mlp) + 4 h n` a picture.
+    The keys are `2 W_k N`; [CLS] adds `2 W_q` a stretch and `2 h N`, attention received `2 W_q N + 2 h sum n^2`.
+    A fused projection of queries, keys and values makes all three.
+    """
+    weights = {name: _weights([layer]) for name, layer in modules.attention.named_children()}
+    width = _width(modules.attention)
+    stretches, windows = geometry.stretches, geometry.windows
+    tokens, pairs = sum(stretches), sum(n * n for n in stretches)
+    windowed = sum(n * n for n in windows) * modules.windowed
+    full = len(modules.layers) - modules.windowed
+    convolutions = [module for module in modules.tower.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)]
+    tower = 2 * _weights(convolutions) * geometry.patches
+    tower += 2 * _weights(modules.layers) * tokens + 4 * width * (pairs * full + windowed)
+    tower += sum(_pooling_flops(modules.tower, n) for n in stretches)
+
+    projections = weights["qkv"] if "qkv" in weights else weights["q_proj"] + weights["k_proj"]
+    received = 2 * projections * tokens + 2 * width * pairs
+    saliency = received
+    if modules.has_cls:
+        saliency = 2 * weights["k_proj"] * tokens + 2 * weights["q_proj"] * len(stretches) + 2 * width * tokens
+    return VisionCost(tower, 2 * _weights(modules.projector) * geometry.projected, saliency, received, width)
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """Sizes at one stage of one image or video, from which a method tells what its selection costs.
+
+    Attributes:
+        layer: the decoder layer about to run; 0 is the entrance of the language model.
+        before, after: visual tokens that come to the stage, and that stay.
+        grids: visual tokens of each grid before pruning.
+        prompt: all tokens of the prompt that come to the stage, visual and text.
+        text: text tokens behind the image.
+        hidden: width of hidden states.
+        query_width: heads times head size of the decoder's queries.
+        key_width: heads times head size of `VisualTokens.keys`: the vision encoder's at layer 0, the decoder's later.
+        saliency: floating point operations of the saliency and the keys that the entrance shows.
+        received: the same, of attention received in one encoder layer, also where there is [CLS].
+    """
+
+    layer: int
+    before: int
+    after: int
+    grids: tuple[int, ...]
+    prompt: int
+    text: int
+    hidden: int
+    query_width: int
+    key_width: int
+    saliency: int
+    received: int
+
+    def row(self, queries: int = 1) -> int:
+        """Floating point operations of softmax rows in the layer before, whose keys are in the cache.
+
+        With q queries, n tokens in the prompt, hidden width h and query width w: `2 q h w + 2 q n w`.
+        """
+        return 2 * queries * self.query_width * (self.hidden + self.prompt)
+
+    def row_ahead(self, queries: int = 1) -> int:
+        """As `row`, in the decoder layer about to run, whose keys have to be made: `2 n h k` more, k their width."""
+        return self.row(queries) + 2 * self.prompt * self.hidden * self.key_width
 
 
 def prefill_flops(config: PretrainedConfig, tokens_per_layer: Sequence[int]) -> int:
-    """Floating point operations of the decoder layers for one prompt, a multiply-add counted as two.
+    """Floating point operations of the decoder layers for one prompt.
 
-    Counts the four attention projections, the gated MLP, and the two products of the full n x n
-    attention; leaves out norms, activations, rotary embeddings, softmax, the embedding and the output
-    head. For layer input size h, head size d, H query and K key-value heads, MLP size m and n tokens:
-    `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`. With E experts of size e, k of which see a token, `3 h m` is
-    `3 h k e + h E`, router included. A sliding window counts as full attention.
+    Counts the four attention projections, the MLP, and the two products of the full n x n attention; leaves out the
+    embedding and the output head. For layer input size h, head size d, H query and K key-value heads, MLP size m and
+    n tokens: `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`. With E experts of size e, k of which see a token, `3 h m`
+    is `3 h k e + h E`, router included; without a gate it is `2 h m`. A sliding window counts as full attention.
 
     Args:
         config: of the language model.
         tokens_per_layer: tokens that enter each decoder layer.
     """
-    hidden = config.hidden_size
-    queries = config.num_attention_heads * _head_dim(config)
-    keys = _key_value_heads(config) * _head_dim(config)
+    hidden, queries, keys = decoder_widths(config)
     attention = 2 * hidden * queries + 2 * hidden * keys
     layers = enumerate(tokens_per_layer)
     return sum(2 * n * (attention + _mlp_weights(config, layer)) + 4 * n * n * queries for layer, n in layers)
@@ -30,7 +130,15 @@ def prefill_flops(config: PretrainedConfig, tokens_per_layer: Sequence[int]) -> 
 
 def kv_cache_bytes(config: PretrainedConfig, tokens_per_layer: Sequence[int], bytes_per_value: int) -> int:
     """Bytes of the keys and values of one prompt: `2 K d` values per token and layer."""
-    return sum(tokens_per_layer) * 2 * _key_value_heads(config) * _head_dim(config) * bytes_per_value
+    _, _, keys = decoder_widths(config)
+    return sum(tokens_per_layer) * 2 * keys * bytes_per_value
+
+
+def decoder_widths(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Widths of hidden states, of all queries and of all keys of a token."""
+    heads, key_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return config.hidden_size, heads * head_dim, (key_heads or heads) * head_dim
 
 
 def _mlp_weights(config: PretrainedConfig, layer: int) -> int:
@@ -40,12 +148,24 @@ def _mlp_weights(config: PretrainedConfig, layer: int) -> int:
     if experts and layer not in dense_layers and (layer + 1) % getattr(config, "decoder_sparse_step", 1) == 0:
         width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
         return 3 * hidden * config.num_experts_per_tok * width + hidden * experts
-    return 3 * hidden * config.intermediate_size
+    return (2 if config.model_type in UNGATED else 3) * hidden * config.intermediate_size
 
 
-def _head_dim(config: PretrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def _weights(modules: Iterable[nn.Module]) -> int:
+    """Weights of matrix products, which have two axes or more: norms, scales and biases have one."""
+    return sum(weight.numel() for module in modules for weight in module.parameters() if weight.ndim > 1)
 
 
-def _key_value_heads(config: PretrainedConfig) -> int:
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+def _width(attention: Any) -> int:
+    """Heads times head size of an attention of the vision encoder."""
+    projection = getattr(attention, "k_proj", None)
+    return attention.qkv.out_features // 3 if projection is None else projection.out_features
+
+
+def _pooling_flops(tower: nn.Module, tokens: int) -> int:
+    """SigLIP's attention pooling of one picture, which runs although no model here uses what it gives."""
+    head = getattr(tower, "head", None)
+    if head is None:
+        return 0
+    width = head.attention.embed_dim
+    return 2 * (2 * width**2 * (tokens + 1) + _weights([head.mlp])) + 4 * width * tokens

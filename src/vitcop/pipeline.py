@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .cost import StageShape
 from .errors import BudgetError, VitcopError
 from .pruner import EncoderSignal, Positions, Pruner, Selector, check_retention
 from .schedule import solve
@@ -81,6 +82,10 @@ class Pipeline(Pruner):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         return self.stages[tokens.stage].selector.select(tokens, budget)
+
+    def selection_flops(self, stage: StageShape) -> int:
+        (own,) = (own for own in self.stages if own.layer == stage.layer)
+        return own.selector.selection_flops(stage)
 
     def to_dict(self) -> dict[str, Any]:
         stages = [

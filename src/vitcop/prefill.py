@@ -58,7 +58,7 @@ class Prefill:
         observation = self.observation
         self.images, self.lengths = observation.images, observation.lengths
         self.bytes_per_value = hidden_states.element_size()
-        schedules = {n: _checked_budgets(method, self.family, n) for n in set(self.lengths)}
+        schedules = {n: checked_budgets(method, self.family, n) for n in set(self.lengths)}
         self.schedule = [schedules[n] for n in self.lengths]
         self.stage_layers = sorted({layer for budgets in self.schedule for layer in budgets})
         if all(min(budgets.values()) == n for budgets, n in zip(self.schedule, self.lengths, strict=True)):
@@ -296,7 +296,7 @@ def _on(device: torch.device, rotary: Rotary) -> Rotary:
     return rotary[0].to(device), rotary[1].to(device)
 
 
-def _checked_budgets(method: Pruner, family: ModelFamily, num_tokens: int) -> dict[int, int]:
+def checked_budgets(method: Pruner, family: ModelFamily, num_tokens: int) -> dict[int, int]:
     """The method's schedule, in order of its layers, if the family can carry it out."""
     num_layers = len(family.layers)
     budgets = dict(sorted(method.budgets(num_tokens, num_layers, family.first_stage_layer).items()))

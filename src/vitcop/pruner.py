@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +16,9 @@ from .errors import BudgetError, VitcopError, unknown_name
 from .ops.segments import smallest_per_segment
 from .schedule import average_retention, solve
 from .tokens import Selection, TextTokens, VisualTokens
+
+if TYPE_CHECKING:
+    from .cost import StageShape
 
 Positions = Literal["compact", "keep"]
 P = TypeVar("P", bound="Pruner")
@@ -79,6 +82,13 @@ class Selector(ABC):
 
         An image whose budget equals its number of tokens must be left as it is, unmerged.
         """
+
+    def selection_flops(self, stage: StageShape) -> int:
+        """Floating point operations of the matrix products that `select` needs at one stage of one image.
+
+        Norms, sums and sorting are none; what is read of the encoder or of a layer is, by what `StageShape` says of it.
+        """
+        return 0
 
     def to_dict(self) -> dict[str, Any]:
         """The method's name and settings as plain values; `from_dict` reads them back."""

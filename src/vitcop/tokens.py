@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from .errors import VitcopError
-from .ops.segments import segment_ids, segment_sum
+from .ops.segments import segment_ids, segment_sum, share_out
 
 
 class Source(ABC):
@@ -211,10 +211,10 @@ class VisualTokens:
         return torch.where(alone, -1, slot_of_group[number])
 
     def quotas(self, budget: Sequence[int]) -> list[int]:
-        """`share_out`, grid after grid as `segments` counts them."""
-        return [quota for share in self.share_out(budget) for quota in share]
+        """`shares_of_grids`, grid after grid as `segments` counts them."""
+        return [quota for share in self.shares_of_grids(budget) for quota in share]
 
-    def share_out(self, budget: Sequence[int]) -> list[list[int]]:
+    def shares_of_grids(self, budget: Sequence[int]) -> list[list[int]]:
         """Of the budget of each image the share of each of its grids, in proportion to their tokens.
 
         Whole numbers by the largest remainder, earlier grids first.
@@ -227,7 +227,7 @@ class VisualTokens:
                 "A method that shares its budget over tiles and frames must choose among all tokens; make it the first "
                 "stage."
             )
-        return [_share_out(n, sizes) for n, sizes in zip(budget, self.segment_sizes, strict=True)]
+        return [share_out(n, sizes) for n, sizes in zip(budget, self.segment_sizes, strict=True)]
 
     def allows(self, selection: Selection, budget: Sequence[int]) -> Bool[Tensor, ""]:
         """Whether a selection keeps its promises, as a tensor that need not be read yet.
@@ -324,15 +324,6 @@ class Selection:
     merge: Int[Tensor, " visual"] | None = None
     reduction: Literal["mean", "add_mean"] = "mean"
     labels: dict[str, Shaped[Tensor, " visual"]] = field(default_factory=dict)
-
-
-def _share_out(budget: int, sizes: Sequence[int]) -> list[int]:
-    total = sum(sizes)
-    shares = [budget * size // total for size in sizes]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: -(budget * sizes[i] % total))
-    for i in by_remainder[: budget - sum(shares)]:
-        shares[i] += 1
-    return shares
 
 
 def merge_hidden_states(

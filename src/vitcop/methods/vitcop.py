@@ -11,13 +11,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..cost import StageShape
 from ..errors import BudgetError, VitcopError
 from ..ops.cluster import density_peaks, num_centres
 from ..ops.saliency import key_norm
 from ..ops.segments import (
     indices_of,
+    padded_lengths,
     rank_in_segment,
     segment_sum,
+    share_out,
     smallest_in_segments,
     smallest_per_segment,
 )
@@ -40,7 +43,7 @@ class SalientClusters(Selector):
     radius: float = 0.6
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-        shares = tokens.share_out(budget)
+        shares = tokens.shares_of_grids(budget)
         quotas = tokens.quotas(budget)
         keep = smallest_in_segments(-tokens.saliency, tokens.segments, quotas)
         kept = tokens.take(keep, budget)
@@ -60,6 +63,11 @@ class SalientClusters(Selector):
         cluster = cluster + torch.tensor(before, device=cluster.device)[kept.segments[order]]
         unclustered = torch.full_like(tokens.index, -1)
         return Selection(keep, labels={"cluster": unclustered.scatter(0, keep[order], cluster)})
+
+    def selection_flops(self, stage: StageShape) -> int:
+        """Saliency, and `2 n^2 w` for the distances between the n keys of width w that are kept of each grid."""
+        shares = padded_lengths(share_out(stage.after, stage.grids))
+        return stage.saliency + sum(2 * share**2 * stage.key_width for share in shares)
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,9 @@ class ViTCoP(Pruner):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         return self.stages[tokens.stage].select(tokens, budget)
+
+    def selection_flops(self, stage: StageShape) -> int:
+        return self.stages[0].selection_flops(stage) if stage.layer == 0 else 0
 
     @property
     def stages(self) -> tuple[Selector, Selector, Selector]:

@@ -8,8 +8,9 @@ from pkgutil import iter_modules
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError, unknown_name
-from .base import Description, ModelFamily, Observation
+from .base import Description, ModelFamily, Observation, VisionModules
 from .encoders import Encoder
+from .geometry import Geometry, Size
 from .grids import Grids
 from .tower import TowerFamily
 
@@ -54,10 +55,13 @@ __all__ = [
     "TABLE",
     "Description",
     "Encoder",
+    "Geometry",
     "Grids",
     "ModelFamily",
     "Observation",
+    "Size",
     "TowerFamily",
+    "VisionModules",
     "family_of",
     "known_family",
 ]

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ..errors import UnsupportedModelError, VitcopError
 from ..tokens import SALIENCY
 from .encoders import Patches, Watched
+from .geometry import Geometry, Size
 from .grids import Grids, Shape, patch_numbers
 
 Call = dict[str, Any]
@@ -116,6 +117,27 @@ class Observation:
             patches=self.patches.take(rows),
             signals={name: patches.take(rows) for name, patches in self.signals.items()},
         )
+
+
+@dataclass(frozen=True)
+class VisionModules:
+    """What runs between pixels and the decoder.
+
+    Attributes:
+        tower: the vision encoder; convolutions in it make its patches.
+        layers: those of the tower.
+        windowed: how many of the layers attend within windows.
+        attention: the one that is observed.
+        has_cls: whether [CLS] stands before the patches, and shows the saliency.
+        projector: all that features go through behind the tower.
+    """
+
+    tower: nn.Module
+    layers: Sequence[nn.Module]
+    attention: nn.Module
+    has_cls: bool
+    projector: Sequence[nn.Module]
+    windowed: int = 0
 
 
 @dataclass(frozen=True)
@@ -238,6 +260,25 @@ class ModelFamily(ABC):
             call: arguments of `get_image_features` or `get_video_features`.
             watched: the attention of that layer in this call.
         """
+
+    @property
+    @abstractmethod
+    def default_size(self) -> Size:
+        """A picture of the size that the number of visual tokens is usually given for."""
+
+    @abstractmethod
+    def geometry(self, size: Size) -> Geometry:
+        """What the encoder sees of a picture or video, and what enters the decoder, from the config alone.
+
+        Where a processor's setting decides, which is not in the config, it is the default of its class.
+
+        Raises:
+            UnsupportedModelError: the processor would not take this size.
+        """
+
+    @abstractmethod
+    def vision(self, modality: str) -> VisionModules:
+        """The modules that turn a modality into rows of the decoder."""
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
         """Whether each image that was observed is a further tile of the one before it.

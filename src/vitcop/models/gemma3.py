@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .base import Call, Description, Observation
 from .encoders import SIGLIP, Watched
+from .geometry import Geometry, Size
 from .tower import TowerFamily
 
 
@@ -27,6 +28,11 @@ class Gemma3(TowerFamily):
         shape = (projector.patches_per_image, projector.patches_per_image)
         pictures = len(watched.hidden_states)
         return Observation.of(self.patches(watched), [[shape]] * pictures, projector.kernel_size)
+
+    def geometry(self, size: Size) -> Geometry:
+        projector = self.base.multi_modal_projector
+        # Two line breaks and a marker on either side.
+        return Geometry.of([self.square], side=projector.kernel_size, markers=4)
 
     def attention_blocks(self, call: Call) -> Int[Tensor, "batch seq"] | None:
         kinds = call.get("token_type_ids")

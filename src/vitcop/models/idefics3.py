@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from .base import Call, Description, Observation
 from .encoders import SIGLIP, Watched
+from .geometry import Geometry, Size
 from .tower import TowerFamily
 
 
@@ -23,12 +25,23 @@ class Idefics3(TowerFamily):
         refuses=("another encoder",),
     )
     tiles_are_images = True
+    projector = "connector"
 
     def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
         tiles, patches, _ = watched.hidden_states.shape
         side = int(patches**0.5)
         merged = self.model.config.scale_factor
         return Observation.of(self.patches(watched), [[(side, side)]] * tiles, merged)
+
+    def geometry(self, size: Size) -> Geometry:
+        tile = self.model.config.vision_config.image_size
+        # By default a picture's longer side becomes four tiles.
+        processor = Idefics3ImageProcessorPil(size={"longest_edge": 4 * tile}, max_image_size={"longest_edge": tile})
+        _, rows, columns = processor.get_number_of_image_patches(size.height, size.width)
+        tiles = rows * columns + 1
+        # Two markers before each tile, one at the end, and a line break behind each row of tiles.
+        markers = 2 * tiles + 1 + rows
+        return Geometry.of([self.square] * tiles, side=self.model.config.scale_factor, markers=markers)
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
         # The processor puts the same token before each tile and behind each picture, around markers of one or

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .base import Call, Description, Observation
 from .encoders import CLIP, SIGLIP, Watched
-from .pixtral import PIXTRAL, observe_pixtral
+from .geometry import Geometry, Size
+from .pixtral import PIXTRAL, observe_pixtral, pixtral_geometry
 from .tower import OTHER_FEATURES, TowerFamily
 
 
@@ -24,3 +25,8 @@ class Llava(TowerFamily):
             return observe_pixtral(patch, call, watched)
         pictures, _, height, width = call["pixel_values"].shape
         return Observation.of(self.patches(watched), [[(height // patch, width // patch)]] * pictures)
+
+    def geometry(self, size: Size) -> Geometry:
+        if self.encoder is PIXTRAL:
+            return pixtral_geometry(self.model.config.vision_config, size)
+        return Geometry.of([self.square], cls=self.encoder.has_cls)

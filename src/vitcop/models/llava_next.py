@@ -15,6 +15,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 
 from .base import Call, Description, Observation
 from .encoders import CLIP, Watched
+from .geometry import Geometry, Size
 from .grids import SEPARATOR, Grids
 from .tower import OTHER_FEATURES, TowerFamily
 
@@ -35,6 +36,28 @@ class LlavaNext(TowerFamily):
     )
 
     def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
+        tiles, images = self._tiles(call), self._images(call)
+        visual = Grids.join(images).visual.nonzero()[:, 0]
+
+        def pack(channels: Tensor) -> Tensor:
+            pictures = channels.unflatten(0, (sum(tiles), -1)).split(tiles)
+            packed = self._pack(pictures, call, channels.new_zeros(channels.shape[-1]))
+            return torch.cat(list(packed))[visual.to(channels.device)]
+
+        return Observation(images, self.patches(watched).through(pack))
+
+    @property
+    def default_size(self) -> Size:
+        pixels = 2 * self.model.config.vision_config.image_size
+        return Size(pixels, pixels)
+
+    def geometry(self, size: Size) -> Geometry:
+        call: Call = {"image_sizes": [[size.height, size.width]]}
+        shapes = [self.square] * self._tiles(call)[0]
+        return Geometry.of(shapes, image=self._images(call)[0], cls=self.encoder.has_cls)
+
+    def _images(self, call: Call) -> tuple[Grids, ...]:
+        """The grids of each picture."""
         tiles = self._tiles(call)
         columns = [1] * len(tiles)
         for number, (count, size) in enumerate(zip(tiles, _sizes(call), strict=True)):
@@ -44,16 +67,7 @@ class LlavaNext(TowerFamily):
                 columns[number] = shape[1]
         places = [_places_of_tiles(*sizes, self.side) for sizes in zip(tiles, columns, strict=True)]
         packed = self._pack(places, call, torch.full((3,), math.nan, device="cpu"))
-        images = tuple(_grids(*image, self.side) for image in zip(packed, tiles, columns, strict=True))
-
-        visual = Grids.join(images).visual.nonzero()[:, 0]
-
-        def pack(channels: Tensor) -> Tensor:
-            pictures = channels.unflatten(0, (sum(tiles), -1)).split(tiles)
-            packed = self._pack(pictures, call, channels.new_zeros(channels.shape[-1]))
-            return torch.cat(list(packed))[visual.to(channels.device)]
-
-        return Observation(images, self.patches(watched).through(pack))
+        return tuple(_grids(*image, self.side) for image in zip(packed, tiles, columns, strict=True))
 
     def _tiles(self, call: Call) -> list[int]:
         """Tiles of each picture, its thumbnail included."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import Call, Description, Observation
 from .encoders import Watched
+from .geometry import Geometry, Size
 from .llava_next import LlavaNext
 from .tower import OTHER_FEATURES
 
@@ -26,3 +27,10 @@ class LlavaNextVideo(LlavaNext):
         shapes = [(self.side, self.side)] * frames
         stride = self.model.config.spatial_pool_stride
         return Observation.of(self.patches(watched), [shapes] * videos, stride)
+
+    def geometry(self, size: Size) -> Geometry:
+        if size.frames is None:
+            return super().geometry(size)
+        # Frames are pooled before they are projected.
+        stride = self.model.config.spatial_pool_stride
+        return Geometry.of([self.square] * size.frames, side=stride, cls=self.encoder.has_cls)

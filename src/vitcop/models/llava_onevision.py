@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .base import Call, Description, Observation
 from .encoders import SIGLIP, Watched
+from .geometry import Geometry, Size
 from .grids import Grids
 from .llava_next import LlavaNext
 from .tower import OTHER_FEATURES
@@ -32,9 +33,17 @@ class LlavaOnevision(LlavaNext):
         patches = self.patches(watched).through(
             lambda channels: self.base.apply_pooling(channels.unflatten(0, (videos * frames, -1))).flatten(0, 1)
         )
+        return Observation((self._video(frames),) * videos, patches)
+
+    def geometry(self, size: Size) -> Geometry:
+        if size.frames is None:
+            return super().geometry(size)
+        return Geometry.of([self.square] * size.frames, image=self._video(size.frames), cls=self.encoder.has_cls)
+
+    def _video(self, frames: int) -> Grids:
+        """Frames of half as many rows and columns of tokens as of patches, and a newline."""
         side = -(-self.side // 2)
-        video = Grids.join([Grids.full(*[(side, side)] * frames), Grids.separator()])
-        return Observation((video,) * videos, patches)
+        return Grids.join([Grids.full(*[(side, side)] * frames), Grids.separator()])
 
     def _tiles(self, call: Call) -> list[int]:
         pictures = call.get("batch_num_images")

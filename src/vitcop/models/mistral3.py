@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .base import Call, Description, Observation
 from .encoders import Watched
-from .pixtral import PIXTRAL, observe_pixtral
+from .geometry import Geometry, Size
+from .pixtral import PIXTRAL, observe_pixtral, pixtral_geometry
 from .tower import TowerFamily
 
 
@@ -22,3 +23,7 @@ class Mistral3(TowerFamily):
         config = self.model.config
         patch, merged = config.vision_config.patch_size, config.spatial_merge_size
         return observe_pixtral(patch, call, watched, merged)
+
+    def geometry(self, size: Size) -> Geometry:
+        config = self.model.config
+        return pixtral_geometry(config.vision_config, size, config.spatial_merge_size)

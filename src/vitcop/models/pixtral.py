@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
+from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
 
 from .base import Call, Observation
 from .encoders import Encoder, Watched, with_rotary
+from .geometry import Geometry, Size
 
 PIXTRAL = Encoder("transformer.layers", "attention", has_cls=False)
 
@@ -34,3 +38,20 @@ def observe_pixtral(patch_size: int, call: Call, watched: Watched, side: int = 1
 def _project(module: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     heads = module.num_heads, module.head_dim
     return module.q_proj(hidden_states[0]).unflatten(-1, heads), module.k_proj(hidden_states[0]).unflatten(-1, heads)
+
+
+def pixtral_geometry(vision: PretrainedConfig, size: Size, side: int = 1) -> Geometry:
+    """One picture, shrunk where it is longer than the encoder's largest; a break stands behind each row.
+
+    Args:
+        vision: the encoder's config.
+        size: of the picture.
+        side: rows and columns of patches that become one visual token.
+    """
+    picture = np.broadcast_to(np.uint8(0), (size.height, size.width, 3))
+    largest, patch = vision.image_size, vision.patch_size
+    height, width = get_resize_output_image_size(
+        picture, (largest, largest), (side * patch, side * patch), "channels_last"
+    )
+    shape = height // patch, width // patch
+    return Geometry.of([shape], side=side, markers=shape[0] // side)

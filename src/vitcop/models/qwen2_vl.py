@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from .base import Call, Description, ModelFamily, Observation
+from ..errors import UnsupportedModelError
+from .base import Call, Description, ModelFamily, Observation, VisionModules
 from .encoders import Watched, with_rotary
+from .geometry import Geometry, Size
 from .grids import Grids, Shape
+
+VIDEO_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768}
+"""Least and most pixels of a frame by default in `Qwen2VLVideoProcessor`, which needs torchvision to be imported."""
 
 
 class Qwen2VL(ModelFamily):
@@ -44,19 +51,71 @@ class Qwen2VL(ModelFamily):
         merged = [[(rows // side, columns // side) for rows, columns in image] for image in images]
         patches = with_rotary(watched, _project, lengths)
         # The encoder has the patches of a token one after another, and its tokens in the order of its windows.
-        window = getattr(vision, "window_size", None)
         place = torch.arange(sum(lengths) // side**2, device="cpu")
-        if window is not None:
-            place = _places_in_windows(
-                [shape for image in merged for shape in image], window // side // vision.patch_size
-            )
+        if self._window is not None:
+            place = _places_in_windows([shape for image in merged for shape in image], self._window)
         patches = patches.mean(place[:, None] * side**2 + torch.arange(side**2, device="cpu"))
         return Observation(tuple(Grids.full(*image) for image in merged), patches)
+
+    @property
+    def default_size(self) -> Size:
+        vision = self.model.config.vision_config
+        pixels = 24 * vision.patch_size * vision.spatial_merge_size  # 576 visual tokens
+        return Size(pixels, pixels)
+
+    def geometry(self, size: Size) -> Geometry:
+        vision = self.model.config.vision_config
+        side, patch = vision.spatial_merge_size, vision.patch_size
+        try:
+            height, width = self._resized(size, patch * side)
+        except ValueError as error:
+            raise UnsupportedModelError(f"The processor takes no {size.modality} of this size: {error}.") from error
+        shape = height // patch, width // patch
+        grids = 1 if size.frames is None else -(-size.frames // vision.temporal_patch_size)
+        geometry = Geometry.of([shape] * grids, side=side, markers=self._markers(size.modality, grids))
+        if self._window is None:
+            return geometry
+        rows, columns = (_spans(count // side, self._window) for count in shape)
+        windows = [tall * wide * side**2 for tall in rows for wide in columns]
+        return replace(geometry, windows=tuple(windows * grids))
+
+    def vision(self, modality: str) -> VisionModules:
+        tower = self.base.visual
+        full = getattr(tower, "fullatt_block_indexes", range(len(tower.blocks)))
+        return VisionModules(
+            tower=tower,
+            layers=list(tower.blocks),
+            attention=self.observed[modality],
+            has_cls=False,
+            projector=[tower.merger, *getattr(tower, "deepstack_merger_list", [])],
+            windowed=len(tower.blocks) - len(full),
+        )
+
+    def _resized(self, size: Size, factor: int) -> tuple[int, int]:
+        """Height and width, in pixels, that the processor gives to a picture or to the frames of a video."""
+        limits = Qwen2VLImageProcessorPil.size if size.frames is None else VIDEO_SIZE
+        return smart_resize(size.height, size.width, factor, limits["shortest_edge"], limits["longest_edge"])
+
+    def _markers(self, modality: str, grids: int) -> int:
+        """Text tokens that the processor writes around placeholders."""
+        return 2
+
+    @property
+    def _window(self) -> int | None:
+        """Rows and columns of tokens in a window of the encoder, if it has any."""
+        vision = self.model.config.vision_config
+        window = getattr(vision, "window_size", None)
+        return None if window is None else window // vision.spatial_merge_size // vision.patch_size
 
 
 def _project(module: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     states = module.qkv(hidden_states).unflatten(-1, (3, module.num_heads, -1))
     return states[:, 0], states[:, 1]
+
+
+def _spans(count: int, side: int) -> list[int]:
+    """Rows, or columns, of each window, of which the last may be smaller."""
+    return [min(side, count - start) for start in range(0, count, side)]
 
 
 def _places_in_windows(shapes: list[Shape], side: int) -> Int[Tensor, " tokens"]:

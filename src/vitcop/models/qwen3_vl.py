@@ -5,11 +5,16 @@ from __future__ import annotations
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
 from ..layout import gather_slots
 from ..ops.segments import indices_of
 from .base import Call, Description
+from .geometry import Size
 from .qwen2_vl import Qwen2VL
+
+VIDEO_SIZE = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}
+"""Least and most pixels of all frames of a video by default in `Qwen3VLVideoProcessor`."""
 
 
 class Qwen3VL(Qwen2VL):
@@ -34,3 +39,14 @@ class Qwen3VL(Qwen2VL):
         kept = number.flatten()[indices_of(mask.flatten(), count)]
         features = [feature[kept.to(feature.device)] for feature in kwargs["deepstack_visual_embeds"]]
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": features}
+
+    def _resized(self, size: Size, factor: int) -> tuple[int, int]:
+        if size.frames is None:
+            return super()._resized(size, factor)
+        temporal = self.model.config.vision_config.temporal_patch_size
+        limits = VIDEO_SIZE["shortest_edge"], VIDEO_SIZE["longest_edge"]
+        return smart_resize(size.frames, size.height, size.width, temporal, factor, *limits)
+
+    def _markers(self, modality: str, grids: int) -> int:
+        # The frames of a video are each between two markers; their time stamps are left to the text.
+        return 2 * grids if modality == "video" else 2

@@ -8,8 +8,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
-from .base import Call, ModelFamily
+from .base import Call, ModelFamily, VisionModules
 from .encoders import CLIP, Encoder, Patches, Watched, with_cls, without_cls
+from .geometry import Size
+from .grids import Shape
 
 # Width, layers, and pixels of a picture and of a patch, of the encoder that ViTCoP's authors give a cutoff for.
 VIT_L_336, VIT_L_336_CUTOFF = (1024, 24, 336, 14), 8.0
@@ -23,11 +25,13 @@ class TowerFamily(ModelFamily):
 
     Attributes:
         encoders: those that the family can have, by `model_type` of the vision config.
+        projector: name of the projector in the base model.
         encoder: the one that this model has.
         features: settings that the encoder was observed for: others would pair features with wrong saliency.
     """
 
     encoders: ClassVar[dict[str, Encoder]]
+    projector: ClassVar[str] = "multi_modal_projector"
 
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config
@@ -61,6 +65,26 @@ class TowerFamily(ModelFamily):
         """Rows and columns of patches that the encoder makes of a square picture."""
         vision = self.model.config.vision_config
         return vision.image_size // vision.patch_size
+
+    @property
+    def square(self) -> Shape:
+        """Rows and columns of patches of such a picture."""
+        return self.side, self.side
+
+    @property
+    def default_size(self) -> Size:
+        pixels = self.model.config.vision_config.image_size
+        return Size(pixels, pixels)
+
+    def vision(self, modality: str) -> VisionModules:
+        tower = self.tower(modality)
+        return VisionModules(
+            tower=tower,
+            layers=list(tower.get_submodule(self.encoder.layers)),
+            attention=self.observed[modality],
+            has_cls=self.encoder.has_cls,
+            projector=[getattr(self.base, self.projector)],
+        )
 
     def check_encoding(self, call: Call) -> None:
         for name, value in self.features.items():

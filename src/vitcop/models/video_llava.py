@@ -6,6 +6,7 @@ from typing import Any
 
 from .base import Call, Description, Observation
 from .encoders import CLIP, Watched
+from .geometry import Geometry, Size
 from .grids import Grids
 from .tower import OTHER_FEATURES, TowerFamily
 
@@ -29,8 +30,17 @@ class VideoLlava(TowerFamily):
         if modality == "image":
             return Observation.of(patches, [[(side, side)]] * grids)
         videos, frames = self.videos(call)
-        video = Grids.join([Grids.separator(), Grids.full((side, side))] * frames)
-        return Observation((video,) * videos, patches)
+        return Observation((self._video(frames),) * videos, patches)
+
+    def geometry(self, size: Size) -> Geometry:
+        if size.frames is None:
+            return Geometry.of([self.square], cls=True)
+        video, shapes = self._video(size.frames), [self.square] * size.frames
+        return Geometry.of(shapes, image=video, cls=True, projected=video.placeholders)
+
+    def _video(self, frames: int) -> Grids:
+        """Frames with [CLS] before each."""
+        return Grids.join([Grids.separator(), Grids.full(self.square)] * frames)
 
     def tower(self, modality: str) -> Any:
         return getattr(self.base, f"{modality}_tower")

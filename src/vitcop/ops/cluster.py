@@ -96,7 +96,9 @@ def _distances(
     # |a|^2 + |b|^2 - 2ab cancels badly when all points share a large offset: take it away first.
     mean = points.sum(1, keepdim=True) / valid.sum(1)[:, None, None]
     centred = points - mean
-    distance = torch.cdist(centred, centred)
+    square = centred.square().sum(-1)
+    distance = square[:, :, None] + square[:, None] - 2 * centred @ centred.mT
+    distance = distance.clamp(min=0).sqrt()
     return distance.diagonal_scatter(distance.new_zeros(distance.shape[:2]), dim1=1, dim2=2)
 
 

@@ -34,7 +34,7 @@ def cls_attention(
         keys: of [CLS], which comes first, and of all patches; the softmax runs over all of them.
         scale: what the layer multiplies its logits with.
     """
-    logits = scale * (query[:, None].float() * keys.float()).sum(-1)
+    logits = scale * torch.einsum("ihd,ithd->ith", query.float(), keys.float())
     return logits.softmax(dim=1)[:, 1:].sum(-1)
 
 

@@ -86,3 +86,21 @@ def by_size(lengths: Sequence[int], device: torch.device) -> Iterator[tuple[Tens
             yield slice(None), segments
         else:
             yield torch.cat([torch.arange(starts[i], starts[i + 1], device=device) for i in segments]), segments
+
+
+def padded_lengths(lengths: Sequence[int]) -> list[int]:
+    """Rows that each segment takes once the segments of a group of `by_size` are padded to the longest of it."""
+    longest: dict[int, int] = {}
+    for length in sorted(lengths):
+        longest[length.bit_length()] = length
+    return [longest[length.bit_length()] for length in lengths]
+
+
+def share_out(budget: int, sizes: Sequence[int]) -> list[int]:
+    """Shares of `budget` in proportion to `sizes`: whole numbers by the largest remainder, earlier ones first."""
+    total = sum(sizes)
+    shares = [budget * size // total for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: -(budget * sizes[i] % total))
+    for i in by_remainder[: budget - sum(shares)]:
+        shares[i] += 1
+    return shares

@@ -1,0 +1,76 @@
+"""What a vision encoder makes of a picture or a video of a given size, before there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .grids import Grids, Shape
+
+
+@dataclass(frozen=True)
+class Size:
+    """A picture, or a video all of whose frames have this size.
+
+    Attributes:
+        height, width: in pixels.
+        frames: of a video; None for a picture.
+    """
+
+    height: int
+    width: int
+    frames: int | None = None
+
+    @property
+    def modality(self) -> str:
+        return "image" if self.frames is None else "video"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Numbers of tokens on the way of one picture or video into the decoder.
+
+    Attributes:
+        image: the grids, and the place of each placeholder in them.
+        stretches: tokens, [CLS] included, of each picture, tile or frame that the encoder attends within.
+        patches: of all stretches, [CLS] left out.
+        projected: rows that go through the projector.
+        windows: tokens of each window in encoder layers that attend within windows, if there are any.
+        markers: text tokens that the processor writes among the placeholders.
+    """
+
+    image: Grids
+    stretches: tuple[int, ...]
+    patches: int
+    projected: int
+    windows: tuple[int, ...] = ()
+    markers: int = 0
+
+    @staticmethod
+    def of(
+        shapes: Sequence[Shape],
+        *,
+        side: int = 1,
+        image: Grids | None = None,
+        cls: bool = False,
+        projected: int | None = None,
+        markers: int = 0,
+    ) -> Geometry:
+        """Pictures whose patches are projected, `side` x `side` of them as one row.
+
+        Args:
+            shapes: rows and columns of patches of each picture, tile or frame.
+            side: rows and columns of patches that become one row of the projector.
+            image, projected: as above, where they are not one visual token for each such row.
+            cls: whether a [CLS] token stands before the patches of each.
+            markers: as above.
+        """
+        full = Grids.full(*((rows // side, columns // side) for rows, columns in shapes))
+        patches = [rows * columns for rows, columns in shapes]
+        return Geometry(
+            image=image or full,
+            stretches=tuple(count + cls for count in patches),
+            patches=sum(patches),
+            projected=projected or full.placeholders,
+            markers=markers,
+        )

@@ -1,0 +1,120 @@
+"""`vitcop plan`: what pruning would leave and save, from a config alone."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .cli import _loading_errors, _one_line_errors, _read_share
+from .errors import VitcopError
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+RETENTION = "1/9"
+
+
+def plan(
+    model: Annotated[str, typer.Option(help="Folder, Hugging Face name or config.json of a vision-language model.")],
+    method: Annotated[str, typer.Option(help="How to choose the tokens to keep.")] = "vitcop",
+    retention: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of the visual tokens to keep, averaged over the decoder layers.", show_default=RETENTION
+        ),
+    ] = None,
+    tokens: Annotated[float | None, typer.Option(help="Visual tokens to average instead.")] = None,
+    flops: Annotated[
+        float | None, typer.Option(help="Share of the dense prefill FLOPs to stay within instead.")
+    ] = None,
+    kv_mb: Annotated[float | None, typer.Option(help="MB of KV cache to stay within instead.")] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help="WIDTHxHEIGHT of the picture or video, in pixels.", show_default="what suits the model"),
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a video in place of the picture.")] = None,
+    text_tokens: Annotated[int, typer.Option(help="Text tokens in the prompt.")] = 64,
+) -> None:
+    """Show what pruning would leave and save, from a model's config and without its weights."""
+    with _one_line_errors():
+        given = {"--retention": retention, "--tokens": tokens, "--flops": flops, "--kv-mb": kv_mb}
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) > 1:
+            raise VitcopError(f"{' and '.join(named)} exclude each other; give one of them.")
+        share = _read_share(retention or RETENTION)
+        width, height = (None, None) if image is None else _read_size(image)
+        from .plan import Planner
+        from .pruner import Pruner
+
+        pruner = Pruner.from_dict({"method": method, "retention": share})
+        config = _read_config(model)
+        planner = Planner.of(config, height=height, width=width, frames=frames, text_tokens=text_tokens)
+        if tokens is not None:
+            planned = planner.for_tokens(pruner, tokens)
+        elif flops is not None:
+            planned = planner.for_flops(pruner, flops)
+        elif kv_mb is not None:
+            planned = planner.for_kv_mb(pruner, kv_mb)
+        else:
+            planned = planner.plan(pruner)
+    Console().print(_table(planned))
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise VitcopError(f"--image is a width and a height in pixels, such as 672x1008; got {text!r}.")
+    return int(match[1]), int(match[2])
+
+
+def _read_config(name: str) -> Any:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    with _loading_errors(name):
+        return transformers.AutoConfig.from_pretrained(name)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _table(plan: Plan) -> Table:
+    """What pruning would change, dense beside pruned."""
+    size, geometry, total = plan.size, plan.geometry, plan.geometry.image.num_tokens
+    video = "" if size.frames is None else f"{size.frames} frames of "
+    others = plan.prompt_tokens - total - plan.text_tokens
+    caption = (
+        f"Assumed: one prompt with {video}{size.width} x {size.height} pixels, which the processor's defaults turn "
+        f"into {_counted(len(geometry.image.shapes), 'grid')} and {_counted(others, 'separator')}, and with "
+        f"{_counted(plan.text_tokens, 'text token')} (--text-tokens). FLOPs of matrix products; see docs/costs.md."
+    )
+    table = Table(caption=caption, caption_justify="left")
+    table.add_column()
+    table.add_column("dense", justify="right")
+    table.add_column(plan.method.name, justify="right")
+    table.add_column("share", justify="right")
+    for first, last, alive in plan.stretches:
+        table.add_row(f"visual tokens, layers {first}-{last}", str(total), str(alive), f"{alive / total:.1%}")
+    average = sum(plan.visual_tokens) / len(plan.visual_tokens)
+    table.add_row("visual tokens, average", str(total), f"{average:.1f}", f"{plan.average_retention:.1%}")
+    table.add_section()
+    dense = plan.dense_flops
+    parts = [
+        ("vision tower", dense.vision, plan.flops.vision),
+        ("projector", dense.projector, plan.flops.projector),
+        ("decoder prefill", dense.decoder, plan.flops.decoder),
+        ("selection", dense.selection, plan.flops.selection),
+        ("all until the first token", dense.total, plan.flops.total),
+    ]
+    for name, before, after in parts:
+        share = f"{after / before:.1%}" if before else f"{after / dense.total:.2%} of all"
+        table.add_row(name, *(f"{value / 1e9:,.4g} GFLOP" for value in (before, after)), share)
+    table.add_section()
+    held = (f"{value / 1e6:,.4g} MB" for value in (plan.dense_kv_bytes, plan.kv_bytes))
+    table.add_row(f"KV cache, {plan.bytes_per_value} bytes a value", *held, f"{plan.kv_share:.1%}")
+    return table

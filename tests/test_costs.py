@@ -1,0 +1,157 @@
+"""Closed forms against counted operations, and planned geometry against what a real run observes."""
+
+import families.idefics3
+import pytest
+import torch
+from families import FAMILIES
+from families.base import DECODER, ENCODER
+from families.llava import Llava, LlavaSiglip
+from tiny import METHODS
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    ApertusConfig,
+    ArceeConfig,
+    NemotronConfig,
+    SiglipVisionConfig,
+    Starcoder2Config,
+)
+
+import vitcop
+from vitcop.models import Size, family_of, qwen2_vl, qwen3_vl
+from vitcop.plan import Planner
+
+VITCOP = METHODS["vitcop"]
+QWEN_SIZE = {"shortest_edge": 64, "longest_edge": 5120}
+BEFORE, BEHIND = [1, 7], [11, 12, 13]
+CASES = [
+    (name, kind, size)
+    for name, family in FAMILIES.items()
+    for kind in family.kinds
+    for size in range(family.sizes if kind == "image" else 1)
+]
+
+
+class PoolingSiglip(LlavaSiglip):
+    """SigLIP pools its patches by default, for nobody."""
+
+    vision = SiglipVisionConfig(**ENCODER, image_size=84, patch_size=14, vision_use_head=True)
+
+
+def with_decoder(config):
+    """A LLaVA with another decoder."""
+    return type("WithDecoder", (Llava,), {"text": config})()
+
+
+DENSE = {key: value for key, value in DECODER.items() if key != "head_dim"}
+OTHERS = {
+    "pooling siglip": PoolingSiglip(),
+    "apertus": with_decoder(ApertusConfig(**DENSE)),
+    "arcee": with_decoder(ArceeConfig(**DENSE)),
+    "nemotron": with_decoder(NemotronConfig(**DENSE)),
+    "starcoder2": with_decoder(Starcoder2Config(**DENSE, sliding_window=None)),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch):
+    """Settings of processors as small as the tiny models."""
+    monkeypatch.setattr(qwen2_vl.Qwen2VLImageProcessorPil, "size", QWEN_SIZE)
+    for module in (qwen2_vl, qwen3_vl):
+        monkeypatch.setattr(module, "VIDEO_SIZE", QWEN_SIZE)
+    # Their processor always makes the longer side four tiles long.
+    monkeypatch.setattr(families.idefics3, "TILES", (5, 17))
+    monkeypatch.setattr(families.idefics3, "TILE_MARKERS", tuple(range(30, 46)))
+
+
+def pixels(family, visual):
+    """A size that the processor turns into what the tiny family gets."""
+    height, width = visual.pixels.shape[2:]
+    if visual.kind == "video":
+        return Size(height, width, len(visual.pixels))
+    if hasattr(family, "tiles"):
+        height, width = family.image_sizes[visual.size]
+    elif "idefics3" in type(family).__module__:
+        height, width = ((30, 120), (100, 100))[visual.size]
+    elif family.name == "internvl":
+        height, width = ((84, 84), (84, 168))[visual.size]
+    return Size(height, width)
+
+
+def prompt(family, visual):
+    ids = torch.tensor([[*BEFORE, *family.tokens(visual), *BEHIND]])
+    return {"input_ids": ids} | family.token_kinds(ids) | family.inputs([[visual]])
+
+
+def planner_of(family, model, visual):
+    size = pixels(family, visual)
+    planner = Planner.of(model.config, height=size.height, width=size.width, frames=size.frames)
+    ids = len(family.tokens(visual)) + len(BEFORE) + len(BEHIND)
+    text = ids - planner.geometry.image.placeholders - planner.geometry.markers
+    return Planner(planner.family, size, text)
+
+
+def counted(model, counter, modules):
+    """Operations in each of the modules, by their names in the model."""
+    names = {id(module): name for name, module in model.named_modules()}
+    counts = counter.get_flop_counts()
+    return sum(sum(counts[f"{type(model).__name__}.{names[id(module)]}"].values()) for module in modules)
+
+
+@pytest.mark.parametrize(("name", "kind", "size"), CASES + [(name, "image", 0) for name in OTHERS])
+def test_closed_forms_are_the_counted_operations(name, kind, size):
+    """Each part to the last one: eager attention multiplies full n x n matrices, as the closed forms do."""
+    family = (FAMILIES | OTHERS)[name]
+    visual = family.visual(kind, size, seed=1)
+    model, inputs = family.model("eager"), prompt(family, visual)
+    planner = planner_of(family, model, visual)
+    plan = planner.plan(VITCOP)
+    modules = family_of(model).vision(kind)
+    projector = list(modules.projector)
+    inner = [module for module in projector if any(module is child for child in modules.tower.modules())]
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    tower = counted(model, counter, [modules.tower]) - (counted(model, counter, inner) if inner else 0)
+    # Older releases make Pixtral's position embeddings by a product, which is not counted here.
+    assert plan.dense_flops.vision == pytest.approx(tower, rel=1e-3)
+    assert plan.dense_flops.projector == counted(model, counter, projector)
+    assert plan.dense_flops.decoder == counted(model, counter, model.get_decoder().layers)
+
+    selection = []
+
+    def counting(function):
+        def count(*args):
+            with FlopCounterMode(display=False) as inside:
+                result = function(*args)
+            selection.append(inside.get_total_flops())
+            return result
+
+        return count
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        patch.setattr(pruning._family, "observe", counting(pruning._family.observe))
+        patch.setattr(vitcop.ViTCoP, "select", counting(vitcop.ViTCoP.select))
+        with FlopCounterMode(display=False) as counter:
+            output = model(**inputs)
+    assert plan.flops.selection == sum(selection)
+    assert plan.flops.decoder == counted(model, counter, model.get_decoder().layers)
+    report = pruning.report
+    assert (plan.dense_flops.decoder, plan.flops.decoder) == report.prefill_flops
+    assert list(plan.visual_tokens) == report.visual_tokens()
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+    wide = torch.float32.itemsize // plan.bytes_per_value
+    assert wide * plan.kv_bytes == held or (wide * plan.kv_bytes > held and name == "gemma3")  # whose windows hold less
+
+
+@pytest.mark.parametrize(("name", "kind", "size"), CASES)
+def test_geometry_is_the_observed_one(name, kind, size):
+    family = FAMILIES[name]
+    visual = family.visual(kind, size, seed=1)
+    model, inputs = family.model(), prompt(family, visual)
+    planned = planner_of(family, model, visual).geometry.image
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        model(**inputs)
+    (seen,) = pruning.report.images
+    assert planned.shapes == seen.shapes
+    assert torch.equal(planned.segments, seen.segments)
+    assert torch.equal(planned.places, seen.places)
