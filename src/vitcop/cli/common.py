@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,12 +24,30 @@ from ..video import Clip, middles, read_clip
 
 FRAMES = 16
 MAX_NEW_TOKENS = 64
-OVERLAY_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff")
+PICTURE_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff")
 GENERAL_QUESTION = "What is in this picture?"
 VIDEO_QUESTION = "What happens in this video?"
 
 Subject = Image.Image | Clip
 """What a question is about."""
+
+QuestionArgument = Annotated[
+    str | None, typer.Argument(help="What to ask.", show_default="one that suits the picture or video")
+]
+ImageOption = Annotated[Path | None, typer.Option(help="The picture.", show_default="an example")]
+VideoOption = Annotated[Path | None, typer.Option(help="A video in place of the picture.")]
+FramesOption = Annotated[
+    int | None, typer.Option(help="Frames to take, spread evenly over the video.", show_default=str(FRAMES))
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        help="Folder or Hugging Face name of a vision-language model.", show_default="the small one in the box"
+    ),
+]
+RetentionOption = Annotated[
+    str, typer.Option(help="Share of the visual tokens to keep, averaged over the decoder layers.")
+]
 
 
 def question_about(source: Path, *, is_video: bool) -> str:
@@ -94,25 +112,25 @@ def read_picture(path: Path) -> Image.Image:
         raise VitcopError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def check_can_write(path: Path, source: Path) -> None:
+def check_can_write(option: str, path: Path, source: Path) -> None:
     """Refuse before the model runs, not after."""
-    if path.suffix.lower() not in OVERLAY_KINDS:
-        raise VitcopError(f"--overlay needs one of the extensions {', '.join(OVERLAY_KINDS)}; got {path.name!r}.")
+    if path.suffix.lower() not in PICTURE_KINDS:
+        raise VitcopError(f"{option} needs one of the extensions {', '.join(PICTURE_KINDS)}; got {path.name!r}.")
     if not path.parent.is_dir():
-        raise VitcopError(f"--overlay cannot be written: there is no folder {path.parent}.")
+        raise VitcopError(f"{option} cannot be written: there is no folder {path.parent}.")
     if path.is_dir():
-        raise VitcopError(f"--overlay cannot be written: {path} is a folder.")
+        raise VitcopError(f"{option} cannot be written: {path} is a folder.")
     if path.exists() and path.samefile(source):
-        raise VitcopError(f"--overlay would overwrite {source}; give it another name.")
+        raise VitcopError(f"{option} would overwrite {source}; give it another name.")
 
 
 @contextmanager
-def writing_errors(path: Path) -> Iterator[None]:
-    """Name the file that could not be written."""
+def writing_errors(option: str, path: Path) -> Iterator[None]:
+    """Name the file that could not be written, and the option that asked for it."""
     try:
         yield
     except OSError as error:
-        raise VitcopError(f"--overlay cannot be written to {path}: {error.strerror or error}.") from error
+        raise VitcopError(f"{option} cannot be written to {path}: {error.strerror or error}.") from error
 
 
 def progress_bars() -> Progress:

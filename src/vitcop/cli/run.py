@@ -17,9 +17,14 @@ from rich.text import Text
 from .. import builtin
 from ..overlay import overlay as draw_overlay
 from .common import (
-    FRAMES,
     Chat,
+    FramesOption,
+    ImageOption,
+    ModelOption,
+    QuestionArgument,
+    RetentionOption,
     TokenBar,
+    VideoOption,
     check_can_write,
     load,
     modality_of,
@@ -40,23 +45,12 @@ REPEATS = 5
 
 
 def run(
-    question: Annotated[
-        str | None, typer.Argument(help="What to ask.", show_default="one that suits the picture or video")
-    ] = None,
-    image: Annotated[Path | None, typer.Option(help="The picture.", show_default="an example")] = None,
-    video: Annotated[Path | None, typer.Option(help="A video in place of the picture.")] = None,
-    frames: Annotated[
-        int | None, typer.Option(help="Frames to take, spread evenly over the video.", show_default=str(FRAMES))
-    ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Folder or Hugging Face name of a vision-language model.", show_default="the small one in the box"
-        ),
-    ] = str(builtin.MODEL_PATH),
-    retention: Annotated[
-        str, typer.Option(help="Share of the visual tokens to keep, averaged over the decoder layers.")
-    ] = "1/9",
+    question: QuestionArgument = None,
+    image: ImageOption = None,
+    video: VideoOption = None,
+    frames: FramesOption = None,
+    model: ModelOption = str(builtin.MODEL_PATH),
+    retention: RetentionOption = "1/9",
     method: Annotated[str, typer.Option(help="How to choose the tokens to keep.")] = "vitcop",
     compare: Annotated[bool, typer.Option("--compare", help="Answer without pruning, too, and compare.")] = False,
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of what each stage kept to this file.")] = None,
@@ -69,7 +63,7 @@ def run(
         share = read_share(retention)
         subject = read_subject(image, video, frames)
         if overlay:
-            check_can_write(overlay, source)
+            check_can_write("--overlay", overlay, source)
         with progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
             from .. import prune
@@ -91,7 +85,7 @@ def run(
         typer.echo(answer)
         typer.echo(report.summary, err=True)
     if overlay:
-        with one_line_errors(), writing_errors(overlay):
+        with one_line_errors(), writing_errors("--overlay", overlay):
             pictures = pictures_of_grids(subject, chat, len(report.images[0].shapes))
             draw_overlay(pictures, report).save(overlay)
 
