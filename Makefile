@@ -34,9 +34,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The table of families, from the registry.
+# The tables of families and methods, from their registries.
 docs: $(VENV)/.installed
 	$(BIN)/python docs/models_page.py > docs/models.md
+	$(BIN)/python docs/methods_page.py > docs/methods.md
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

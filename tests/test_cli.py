@@ -189,6 +189,17 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, complaint, tmp_path,
     assert not Path("kept.xyz").exists()
 
 
+def test_methods_lists_all_and_explains_one(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    listed = CliRunner().invoke(cli.app, ["methods"]).stdout
+    assert all(re.search(rf"^ {name} ", listed, re.MULTILINE) for name in vitcop.METHODS)
+    explained = CliRunner().invoke(cli.app, ["methods", "vitcop"]).stdout
+    assert "arXiv 2601.17818" in explained and "    radius = 0.6\n" in explained
+    assert "paper, 64 tokens: 172 from layer 0, 77 from layer 2, 15 from layer 22 on; 63.6 on average" in explained
+    misspelt = CliRunner().invoke(cli.app, ["methods", "vitcap"])
+    assert (misspelt.exit_code, misspelt.stdout) == (2, "") and "Did you mean 'vitcop'?" in misspelt.stderr
+
+
 def test_version():
     assert CliRunner().invoke(cli.app, ["--version"]).stdout == f"vitcop {vitcop.__version__}\n"
 

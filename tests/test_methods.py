@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -12,7 +13,41 @@ from test_vitcop import average
 from transformers import DynamicCache
 
 import vitcop
+from docs.methods_page import page
 from vitcop.ops.segments import smallest_per_segment
+from vitcop.pruner import LITERATURE_LAYERS, LITERATURE_TOKENS, preset_retention
+
+PRESETS = [
+    (method, name, tokens)
+    for method, kind in vitcop.METHODS.items()
+    for name, schedules in kind.presets.items()
+    for tokens in schedules
+]
+
+
+def test_the_page_is_up_to_date_and_the_readme_names_every_method():
+    assert Path("docs/methods.md").read_text() == page(), "make docs"
+    readme = Path("README.md").read_text()
+    assert [kind.__name__ for kind in vitcop.METHODS.values() if f"`{kind.__name__}`" not in readme] == []
+
+
+@pytest.mark.parametrize(("method", "name", "tokens"), PRESETS)
+def test_presets_average_what_their_schedules_do(method, name, tokens):
+    kind = vitcop.METHODS[method]
+    pruner = kind.preset(name, tokens=tokens)
+    counts = {0: LITERATURE_TOKENS}
+    alive = average(counts | pruner.budgets(LITERATURE_TOKENS, LITERATURE_LAYERS), LITERATURE_LAYERS)
+    assert abs(alive - average(counts | kind.presets[name][tokens], LITERATURE_LAYERS)) <= 1
+
+
+def test_presets_are_true_averages_and_unknown_ones_are_answered():
+    assert preset_retention({2: 64}) == 96 / 576
+    assert preset_retention({0: 172, 2: 77, 22: 15}) == (2 * 172 + 20 * 77 + 10 * 15) / (32 * 576)
+    assert vitcop.ViTCoP.preset("paper", tokens=64, radius=0.5).radius == 0.5
+    with pytest.raises(vitcop.VitcopError, match="Did you mean 'paper'"):
+        vitcop.ViTCoP.preset("papers", tokens=64)
+    with pytest.raises(vitcop.VitcopError, match="is for 64, 128, 192 tokens; got 65"):
+        vitcop.ViTCoP.preset("paper", tokens=65)
 
 
 @pytest.mark.parametrize("name", vitcop.METHODS)

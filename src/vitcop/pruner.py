@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +17,31 @@ from .ops.segments import smallest_per_segment
 from .tokens import Selection, VisualTokens
 
 Positions = Literal["compact", "keep"]
+P = TypeVar("P", bound="Pruner")
+
+# The visual tokens and decoder layers of LLaVA-1.5-7B, for which the literature gives its settings.
+LITERATURE_TOKENS, LITERATURE_LAYERS = 576, 32
+
+
+@dataclass(frozen=True)
+class Description:
+    """A row of the table of methods.
+
+    Attributes:
+        paper: its short title or name, with the venue.
+        year: in which it was published; None where there is no paper.
+        where: the stages.
+        signal: what tokens are ranked or grouped by.
+        merges: whether tokens are merged, and not only dropped.
+        rows: softmax rows that are recomputed, since no method may ask for attention maps.
+    """
+
+    paper: str
+    year: int | None
+    where: str
+    signal: str
+    merges: bool
+    rows: str = "none"
 
 
 class Pruner(ABC):
@@ -26,6 +53,13 @@ class Pruner(ABC):
 
     name: ClassVar[str]
     """What the command line and JSON call the method: its class in lower case, unless it says otherwise."""
+
+    described: ClassVar[Description]
+    """The method in the words of the table of methods."""
+
+    presets: ClassVar[dict[str, dict[int, dict[int, int]]]] = {}
+    """Name -> what the literature calls the setting by, in tokens -> decoder layer -> tokens alive from it on, on
+    LLaVA-1.5-7B."""
 
     positions: Positions = "keep"
     """Whether the tokens that survive stage 0 keep their positions or are numbered anew, without gaps."""
@@ -55,6 +89,26 @@ class Pruner(ABC):
 
         An image whose budget equals its number of tokens must be left as it is, unmerged.
         """
+
+    @classmethod
+    def preset(cls: type[P], name: str, *, tokens: int, **settings: Any) -> P:
+        """The method at the retention that a setting of the literature really averages.
+
+        Args:
+            name: one of `presets`.
+            tokens: what the literature calls the setting by, on LLaVA-1.5-7B.
+            settings: of the method, besides its retention.
+
+        Raises:
+            VitcopError: the method has no such preset.
+        """
+        if name not in cls.presets:
+            raise VitcopError(unknown_name(f"preset of {cls.name}", name, cls.presets))
+        schedules = cls.presets[name]
+        if tokens not in schedules:
+            known = ", ".join(map(str, sorted(schedules)))
+            raise VitcopError(f"Preset {name!r} of {cls.name} is for {known} tokens; got {tokens}.")
+        return cls(retention=preset_retention(schedules[tokens]), **settings)  # type: ignore[call-arg]
 
     def to_dict(self) -> dict[str, Any]:
         """The method's name and settings as plain values; `from_dict` reads them back."""
@@ -107,6 +161,15 @@ class ScorePruner(Pruner):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         return Selection(smallest_per_segment(-self.score(tokens), tokens.lengths, budget))
+
+
+def preset_retention(schedule: Mapping[int, int]) -> float:
+    """The share of visual tokens that a schedule of `Pruner.presets` averages over the decoder layers."""
+    layers = sorted(schedule)
+    alive = LITERATURE_TOKENS * layers[0]
+    for layer, following in zip(layers, [*layers[1:], LITERATURE_LAYERS], strict=True):
+        alive += schedule[layer] * (following - layer)
+    return alive / (LITERATURE_TOKENS * LITERATURE_LAYERS)
 
 
 def check_retention(retention: float) -> None:

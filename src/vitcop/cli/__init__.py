@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import run
+from . import methods, run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -22,3 +22,4 @@ def main(version: Annotated[bool, typer.Option("--version", help="Show the versi
 
 
 app.command()(run.run)
+app.command()(methods.methods)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BudgetError
 from ..ops.saliency import key_norm
-from ..pruner import ScorePruner, check_retention, one_stage_budget
+from ..pruner import Description, ScorePruner, check_retention, one_stage_budget
 from ..tokens import VisualTokens
 
 
@@ -28,6 +29,14 @@ class KNorm(ScorePruner):
     Where the decoder normalises its keys (QK-norm: Qwen3, Gemma 3), what is left of the norms is how far the
     heads agree; they are used all the same, since they are this method.
     """
+
+    described: ClassVar[Description] = Description(
+        paper="L2 norm KV-cache compression (EMNLP 2024)",
+        year=2024,
+        where="one early layer",
+        signal="key norms",
+        merges=False,
+    )
 
     retention: float = 1 / 9
     layer: int | None = None

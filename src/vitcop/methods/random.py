@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..pruner import ScorePruner, check_retention, one_stage_budget
+from ..pruner import Description, ScorePruner, check_retention, one_stage_budget
 from ..tokens import VisualTokens
 
 
@@ -24,6 +25,10 @@ class Random(ScorePruner):
         layer: the decoder layer before which tokens are dropped; 0 is the entrance of the language model.
         seed: another seed gives another choice.
     """
+
+    described: ClassVar[Description] = Description(
+        paper="none", year=None, where="entrance, or one layer", signal="none", merges=False
+    )
 
     retention: float = 1 / 9
     layer: int = 0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +22,7 @@ from ..ops.segments import (
     smallest_in_segments,
     smallest_per_segment,
 )
-from ..pruner import Positions, Pruner, check_retention
+from ..pruner import Description, Positions, Pruner, check_retention
 from ..tokens import Selection, VisualTokens
 
 DEEP_RATIO = 1 / 5
@@ -64,6 +65,22 @@ class ViTCoP(Pruner):
         positions: "compact" numbers the tokens that enter the language model consecutively, as the
             paper does; "keep" leaves each at its place in the unpruned prompt.
     """
+
+    described: ClassVar[Description] = Description(
+        paper="ViTCoP (AAAI 2026)",
+        year=2026,
+        where="entrance, shallow and deep layer",
+        signal="attention of [CLS] or received, clusters, key norms",
+        merges=True,
+        rows="encoder's [CLS], or all, streamed",
+    )
+    presets: ClassVar[dict[str, dict[int, dict[int, int]]]] = {
+        "paper": {
+            192: {0: 288, 2: 253, 22: 51},
+            128: {0: 230, 2: 165, 22: 33},
+            64: {0: 172, 2: 77, 22: 15},
+        }
+    }
 
     retention: float = 1 / 9
     vision_retention: float | None = None
