@@ -25,7 +25,7 @@ test-oldest: $(OLDEST)/.dev
 # The processors that need torchvision, in an environment of its own, whose torch may be one with CUDA.
 test-processors: $(PROCESSORS)/.dev
 	$(PROCESSORS)/bin/python -c "import num2words, torchvision"
-	$(PROCESSORS)/bin/pytest -n 2 tests/test_processors.py
+	$(PROCESSORS)/bin/pytest -n 2 tests/test_processors.py tests/test_downsample.py
 
 test-all: test test-slow test-oldest
 
