@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import methods, run
+from . import compare, methods, run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -22,4 +22,5 @@ def main(version: Annotated[bool, typer.Option("--version", help="Show the versi
 
 
 app.command()(run.run)
+app.command()(compare.compare)
 app.command()(methods.methods)
