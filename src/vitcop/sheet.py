@@ -39,7 +39,7 @@ def contact_sheet(entries: Sequence[Entry]) -> Image.Image:
 
     Tiles and frames of one image stand in a square, each smaller.
     """
-    per_row = min(MOST_IN_A_ROW, math.ceil(math.sqrt(len(entries))))
+    per_row = -(-len(entries) // -(-len(entries) // MOST_IN_A_ROW))  # rows of the same length, as far as that goes
     columns = [Column(entry.title, entry.caption, [_panel(entry)]) for entry in entries]
     rows = [columns[first : first + per_row] for first in range(0, len(columns), per_row)]
     merging = any(_groups(entry.report) for entry in entries)

@@ -220,8 +220,8 @@ def load(name: str, modality: str) -> tuple[Any, Any]:
     if modality not in known_family(model_type).modalities:  # before gigabytes are loaded in vain
         able = ", ".join(sorted(name for name, family in FAMILIES.items() if modality in family.modalities))
         raise VitcopError(
-            f"Models of type {model_type!r} take no {modality}s, or only as pictures of their own, which vitcop does not "
-            f"show them; with --model, name one of type {able}."
+            f"Models of type {model_type!r} take no {modality}s, or only as pictures of their own, which vitcop "
+            f"does not show them; with --model, name one of type {able}."
         )
     with _loading_errors(name):
         processor = AutoProcessor.from_pretrained(name)

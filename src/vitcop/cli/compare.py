@@ -149,7 +149,7 @@ def _rows(
         return _Outcome(name, answer, subject, chat, pruning.report, whole or pruning.report.image_lengths[0])
 
     # What drops nothing leaves the model as it is, bit by bit, and gives a report.
-    everything = Random(retention=1)
+    everything = Random(retention=1.0)
     yield (dense := outcome(DENSE, subject, chat, everything))
     for name in names:
         try:
