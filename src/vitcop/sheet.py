@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from .drawing import PAPER, SHORTEST_SIDE, Column, colors_of, grids_of, groups_of_stages, has_blanks, legend_of, page_of
+from .drawing import PAPER, Column, colors_of, grids_of, groups_of_stages, has_blanks, legend_of, page_of
 
 if TYPE_CHECKING:
     from .report import Report
 
 MOST_IN_A_ROW = 5
+LONGEST_SIDE = 480  # of an image, in pixels, or a little more, since cells are whole pixels
 RULE = 4  # pixels between the tiles or frames of one image
 
 
@@ -56,7 +57,8 @@ def _panel(entry: Entry) -> Image.Image:
     report = entry.report
     kept = report.stages[-1].kept() if report.stages else range(report.image_lengths[0])
     across = math.ceil(math.sqrt(len(entry.pictures)))
-    grids = grids_of(entry.pictures, report.images[0], SHORTEST_SIDE // across)
+    slimmest = min(min(shape) / max(shape) for shape in report.images[0].shapes)
+    grids = grids_of(entry.pictures, report.images[0], round(LONGEST_SIDE * slimmest / across))
     groups = _groups(report)
     panels = [grid.panel(kept, groups, colors_of(groups)) for grid in grids]
     return panels[0] if len(panels) == 1 else _mosaic(panels, across)
