@@ -142,9 +142,11 @@ def _rows(
 
     def outcome(name: str, subject: Subject, chat: Chat, pruner: Pruner, whole: int | None = None) -> _Outcome:
         bar = TokenBar(progress, f"Answering: {name}")
-        with prune(chat.model, pruner) as pruning:
-            answer = chat.answer(bar)
-        progress.remove_task(bar.task)
+        try:
+            with prune(chat.model, pruner) as pruning:
+                answer = chat.answer(bar)
+        finally:
+            progress.remove_task(bar.task)
         assert pruning.report is not None
         return _Outcome(name, answer, subject, chat, pruning.report, whole or pruning.report.image_lengths[0])
 
