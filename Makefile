@@ -25,7 +25,7 @@ test-oldest: $(OLDEST)/.dev
 # The processors that need torchvision, in an environment of its own, whose torch may be one with CUDA.
 test-processors: $(PROCESSORS)/.dev
 	$(PROCESSORS)/bin/python -c "import num2words, torchvision"
-	$(PROCESSORS)/bin/pytest -n 2 tests/test_processors.py
+	$(PROCESSORS)/bin/pytest -n 2 tests/test_processors.py tests/test_downsample.py
 
 test-all: test test-slow test-oldest
 
@@ -34,9 +34,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The table of families, from the registry.
+# The tables of families and methods, from their registries.
 docs: $(VENV)/.installed
 	$(BIN)/python docs/models_page.py > docs/models.md
+	$(BIN)/python docs/methods_page.py > docs/methods.md
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

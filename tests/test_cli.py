@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 import vitcop
 from vitcop import builtin, cli
-from vitcop.overlay import GAP, LINE, MARGIN
+from vitcop.cli import common
+from vitcop.drawing import GAP, LINE, MARGIN
 
 EXAMPLE = json.loads(Path(builtin.__file__).with_name("example.json").read_text())
 
@@ -86,13 +87,13 @@ def test_a_video_is_read_answered_compared_and_drawn(tmp_path, monkeypatch):
     family = FAMILIES["qwen2_vl"]
     processor = Processor(family, family.visual("video", size=0, seed=0))
     loaded = []
-    monkeypatch.setattr(cli, "_load", lambda *asked: loaded.append(asked) or (family.model(), processor))
+    monkeypatch.setattr(cli.run, "load", lambda *asked: loaded.append(asked) or (family.model(), processor))
     clip, page = write_clip(tmp_path / "clip.mp4", greys(20)), tmp_path / "kept.png"
     options = ["--frames", 4, "--model", "own", "--method", "knorm", "--retention", "1/2", "--compare"]
     result = run("--video", clip, *options, "--overlay", page)
     assert result.exit_code == 0, result.output
     assert loaded == [("own", "video")]
-    assert processor.content == [{"type": "video"}, {"type": "text", "text": cli.VIDEO_QUESTION}]
+    assert processor.content == [{"type": "video"}, {"type": "text", "text": common.VIDEO_QUESTION}]
     (frames,) = processor.visuals.pop("videos")
     assert [number_of(frame) for frame in frames] == [2, 7, 12, 17]
     metadata = {"total_num_frames": 20, "fps": RATE, "frames_indices": [2, 7, 12, 17]}
@@ -110,7 +111,7 @@ def test_the_overlay_of_a_picture_in_tiles_shows_the_tiles(tmp_path, monkeypatch
     family = FAMILIES["llava_next"]
     visual = family.visual("image", size=0, seed=0)
     visual.pixels[:] = torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None]
-    monkeypatch.setattr(cli, "_load", lambda *asked: (family.model(), Processor(family, visual)))
+    monkeypatch.setattr(cli.run, "load", lambda *asked: (family.model(), Processor(family, visual)))
     result = run("--method", "knorm", "--retention", "1/2", "--overlay", tmp_path / "kept.png")
     assert result.exit_code == 0, result.output
     page = Image.open(tmp_path / "kept.png")
@@ -119,13 +120,13 @@ def test_the_overlay_of_a_picture_in_tiles_shows_the_tiles(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("arguments", "question"), [(["--image", "own.png"], cli.GENERAL_QUESTION), (["what is it?"], "what is it?")]
+    ("arguments", "question"), [(["--image", "own.png"], common.GENERAL_QUESTION), (["what is it?"], "what is it?")]
 )
 def test_the_example_question_is_for_the_example_picture_only(arguments, question, tmp_path, monkeypatch):
     def refuse(**inputs):
         raise ValueError("of no matter here")
 
-    monkeypatch.setattr(cli, "_load", lambda *asked: (None, refuse))
+    monkeypatch.setattr(cli.run, "load", lambda *asked: (None, refuse))
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("own.png")
     assert f"question {question!r}" in run(*arguments).stderr
@@ -188,6 +189,17 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, complaint, tmp_path,
     assert not Path("kept.xyz").exists()
 
 
+def test_methods_lists_all_and_explains_one(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    listed = CliRunner().invoke(cli.app, ["methods"]).stdout
+    assert all(re.search(rf"^ {name} ", listed, re.MULTILINE) for name in vitcop.METHODS)
+    explained = CliRunner().invoke(cli.app, ["methods", "vitcop"]).stdout
+    assert "arXiv 2601.17818" in explained and "    radius = 0.6\n" in explained
+    assert "paper, 64 tokens: 172 from layer 0, 77 from layer 2, 15 from layer 22 on; 63.6 on average" in explained
+    misspelt = CliRunner().invoke(cli.app, ["methods", "vitcap"])
+    assert (misspelt.exit_code, misspelt.stdout) == (2, "") and "Did you mean 'vitcop'?" in misspelt.stderr
+
+
 def test_version():
     assert CliRunner().invoke(cli.app, ["--version"]).stdout == f"vitcop {vitcop.__version__}\n"
 
@@ -195,5 +207,5 @@ def test_version():
 def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
     Image.new("I;16", (2, 2), 128 * 256).save(tmp_path / "deep.png")
     Image.new("RGBA", (2, 2), (200, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert cli._read_picture(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
-    assert cli._read_picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert common.read_picture(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
+    assert common.read_picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)

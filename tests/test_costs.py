@@ -1,12 +1,14 @@
 """Closed forms against counted operations, and planned geometry against what a real run observes."""
 
+from dataclasses import replace
+
 import families.idefics3
 import pytest
 import torch
 from families import FAMILIES
 from families.base import DECODER, ENCODER
 from families.llava import Llava, LlavaSiglip
-from tiny import METHODS
+from tiny import ENGINE, METHODS
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     ApertusConfig,
@@ -103,8 +105,7 @@ def test_closed_forms_are_the_counted_operations(name, kind, size):
     family = (FAMILIES | OTHERS)[name]
     visual = family.visual(kind, size, seed=1)
     model, inputs = family.model("eager"), prompt(family, visual)
-    planner = planner_of(family, model, visual)
-    plan = planner.plan(VITCOP)
+    plan = planner_of(family, model, visual).plan(VITCOP)
     modules = family_of(model).vision(kind)
     projector = list(modules.projector)
     inner = [module for module in projector if any(module is child for child in modules.tower.modules())]
@@ -117,23 +118,8 @@ def test_closed_forms_are_the_counted_operations(name, kind, size):
     assert plan.dense_flops.projector == counted(model, counter, projector)
     assert plan.dense_flops.decoder == counted(model, counter, model.get_decoder().layers)
 
-    selection = []
-
-    def counting(function):
-        def count(*args):
-            with FlopCounterMode(display=False) as inside:
-                result = function(*args)
-            selection.append(inside.get_total_flops())
-            return result
-
-        return count
-
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
-        patch.setattr(pruning._family, "observe", counting(pruning._family.observe))
-        patch.setattr(vitcop.ViTCoP, "select", counting(vitcop.ViTCoP.select))
-        with FlopCounterMode(display=False) as counter:
-            output = model(**inputs)
-    assert plan.flops.selection == sum(selection)
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning, FlopCounterMode(display=False) as counter:
+        output = model(**inputs)
     assert plan.flops.decoder == counted(model, counter, model.get_decoder().layers)
     report = pruning.report
     assert (plan.dense_flops.decoder, plan.flops.decoder) == report.prefill_flops
@@ -141,6 +127,34 @@ def test_closed_forms_are_the_counted_operations(name, kind, size):
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
     wide = torch.float32.itemsize // plan.bytes_per_value
     assert wide * plan.kv_bytes == held or (wide * plan.kv_bytes > held and name == "gemma3")  # whose windows hold less
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ENGINE])
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kind, size in CASES if size == 0])
+def test_selection_costs_what_its_closed_form_says(name, kind, method, monkeypatch):
+    """What the encoder shows is worked out within `select`, where it is read."""
+    family = FAMILIES[name]
+    visual, selected, text = family.visual(kind, 0, seed=1), [], []
+    model, pruner = family.model(), METHODS[method]
+    select, closed_form = type(pruner).select, type(pruner).selection_flops
+
+    def count(self, tokens, budget):
+        with FlopCounterMode(display=False) as inside:
+            result = select(self, tokens, budget)
+        selected.append(inside.get_total_flops())
+        text.append(len(tokens.text.slots))
+        return result
+
+    def with_text(self, stage):
+        # A plan takes all text to stand behind the picture, and markers for none.
+        return closed_form(self, replace(stage, text=text[0]))
+
+    monkeypatch.setattr(type(pruner), "select", count)
+    monkeypatch.setattr(type(pruner), "selection_flops", with_text)
+    with torch.no_grad(), vitcop.prune(model, pruner):
+        model(**prompt(family, visual))
+    plan = planner_of(family, model, visual).plan(pruner)
+    assert plan.flops.selection == pytest.approx(sum(selected), rel=0.01)
 
 
 @pytest.mark.parametrize(("name", "kind", "size"), CASES)

@@ -1,11 +1,14 @@
 """What every method has in common."""
 
 import json
+import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from families.base import IMAGE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import table
@@ -13,7 +16,41 @@ from test_vitcop import average
 from transformers import DynamicCache
 
 import vitcop
+from docs.methods_page import page
 from vitcop.ops.segments import smallest_per_segment
+from vitcop.pruner import LITERATURE_LAYERS, LITERATURE_TOKENS, preset_retention
+
+PRESETS = [
+    (method, name, tokens)
+    for method, kind in vitcop.METHODS.items()
+    for name, schedules in kind.presets.items()
+    for tokens in schedules
+]
+
+
+def test_the_page_is_up_to_date_and_the_readme_names_every_method():
+    assert Path("docs/methods.md").read_text() == page(), "make docs"
+    readme = Path("README.md").read_text()
+    assert [kind.__name__ for kind in vitcop.METHODS.values() if f"`{kind.__name__}`" not in readme] == []
+
+
+@pytest.mark.parametrize(("method", "name", "tokens"), PRESETS)
+def test_presets_give_the_schedules_of_the_literature(method, name, tokens):
+    kind = vitcop.METHODS[method]
+    pruner = kind.preset(name, tokens=tokens)
+    schedule = kind.presets[name][tokens]
+    assert pruner.budgets(LITERATURE_TOKENS, LITERATURE_LAYERS) == schedule
+    assert abs(pruner.retention - preset_retention(schedule)) * LITERATURE_TOKENS < 0.5
+
+
+def test_presets_are_true_averages_and_unknown_ones_are_answered():
+    assert preset_retention({2: 64}) == 96 / 576
+    assert preset_retention({0: 172, 2: 77, 22: 15}) == (2 * 172 + 20 * 77 + 10 * 15) / (32 * 576)
+    assert vitcop.ViTCoP.preset("paper", tokens=64, radius=0.5).radius == 0.5
+    with pytest.raises(vitcop.VitcopError, match="Did you mean 'paper'"):
+        vitcop.ViTCoP.preset("papers", tokens=64)
+    with pytest.raises(vitcop.VitcopError, match="is for 64, 128, 192 tokens; got 65"):
+        vitcop.ViTCoP.preset("paper", tokens=65)
 
 
 @pytest.mark.parametrize("name", vitcop.METHODS)
@@ -34,24 +71,127 @@ def test_unknown_names_are_answered_with_the_nearest():
         vitcop.Pruner.from_dict({"method": "vitcop", "retentoin": 0.1})
 
 
-@settings(max_examples=200)
-@given(st.integers(1, 3000), st.integers(4, 80), st.floats(0, 1), st.sampled_from([vitcop.KNorm, vitcop.Random]))
-def test_one_stage_methods_average_the_retention(num_tokens, num_layers, share, kind):
-    layer = 2 if kind is vitcop.KNorm else 0
-    floor = (layer * num_tokens + num_layers - layer) / (num_layers * num_tokens)
-    retention = floor + share * (1 - floor)
-    budgets = kind(retention=retention).budgets(num_tokens, num_layers)
-    counts = {0: num_tokens} | budgets
-    assert abs(average(counts, num_layers) - retention * num_tokens) <= 1
+@pytest.mark.parametrize("name", vitcop.METHODS)
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 3000), st.integers(8, 80), st.integers(1, 4), st.floats(0, 1))
+def test_every_method_averages_every_retention_down_to_the_floor_it_names(
+    name, num_tokens, num_layers, first_layer, share
+):
+    kind = vitcop.METHODS[name]
+
+    def alive(retention):
+        budgets = kind(retention=retention).budgets(num_tokens, num_layers, first_layer)
+        counts = [num_tokens, *budgets.values()]
+        assert counts == sorted(counts, reverse=True) and counts[-1] >= 1
+        assert all(layer == 0 or first_layer <= layer < num_layers for layer in budgets)
+        assert list(budgets) == sorted(budgets)
+        return average({0: num_tokens} | budgets, num_layers)
+
+    assert alive(1.0) == num_tokens
+    retention = max(share, 1e-9)
+    try:
+        found = alive(retention)
+    except vitcop.BudgetError as error:
+        floor = float(re.search(r"below (\S+), the smallest|settings (\S+) to", str(error)).group(1) or 1 / num_tokens)
+        assert retention <= floor * (1 + 1e-3)
+        retention = min(1.0, floor * (1 + 1e-3))  # rounded in the message
+        found = alive(retention)
+    assert abs(found - retention * num_tokens) <= 1
+
+
+@pytest.mark.parametrize("name", [name for name, kind in vitcop.METHODS.items() if name not in ("knorm", "vitcop")])
+def test_methods_of_the_entrance_reach_the_least(name):
+    kind = vitcop.METHODS[name]
+    if kind.described.where == "entrance":
+        assert kind(retention=1 / 576).budgets(576, 32) == {0: 1}
 
 
 def test_below_the_floor_names_it():
-    with pytest.raises(vitcop.BudgetError, match=r"0\.06413, the smallest"):
+    with pytest.raises(vitcop.BudgetError, match=r"0\.06413, the smallest that knorm"):
         vitcop.KNorm(retention=0.05).budgets(576, 32)
     with pytest.raises(vitcop.BudgetError, match="one of the 8 decoder layers"):
         vitcop.KNorm(layer=8).budgets(576, 8)
     with pytest.raises(vitcop.BudgetError, match="at least 2"):
         vitcop.KNorm(layer=1)
+    for kind in (vitcop.FastV, vitcop.DART, vitcop.VScan):
+        with pytest.raises(vitcop.BudgetError, match=f"{kind.__name__} looks at the decoder layer before"):
+            kind(layer=0)
+
+
+def test_low_averages_of_pyramiddrop_move_the_cuts_forward():
+    assert list(vitcop.PyramidDrop(retention=0.6).budgets(576, 32)) == [8, 16, 24]
+    assert vitcop.PyramidDrop(retention=0.4).budgets(576, 32) == {4: 300, 13: 161, 22: 92}
+    assert list(vitcop.PyramidDrop(retention=1 / 9).budgets(576, 32)) == [2, 12, 22]
+    with pytest.raises(vitcop.BudgetError, match=r"below 0\.2513, the smallest"):
+        vitcop.PyramidDrop(retention=0.2, layers=(8, 16, 24)).budgets(576, 32)
+
+
+def pipeline(**settings):
+    stages = [vitcop.Stage(vitcop.VisionZip(), 0, 0.3), vitcop.Stage(vitcop.KNorm(), 16, 0.1)]
+    return vitcop.Pipeline(stages, **settings)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 3000), st.floats(0, 1))
+def test_a_pipeline_averages_its_retention(num_tokens, share):
+    retention = max(share, 1 / num_tokens)
+    budgets = pipeline(retention=retention).budgets(num_tokens, 32)
+    assert abs(average(budgets, 32) - retention * num_tokens) <= 1
+
+
+def test_a_pipeline_of_vitcops_stages_is_vitcop():
+    method = vitcop.ViTCoP(retention=0.3, positions="keep")
+    model, inputs = tiny.LLAVA.model(), tiny.batch(tiny.RAGGED)
+    shares = [count / 36 for count in method.budgets(36, 8).values()]
+    pieces = zip(method.stages, method.budgets(36, 8), shares, strict=True)
+    own = vitcop.Pipeline([vitcop.Stage(*piece) for piece in pieces], retention=preset_average(method))
+    logits = []
+    for each in (method, own):
+        with torch.no_grad(), vitcop.prune(model, each):
+            logits.append(model(**inputs).logits)
+    assert torch.equal(*logits)
+
+
+def preset_average(method):
+    return average(method.budgets(36, 8), 8) / 36
+
+
+def test_a_pipeline_survives_json_and_refuses_what_it_cannot_do():
+    stages = [vitcop.Stage(vitcop.SalientClusters(), 0, 0.5), vitcop.Stage(vitcop.MergeClusters(), 2, 0.2)]
+    own = vitcop.Pipeline(stages, retention=0.2, positions="compact")
+    assert vitcop.Pruner.from_json(own.to_json()) == own
+    with pytest.raises(vitcop.VitcopError, match="Did you mean 'fastv'"):
+        vitcop.Pruner.from_dict(own.to_dict() | {"stages": [{"selector": {"method": "fasvt"}, "layer": 2, "share": 1}]})
+    with pytest.raises(vitcop.VitcopError, match="several stages"):
+        vitcop.Stage(vitcop.ViTCoP(), 0, 0.5)
+    with pytest.raises(vitcop.BudgetError, match="cannot rise"):
+        vitcop.Pipeline(stages[::-1])
+    with pytest.raises(vitcop.VitcopError, match="at least one stage"):
+        vitcop.Pipeline([])
+    model = tiny.LLAVA.model()
+    for method, error in (
+        (vitcop.Pipeline([vitcop.Stage(vitcop.MergeClusters(), 2, 0.5)], 0.5), "put SalientClusters before"),
+        (
+            vitcop.Pipeline([vitcop.Stage(vitcop.KNorm(), 2, 0.5), vitcop.Stage(vitcop.VisionZip(), 4, 0.2)], 0.5),
+            "first",
+        ),
+    ):
+        with torch.no_grad(), vitcop.prune(model, method), pytest.raises(vitcop.VitcopError, match=error):
+            model(**tiny.batch([tiny.ONE_IMAGE]))
+
+
+@pytest.mark.parametrize("name", ["sparsevlm", "cdpruner", "mmtok"])
+def test_methods_that_read_the_question_need_one(name):
+    model, inputs = tiny.LLAVA.model(), tiny.batch([tiny.ONE_IMAGE])
+    end = int((inputs["input_ids"] == IMAGE).nonzero()[-1, 1]) + 1
+    inputs["input_ids"] = inputs["input_ids"][:, :end]
+    method = vitcop.METHODS[name](retention=0.5)
+    with (
+        torch.no_grad(),
+        vitcop.prune(model, method),
+        pytest.raises(vitcop.VitcopError, match="put the question there"),
+    ):
+        model(**inputs)
 
 
 @settings(deadline=None)

@@ -9,8 +9,9 @@ from PIL import Image
 from transformers import AutoProcessor, LlamaConfig, LlavaNextImageProcessorPil
 
 from vitcop import Report, StageReport, VitcopError, builtin
+from vitcop.drawing import GAP, LINE, MARGIN, PAPER, SHORTEST_SIDE
 from vitcop.models.grids import SEPARATOR, Grids
-from vitcop.overlay import GAP, LINE, MARGIN, PAPER, SHORTEST_SIDE, as_seen, overlay, tiles_as_seen
+from vitcop.overlay import as_seen, overlay, tiles_as_seen
 
 ROWS, COLUMNS = 2, 3
 CELL = SHORTEST_SIDE // ROWS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -30,7 +30,7 @@ class VisionCost:
         saliency: what a method that reads saliency or keys at the entrance adds: the keys of one encoder layer, and
             the row of [CLS] or, without [CLS], the attention that patches receive.
         received: attention that patches receive in one encoder layer, be there [CLS] or not.
-        key_width: heads times head size of that layer.
+        key_width, head_dim: heads times head size of that layer, and the head size.
     """
 
     tower: int
@@ -38,6 +38,7 @@ class VisionCost:
     saliency: int
     received: int
     key_width: int
+    head_dim: int
 
 
 def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
@@ -52,6 +53,7 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     """
     weights = {name: _weights([layer]) for name, layer in modules.attention.named_children()}
     width = _width(modules.attention)
+    head_dim = width // cast(int, modules.attention.num_heads)
     stretches, windows = geometry.stretches, geometry.windows
     tokens, pairs = sum(stretches), sum(n * n for n in stretches)
     windowed = sum(n * n for n in windows) * modules.windowed
@@ -66,7 +68,7 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     saliency = received
     if modules.has_cls:
         saliency = 2 * weights["k_proj"] * tokens + 2 * weights["q_proj"] * len(stretches) + 2 * width * tokens
-    return VisionCost(tower, 2 * _weights(modules.projector) * geometry.projected, saliency, received, width)
+    return VisionCost(tower, 2 * _weights(modules.projector) * geometry.projected, saliency, received, width, head_dim)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class StageShape:
         text: text tokens behind the image.
         hidden: width of hidden states.
         query_width: heads times head size of the decoder's queries.
-        key_width: heads times head size of `VisualTokens.keys`: the vision encoder's at layer 0, the decoder's later.
+        key_width, head_dim: heads times head size of `VisualTokens.keys`, and the head size: the vision encoder's at
+            layer 0, the decoder's later.
         saliency: floating point operations of the saliency and the keys that the entrance shows.
         received: the same, of attention received in one encoder layer, also where there is [CLS].
     """
@@ -95,6 +98,7 @@ class StageShape:
     hidden: int
     query_width: int
     key_width: int
+    head_dim: int
     saliency: int
     received: int
 

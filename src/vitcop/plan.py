@@ -285,7 +285,9 @@ class Planner:
         counts = [image.num_tokens, *stages.values()]
         if min(counts) == image.num_tokens:
             return 0  # nothing is ever dropped, and so nothing selected
-        hidden, queries, keys = decoder_widths(self.family.decoder.config)
+        config = self.family.decoder.config
+        hidden, queries, keys = decoder_widths(config)
+        head_dim = queries // config.num_attention_heads
         others = self.prompt_tokens - image.num_tokens
         return sum(
             method.selection_flops(
@@ -299,6 +301,7 @@ class Planner:
                     hidden=hidden,
                     query_width=queries,
                     key_width=self._vision.key_width if layer == 0 else keys,
+                    head_dim=self._vision.head_dim if layer == 0 else head_dim,
                     saliency=self._vision.saliency,
                     received=self._vision.received,
                 )

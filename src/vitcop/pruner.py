@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Positions = Literal["compact", "keep"]
 P = TypeVar("P", bound="Pruner")
 
-PRESET_TOKENS, PRESET_LAYERS = 576, 32
+LITERATURE_TOKENS, LITERATURE_LAYERS = 576, 32
 """Of LLaVA-1.5-7B, for which the literature gives its settings."""
 
 
@@ -32,20 +32,20 @@ class Description:
     """A method in the words of the table of methods.
 
     Attributes:
-        paper: its name and where it was published.
-        year: of that; None where there is no paper.
-        where: before which decoder layers it prunes.
+        where: before which decoder layers it prunes; the entrance is layer 0.
         signal: what it chooses by.
         merges: whether dropped tokens leave something in others.
-        rows: softmax rows of attention that are worked out for it.
+        rows: softmax rows of attention that are worked out for it, if any.
+        venue, year, arxiv: of its paper, if there is one.
     """
 
-    paper: str
-    year: int | None
     where: str
     signal: str
     merges: bool = False
-    rows: str = "none"
+    rows: str = ""
+    venue: str = ""
+    year: int | None = None
+    arxiv: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,11 @@ class Pruner(Selector):
         """
         if name not in cls.presets:
             raise VitcopError(unknown_name(f"preset of {cls.name}", name, cls.presets))
-        if tokens not in cls.presets[name]:
-            known = ", ".join(map(str, cls.presets[name]))
-            raise VitcopError(
-                f"The preset {name!r} of {cls.name} has no setting for {tokens} tokens, only for {known}."
-            )
-        schedule = cls.presets[name][tokens]
-        retention = average_retention(dict(schedule), PRESET_TOKENS, PRESET_LAYERS)
-        return cls(**settings | {"retention": retention})
+        schedules = cls.presets[name]
+        if tokens not in schedules:
+            known = ", ".join(map(str, sorted(schedules)))
+            raise VitcopError(f"Preset {name!r} of {cls.name} is for {known} tokens; got {tokens}.")
+        return cls(**settings | {"retention": preset_retention(schedules[tokens])})
 
     @abstractmethod
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
@@ -207,6 +204,11 @@ class ScorePruner(Pruner):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         return Selection(smallest_per_segment(-self.score(tokens), tokens.lengths, budget))
+
+
+def preset_retention(schedule: Mapping[int, int]) -> float:
+    """True average retention of one of the `presets`."""
+    return average_retention(schedule, LITERATURE_TOKENS, LITERATURE_LAYERS)
 
 
 def check_retention(retention: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from .errors import BudgetError
@@ -42,8 +42,8 @@ def solve(
     if not all(first < second for first, second in pairwise([-1, *layers, num_layers])):
         found = ", ".join(map(str, layers))
         raise BudgetError(
-            f"{method} prunes before layer {found}, which must rise and be some of the {num_layers} decoder layers, 0 "
-            f"to {num_layers - 1}."
+            f"{method} prunes before layer {found}; these must rise, each one of the {num_layers} decoder layers, 0 to "
+            f"{num_layers - 1}."
         )
 
     def average(shares: Shares) -> float:
@@ -66,7 +66,7 @@ def solve(
     return {layer: max(1, round(share * num_tokens)) for layer, share in zip(layers, shares, strict=True)}
 
 
-def average_retention(schedule: dict[int, float], num_tokens: float, num_layers: int) -> float:
+def average_retention(schedule: Mapping[int, int | float], num_tokens: int | float, num_layers: int) -> float:
     """Share of the tokens alive, averaged over the decoder layers.
 
     Args:

@@ -151,7 +151,7 @@ class StageSource(Source):
             part = LayerInput(got.layer, got.hidden_states[of_row], _of_row(got.rotary, of_row))
             total = keys.new_zeros(width, dtype=torch.float32)
             for some, share in zip((slots % width).split(block), weight.split(block), strict=True):
-                total = total + share @ self._rows(part, keys[of_row], some[None], of_row)[0]
+                total = total + (share[:, None] * self._rows(part, keys[of_row], some[None], of_row)[0]).sum(0)
             received.append(total[own % width])
         return torch.cat(received)
 

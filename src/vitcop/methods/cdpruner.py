@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..cost import StageShape
 from ..ops.greedy import keep_greedily, most_probable
 from ..ops.segments import pad_segments
 from ..pruner import Description, EntrancePruner, question
@@ -34,10 +35,7 @@ class CDPruner(EntrancePruner):
     """
 
     described = Description(
-        paper="CDPruner (NeurIPS 2025)",
-        year=2025,
-        where="entrance",
-        signal="determinant of similarities weighted by relevance to the text",
+        venue="NeurIPS", year=2025, arxiv="2506.10967", where="entrance", signal="diversity, relevance to text"
     )
     presets = {"paper": {192: {0: 192}, 128: {0: 128}, 64: {0: 64}}}
 
@@ -50,6 +48,11 @@ class CDPruner(EntrancePruner):
             return most_probable(kernel, real, steps)
 
         return Selection(keep_greedily(tokens.hidden_states, tokens.lengths, budget, pick))
+
+    def selection_flops(self, stage: StageShape) -> int:
+        """`2 (n^2 + n) h` for the cosines of n tokens, and `n k (k - 1)` for the factor of the k that stay."""
+        n, k = stage.before, stage.after
+        return 2 * (n * n + n) * stage.hidden + n * k * (k - 1)
 
 
 def _mean_of_text(tokens: VisualTokens) -> Float[Tensor, "images hidden"]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..cost import StageShape
 from ..pruner import Description, Pruner, check_layer, check_retention
 from ..schedule import solve
 from ..tokens import Selection, VisualTokens
@@ -42,10 +43,7 @@ class DART(Pruner):
     """
 
     described = Description(
-        paper="DART (EMNLP 2025)",
-        year=2025,
-        where="once, before layer 2",
-        signal="dissimilarity to pivots of large key norm",
+        venue="EMNLP", year=2025, arxiv="2502.11494", where="layer 2", signal="unlike pivots of large key norm"
     )
     presets = {"paper": {192: {2: 196}, 128: {2: 132}, 64: {2: 68}}}
 
@@ -78,6 +76,11 @@ class DART(Pruner):
             start += len(image[0])
         return Selection(torch.cat(keep))
 
+    def selection_flops(self, stage: StageShape) -> int:
+        """`2 p n h` for the cosines of p pivots to n tokens."""
+        pivots = min(PIVOTS, stage.after) + min(PIVOTS, stage.text)
+        return 2 * pivots * stage.before * stage.hidden
+
 
 def _l1_norm(keys: Float[Tensor, "tokens heads head_dim"]) -> Float[Tensor, " tokens"]:
     return keys.float().abs().sum((1, 2))
@@ -89,9 +92,10 @@ def _choose(visual: Tensor, norm: Tensor, words: Tensor, words_norm: Tensor, bud
     asked = torch.cat([visual[pivots], words[words_norm.argsort(descending=True, stable=True)[:PIVOTS]]])
     wanted = budget - len(pivots)
     each = -(-wanted // len(asked))
+    similarity = asked @ visual.T
     kept = torch.zeros(len(visual), dtype=torch.bool, device=visual.device).index_fill(0, pivots, True)
-    for number, pivot in enumerate(asked):
-        similarity = (visual @ pivot).masked_fill(kept, torch.inf)
+    for number, to_pivot in enumerate(similarity):
+        free = to_pivot.masked_fill(kept, torch.inf)
         more = max(0, min(each, wanted - number * each))
-        kept = kept.index_fill(0, similarity.argsort(stable=True)[:more], True)
+        kept = kept.index_fill(0, free.argsort(stable=True)[:more], True)
     return kept.nonzero()[:, 0]

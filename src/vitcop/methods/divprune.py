@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..cost import StageShape
 from ..ops.greedy import farthest_first, keep_greedily
 from ..pruner import Description, EntrancePruner
 from ..tokens import Selection, VisualTokens
@@ -25,10 +26,12 @@ class DivPrune(EntrancePruner):
         retention: share of the visual tokens alive, averaged over the decoder layers.
     """
 
-    described = Description(
-        paper="DivPrune (CVPR 2025)", year=2025, where="entrance", signal="distances of projected features"
-    )
+    described = Description(venue="CVPR", year=2025, arxiv="2503.02175", where="entrance", signal="diversity")
     presets = {"paper": {192: {0: 192}, 128: {0: 128}, 64: {0: 64}}}
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         return Selection(keep_greedily(tokens.hidden_states, tokens.lengths, budget, farthest_first))
+
+    def selection_flops(self, stage: StageShape) -> int:
+        """`2 n^2 h` for all cosines."""
+        return 2 * stage.before**2 * stage.hidden

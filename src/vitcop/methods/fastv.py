@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from ..cost import StageShape
 from ..pruner import Description, ScorePruner, check_layer, check_retention
 from ..schedule import solve
 from ..tokens import VisualTokens
@@ -32,11 +33,7 @@ class FastV(ScorePruner):
     """
 
     described = Description(
-        paper="FastV (ECCV 2024)",
-        year=2024,
-        where="once, before layer 2",
-        signal="attention of the last prompt token",
-        rows="1",
+        venue="ECCV", year=2024, arxiv="2403.06764", where="layer 2", signal="attention of last token", rows="1 row"
     )
     presets = {"paper": {192: {2: 192}, 128: {2: 128}, 64: {2: 64}}}
 
@@ -50,6 +47,9 @@ class FastV(ScorePruner):
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         layer = max(2, first_layer) if self.layer is None else self.layer
         return solve(self.name, self.retention, num_tokens, num_layers, [layer])
+
+    def selection_flops(self, stage: StageShape) -> int:
+        return stage.row()
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
         return tokens.attention()

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from ..cost import StageShape
 from ..ops.segments import rank_in_segment, segment_sum, smallest_in_segments
 from ..pruner import Description, EncoderSignal, EntrancePruner
 from ..tokens import Selection, VisualTokens
@@ -39,10 +40,7 @@ class HiPrune(EntrancePruner):
     """
 
     described = Description(
-        paper="HiPrune (AAAI 2026)",
-        year=2026,
-        where="entrance",
-        signal="attention received in a middle and a deep encoder layer",
+        venue="AAAI", year=2026, arxiv="2508.00553", where="entrance", signal="attention received, two depths"
     )
     presets = {"paper": {192: {0: 192}, 128: {0: 128}, 64: {0: 64}}}
 
@@ -61,6 +59,9 @@ class HiPrune(EntrancePruner):
         rank = rank_in_segment(-tokens.encoder_signal("received"), tokens.segments, count)
         first = rank - len(rank) * _with_neighbours(tokens, anchor).long()
         return Selection(smallest_in_segments(first, tokens.segments, quotas))
+
+    def selection_flops(self, stage: StageShape) -> int:
+        return 2 * stage.received
 
 
 def _with_neighbours(tokens: VisualTokens, chosen: Bool[Tensor, " visual"]) -> Bool[Tensor, " visual"]:

@@ -30,12 +30,7 @@ class KNorm(ScorePruner):
     heads agree; they are used all the same, since they are this method.
     """
 
-    described = Description(
-        paper="signal of ViTCoP alone, after L2 norm KV compression (EMNLP 2024)",
-        year=2024,
-        where="once, before layer 2",
-        signal="key norms",
-    )
+    described = Description(venue="EMNLP", year=2024, arxiv="2406.11430", where="layer 2", signal="key norms")
 
     retention: float = 1 / 9
     layer: int | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..cost import StageShape
 from ..errors import BudgetError
 from ..ops.greedy import best_cover, keep_greedily
 from ..ops.segments import pad_segments
@@ -36,7 +37,7 @@ class MMTok(EntrancePruner):
     """
 
     described = Description(
-        paper="MMTok (ICLR 2026)", year=2026, where="entrance", signal="coverage of the text and of all visual tokens"
+        venue="ICLR", year=2026, arxiv="2508.18264", where="entrance", signal="coverage of text and picture"
     )
     presets = {"paper": {192: {0: 192}, 128: {0: 128}, 64: {0: 64}}}
 
@@ -66,3 +67,7 @@ class MMTok(EntrancePruner):
             return best_cover(torch.cat(covers, 1), real, steps)
 
         return Selection(keep_greedily(tokens.hidden_states, tokens.lengths, budget, pick))
+
+    def selection_flops(self, stage: StageShape) -> int:
+        """`2 n (n + t) h` for the cosines of n tokens to each other and to t of the text."""
+        return 2 * stage.before * (stage.before + stage.text) * stage.hidden

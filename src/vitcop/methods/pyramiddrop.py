@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from ..cost import StageShape
 from ..pruner import Description, ScorePruner, check_layer, check_retention
 from ..schedule import average_retention, solve
 from ..tokens import VisualTokens
@@ -37,11 +38,7 @@ class PyramidDrop(ScorePruner):
     """
 
     described = Description(
-        paper="PyramidDrop (CVPR 2025)",
-        year=2025,
-        where="3 cuts, at quarters of the depth or earlier",
-        signal="attention of the last prompt token, in the layer to come",
-        rows="1 per cut, and its layer's keys",
+        venue="CVPR", year=2025, arxiv="2410.17247", where="3 layers", signal="attention of last token", rows="3 rows"
     )
     presets = {"paper": {270: {8: 288, 16: 144, 24: 72}}}
 
@@ -66,6 +63,9 @@ class PyramidDrop(ScorePruner):
     @staticmethod
     def _average(layers: tuple[int, int, int], num_layers: int) -> float:
         return average_retention(dict(zip(layers, SHARES, strict=True)), 1.0, num_layers)
+
+    def selection_flops(self, stage: StageShape) -> int:
+        return stage.row_ahead()
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
         return tokens.attention(ahead=True)

@@ -26,7 +26,7 @@ class Random(ScorePruner):
         seed: another seed gives another choice.
     """
 
-    described = Description(paper="the floor that every method has to beat", year=None, where="entrance", signal="none")
+    described = Description(where="entrance", signal="none")
 
     retention: float = 1 / 9
     layer: int = 0

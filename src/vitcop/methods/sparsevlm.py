@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..cost import StageShape
 from ..ops.cluster import density_peaks
 from ..ops.segments import indices_of, rank_in_segment
 from ..pruner import Description, Pruner, check_retention, question
@@ -48,12 +49,13 @@ class SparseVLM(Pruner):
     """
 
     described = Description(
-        paper="SparseVLM (ICML 2025)",
+        venue="ICML",
         year=2025,
-        where="3 cuts, after layers 2, 6 and 15 of 32",
-        signal="attention of text tokens akin to the picture",
+        arxiv="2410.04417",
+        where="3 layers",
+        signal="attention of text",
         merges=True,
-        rows="of the text, per cut",
+        rows="rows of text",
     )
     presets = {
         "paper": {tokens: dict(zip(LAYERS, counts, strict=True)) for tokens, counts in LISTS.items()},
@@ -98,6 +100,12 @@ class SparseVLM(Pruner):
         slot_of_group = torch.zeros(groups, dtype=torch.long, device=device).scatter_add(0, group, slot * first)
         merge = torch.full_like(rank, -1).scatter(0, rows, slot_of_group[group])
         return Selection(indices_of(keep, sum(budget)), merge)
+
+    def selection_flops(self, stage: StageShape) -> int:
+        """Rows of all text, `2 N t h` for its kinship to N tokens, and `2 c^2 h` for distances of c candidates."""
+        _, candidates, _ = self._split(stage.before, stage.after)
+        products = sum(stage.grids) * stage.text + candidates**2
+        return stage.row(stage.text) + 2 * products * stage.hidden
 
     def _split(self, num_tokens: int, budget: int) -> tuple[int, int, int]:
         """How many tokens stay as they are, how many of the others are recycled, and into how many clusters."""

@@ -23,7 +23,7 @@ class UniformGrid(EntrancePruner):
         retention: share of the visual tokens alive, averaged over the decoder layers.
     """
 
-    described = Description(paper="what every method has to beat", year=None, where="entrance", signal="place only")
+    described = Description(where="entrance", signal="place")
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         quotas = tokens.quotas(budget)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..cost import StageShape
 from ..errors import BudgetError
 from ..ops.matching import most_similar
-from ..ops.segments import indices_of, rank_in_segment
+from ..ops.segments import indices_of, padded_lengths, rank_in_segment, share_out
 from ..pruner import Description, EntrancePruner
 from ..tokens import Selection, VisualTokens
 
@@ -40,11 +41,7 @@ class VisionZip(EntrancePruner):
     """
 
     described = Description(
-        paper="VisionZip (CVPR 2025)",
-        year=2025,
-        where="entrance",
-        signal="[CLS] attention or attention received; similar keys",
-        merges=True,
+        venue="CVPR", year=2025, arxiv="2412.04467", where="entrance", signal="saliency, similar keys", merges=True
     )
     presets = {"paper": {192: {0: 192}, 128: {0: 128}, 64: {0: 64}}}
 
@@ -82,6 +79,12 @@ class VisionZip(EntrancePruner):
         slot = keep.cumsum(0) - 1
         merge = torch.where(keep | (match < 0), -1, slot[match])
         return Selection(indices_of(keep, sum(budget)), merge, reduction="add_mean")
+
+    def selection_flops(self, stage: StageShape) -> int:
+        """Saliency, and `2 n c d` for the cosines of the n tokens of a grid to c anchors, d the size of a head."""
+        contextual = [round(self.contextual_fraction * quota) for quota in share_out(stage.after, stage.grids)]
+        pairs = sum(n * c for n, c in zip(padded_lengths(stage.grids), contextual, strict=True))
+        return stage.saliency + 2 * pairs * stage.head_dim
 
 
 def _number_among(member: Tensor, segments: Tensor, count: int) -> Tensor:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..cost import StageShape
 from ..ops.matching import thin_out
-from ..ops.segments import indices_of, rank_in_segment
+from ..ops.segments import indices_of, padded_lengths, rank_in_segment, share_out
 from ..pruner import Description, EntrancePruner
 from ..tokens import Selection, VisualTokens
 
@@ -38,10 +39,7 @@ class VisPruner(EntrancePruner):
     """
 
     described = Description(
-        paper="VisPruner (ICCV 2025)",
-        year=2025,
-        where="entrance",
-        signal="[CLS] attention or attention received; no duplicates",
+        venue="ICCV", year=2025, arxiv="2412.01818", where="entrance", signal="saliency, no duplicates"
     )
     presets = {"paper": {192: {0: 192}, 128: {0: 128}, 64: {0: 64}}}
 
@@ -59,3 +57,9 @@ class VisPruner(EntrancePruner):
         features = tokens.hidden_states[others]
         diverse = thin_out(features, [left[i] for i in filled], [wanted[i] for i in filled], STEP)
         return Selection(indices_of(keep.index_fill(0, others[diverse], True), sum(budget)))
+
+    def selection_flops(self, stage: StageShape) -> int:
+        """Saliency, and `2 n^2 h` for the cosines of the n tokens that are not among the most salient of each grid."""
+        quotas = share_out(stage.after, stage.grids)
+        left = [size - -(-quota // 2) for size, quota in zip(stage.grids, quotas, strict=True)]
+        return stage.saliency + sum(2 * n * n * stage.hidden for n in padded_lengths([n for n in left if n]))

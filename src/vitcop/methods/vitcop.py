@@ -24,7 +24,7 @@ from ..ops.segments import (
     smallest_in_segments,
     smallest_per_segment,
 )
-from ..pruner import PRESET_TOKENS, Description, Positions, Pruner, Selector, check_retention
+from ..pruner import LITERATURE_TOKENS, Description, Positions, Pruner, Selector, check_retention
 from ..tokens import Selection, VisualTokens
 
 DEEP_RATIO = 1 / 5
@@ -139,10 +139,11 @@ class ViTCoP(Pruner):
     """
 
     described = Description(
-        paper="ViTCoP (AAAI 2026)",
+        venue="AAAI",
         year=2026,
-        where="entrance, a shallow and a deep layer",
-        signal="[CLS] attention or attention received, clusters, key norms",
+        arxiv="2601.17818",
+        where="entrance, shallow, deep layer",
+        signal="saliency, clusters, key norms",
         merges=True,
     )
     presets = {
@@ -180,7 +181,7 @@ class ViTCoP(Pruner):
     def preset(cls, name: str, *, tokens: int, **settings: Any) -> ViTCoP:
         """The method by the average that the paper aims at, from which its own formula gives the schedule."""
         super().preset(name, tokens=tokens)
-        return cls(**settings | {"retention": tokens / PRESET_TOKENS})
+        return cls(**settings | {"retention": tokens / LITERATURE_TOKENS})
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         shallow_layer, deep_layer = self._stage_layers(num_layers, first_layer)

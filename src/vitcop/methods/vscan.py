@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..cost import StageShape
 from ..ops.matching import most_similar
 from ..ops.segments import indices_of, rank_in_segment, segment_sum, smallest_per_segment
 from ..pruner import Description, EncoderSignal, Pruner, Selector, check_layer, check_retention
@@ -41,6 +42,10 @@ class TwoScans(Selector):
         group = (keep.cumsum(0) - 1)[torch.where(keep, row, match)]
         return Selection(indices_of(keep, sum(budget)), tokens.groups(group, keep, budget))
 
+    def selection_flops(self, stage: StageShape) -> int:
+        """Saliency in two layers, and `2 n k h` for the cosines of n tokens to the k that stay."""
+        return 2 * stage.saliency + 2 * stage.before * stage.after * stage.hidden
+
 
 @dataclass(frozen=True)
 class LastTokenAttention(Selector):
@@ -48,6 +53,9 @@ class LastTokenAttention(Selector):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         return Selection(smallest_per_segment(-tokens.attention(), tokens.lengths, budget))
+
+    def selection_flops(self, stage: StageShape) -> int:
+        return stage.row()
 
 
 @dataclass(frozen=True)
@@ -76,12 +84,13 @@ class VScan(Pruner):
     """
 
     described = Description(
-        paper="VScan (2025)",
+        venue="arXiv",
         year=2025,
+        arxiv="2505.22654",
         where="entrance, middle layer",
-        signal="[CLS] attention in windows and in the whole; attention of the last prompt token",
+        signal="saliency, two depths; attention of last token",
         merges=True,
-        rows="1",
+        rows="1 row",
     )
     presets = {"paper": {192: {0: 288, 16: 96}, 128: {0: 192, 16: 64}, 64: {0: 96, 16: 32}}}
     positions = "compact"
@@ -108,6 +117,9 @@ class VScan(Pruner):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         return self.stages[tokens.stage].select(tokens, budget)
+
+    def selection_flops(self, stage: StageShape) -> int:
+        return self.stages[min(stage.layer, 1)].selection_flops(stage)
 
 
 def _windows(tokens: VisualTokens) -> tuple[Tensor, int]:

@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .cli import _loading_errors, _one_line_errors, _read_share
-from .errors import VitcopError
+from ..errors import VitcopError
+from .common import loading_errors, one_line_errors, read_share
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from ..plan import Plan
 
 RETENTION = "1/9"
 
@@ -40,15 +40,15 @@ def plan(
     text_tokens: Annotated[int, typer.Option(help="Text tokens in the prompt.")] = 64,
 ) -> None:
     """Show what pruning would leave and save, from a model's config and without its weights."""
-    with _one_line_errors():
+    with one_line_errors():
         given = {"--retention": retention, "--tokens": tokens, "--flops": flops, "--kv-mb": kv_mb}
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise VitcopError(f"{' and '.join(named)} exclude each other; give one of them.")
-        share = _read_share(retention or RETENTION)
+        share = read_share(retention or RETENTION)
         width, height = (None, None) if image is None else _read_size(image)
-        from .plan import Planner
-        from .pruner import Pruner
+        from ..plan import Planner
+        from ..pruner import Pruner
 
         pruner = Pruner.from_dict({"method": method, "retention": share})
         config = _read_config(model)
@@ -75,7 +75,7 @@ def _read_config(name: str) -> Any:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    with _loading_errors(name):
+    with loading_errors(name):
         return transformers.AutoConfig.from_pretrained(name)
 
 

@@ -1,0 +1,54 @@
+"""Prints docs/methods.md, whose table and presets come from the registry of methods."""
+
+from __future__ import annotations
+
+from vitcop.cli.methods import HEADER, preset_lines, row_of
+from vitcop.methods import METHODS
+from vitcop.pruner import Pruner
+
+_TEXT = """\
+# Methods
+
+Made from the methods in `src/vitcop/methods` by `make docs`; a test checks that it is up to date. `vitcop methods`
+prints the table, and `vitcop methods NAME` one method with its settings.
+
+{table}
+
+Every method runs under FlashAttention, since none asks for attention maps: where one looks at attention in the
+decoder, single softmax rows are worked out from the layer's own projections. Saliency is the attention of [CLS] in
+the vision encoder, or, where there is none, the attention received ([models.md](models.md)).
+
+`retention` means the same for all: the share of the visual tokens alive, averaged over the decoder layers, within one
+token. A method that cannot average a retention raises `BudgetError`, which names the least that it can. What each
+does, step by step, what differs from its authors' code, and what it costs, is told by `vitcop methods NAME`.
+
+A smaller picture is no method but an input: `vitcop compare` shows it in its last row.
+
+## Presets
+
+The literature counts differently from paper to paper: as "64 tokens" it calls what enters the decoder, what a layer
+leaves, or an average. `Method.preset(name, tokens=64)` takes the schedule that was really run on LLaVA-1.5-7B (576
+visual tokens, 32 layers), and gives the method with the retention that it averages, for any model.
+
+{presets}
+"""
+
+
+def page() -> str:
+    """The page docs/methods.md."""
+    lines = [HEADER, ("---",) * len(HEADER), *map(_linked, METHODS.values())]
+    presets = [f"* `{method.__name__}`: {line}" for method in METHODS.values() for line in preset_lines(method)]
+    return _TEXT.format(
+        table="\n".join(f"| {' | '.join(line)} |" for line in lines),
+        presets="\n".join(presets),
+    )
+
+
+def _linked(method: type[Pruner]) -> tuple[str, ...]:
+    _, paper, *others = row_of(method)
+    arxiv = method.described.arxiv
+    return f"`{method.__name__}`", f"[{paper}](https://arxiv.org/abs/{arxiv})" if arxiv else paper, *others
+
+
+if __name__ == "__main__":
+    print(page(), end="")

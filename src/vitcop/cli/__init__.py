@@ -1,0 +1,27 @@
+"""The `vitcop` command. What is slow to import is imported where it is used, so that `--help` need not wait for it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import compare, methods, plan, run
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    """Faster vision-language models: drop the visual tokens that an answer does not need."""
+    if version:
+        from .. import __version__
+
+        typer.echo(f"vitcop {__version__}")
+        raise typer.Exit
+
+
+app.command()(run.run)
+app.command()(compare.compare)
+app.command()(methods.methods)
+app.command()(plan.plan)

@@ -1,0 +1,252 @@
+"""What the commands share: reading what they are given, showing progress and errors, and asking a model."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from .. import builtin
+from ..errors import VitcopError
+from ..overlay import as_seen, tiles_as_seen
+from ..video import Clip, middles, read_clip
+
+FRAMES = 16
+MAX_NEW_TOKENS = 64
+PICTURE_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff")
+GENERAL_QUESTION = "What is in this picture?"
+VIDEO_QUESTION = "What happens in this video?"
+
+Subject = Image.Image | Clip
+"""What a question is about."""
+
+QuestionArgument = Annotated[
+    str | None, typer.Argument(help="What to ask.", show_default="one that suits the picture or video")
+]
+ImageOption = Annotated[Path | None, typer.Option(help="The picture.", show_default="an example")]
+VideoOption = Annotated[Path | None, typer.Option(help="A video in place of the picture.")]
+FramesOption = Annotated[
+    int | None, typer.Option(help="Frames to take, spread evenly over the video.", show_default=str(FRAMES))
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        help="Folder or Hugging Face name of a vision-language model.", show_default="the small one in the box"
+    ),
+]
+RetentionOption = Annotated[
+    str, typer.Option(help="Share of the visual tokens to keep, averaged over the decoder layers.")
+]
+
+
+def question_about(source: Path, *, is_video: bool) -> str:
+    """What to ask where nothing was asked."""
+    if is_video:
+        return VIDEO_QUESTION
+    return builtin.example_question() if source == builtin.EXAMPLE_PICTURE else GENERAL_QUESTION
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Show what the user can mend as one line on stderr, and exit with code 2."""
+    try:
+        yield
+    except VitcopError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def read_share(text: str) -> float:
+    """What `--retention` says, such as 1/9 or 0.2."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ArithmeticError) as error:
+        raise VitcopError(f"--retention is a fraction such as 1/9 or a number such as 0.2; got {text!r}.") from error
+
+
+def read_subject(image: Path | None, video: Path | None, frames: int | None) -> Subject:
+    """The picture, or frames of the video, that the options name."""
+    if image and video:
+        raise VitcopError("--image and --video do not go together; give one of them.")
+    if video is None:
+        if frames is not None:
+            raise VitcopError("--frames goes with a video; give one with --video.")
+        return read_picture(image or builtin.EXAMPLE_PICTURE)
+    count = FRAMES if frames is None else frames
+    if count < 1:
+        raise VitcopError(f"--frames has to be at least 1; got {count}.")
+    return read_clip(video, count)
+
+
+def modality_of(subject: Subject) -> str:
+    """What transformers calls the kind of the subject."""
+    return "video" if isinstance(subject, Clip) else "image"
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The picture as a viewer shows it: turned upright, on white where it is transparent, 8 bits a channel."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as file:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I;16"):
+                picture = picture.convert("I").point(lambda value: value / 256)
+            if picture.has_transparency_data:
+                paper = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(paper, picture.convert("RGBA"))
+            return picture.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise VitcopError(f"{path} is not a picture, or of a kind that Pillow cannot read.") from error
+    except Exception as error:  # a broken file can raise anything in the decoder of its kind
+        raise VitcopError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def check_can_write(option: str, path: Path, source: Path) -> None:
+    """Refuse before the model runs, not after."""
+    if path.suffix.lower() not in PICTURE_KINDS:
+        raise VitcopError(f"{option} needs one of the extensions {', '.join(PICTURE_KINDS)}; got {path.name!r}.")
+    if not path.parent.is_dir():
+        raise VitcopError(f"{option} cannot be written: there is no folder {path.parent}.")
+    if path.is_dir():
+        raise VitcopError(f"{option} cannot be written: {path} is a folder.")
+    if path.exists() and path.samefile(source):
+        raise VitcopError(f"{option} would overwrite {source}; give it another name.")
+
+
+@contextmanager
+def writing_errors(option: str, path: Path) -> Iterator[None]:
+    """Name the file that could not be written, and the option that asked for it."""
+    try:
+        yield
+    except OSError as error:
+        raise VitcopError(f"{option} cannot be written to {path}: {error.strerror or error}.") from error
+
+
+def progress_bars() -> Progress:
+    """Bars on stderr, if that is a terminal, which vanish when they are done."""
+    # Even a disabled bar ends with an empty line where it cannot draw, and a quiet console does not.
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    return Progress(*columns, console=console, transient=True)
+
+
+class TokenBar:
+    """A progress bar that `generate` moves, which takes it for a streamer."""
+
+    def __init__(self, progress: Progress, text: str) -> None:
+        self.progress, self.task = progress, progress.add_task(text, total=MAX_NEW_TOKENS)
+
+    def put(self, tokens: object) -> None:
+        self.progress.advance(self.task)
+
+    def end(self) -> None:
+        self.progress.update(self.task, completed=MAX_NEW_TOKENS)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A loaded model, and a question about a picture or a video as it takes it."""
+
+    model: Any
+    processor: Any
+    inputs: Any
+
+    @staticmethod
+    def about(subject: Subject, question: str, model: Any, processor: Any) -> Chat:
+        modality = modality_of(subject)
+        token = getattr(processor, f"{modality}_token", f"<{modality}>")
+        if token in question:
+            raise VitcopError(f"The question {question!r} holds {token!r}, which stands for the {modality}.")
+        prompt = f"USER: {token}\n{question} ASSISTANT:"
+        if getattr(processor, "chat_template", None) is not None:
+            content = [{"type": modality}, {"type": "text", "text": question}]
+            prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        try:
+            inputs = processor(text=prompt, return_tensors="pt", **_visual_arguments(subject))
+        except ValueError as error:
+            raise VitcopError(f"The model cannot take the question {question!r} on this {modality}: {error}") from error
+        return Chat(model, processor, inputs.to(model.device, dtype=model.dtype))
+
+    def answer(self, bar: TokenBar) -> str:
+        output = self.generate(MAX_NEW_TOKENS, streamer=bar)
+        new = output[:, self.inputs["input_ids"].shape[1] :]
+        return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+
+    def generate(self, max_new_tokens: int, **options: Any) -> Any:
+        return self.model.generate(**self.inputs, **options, max_new_tokens=max_new_tokens, do_sample=False)
+
+
+def _visual_arguments(subject: Subject) -> dict[str, Any]:
+    """A picture or a video as the processors of transformers take it."""
+    if isinstance(subject, Clip):
+        # They may not take frames away again, but some write into the prompt when each frame was.
+        return {
+            "videos": [list(subject.frames)],
+            "video_metadata": [subject.metadata],
+            "do_sample_frames": False,
+        }
+    return {"images": subject}
+
+
+def load(name: str, modality: str) -> tuple[Any, Any]:
+    """A model, on the GPU if there is one, and its processor.
+
+    Raises:
+        VitcopError: it cannot be found, loaded or pruned, or does not take the modality.
+    """
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    from ..models import FAMILIES, known_family
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with loading_errors(name):
+        model_type = AutoConfig.from_pretrained(name).model_type
+    if modality not in known_family(model_type).modalities:  # before gigabytes are loaded in vain
+        able = ", ".join(sorted(name for name, family in FAMILIES.items() if modality in family.modalities))
+        raise VitcopError(
+            f"Models of type {model_type!r} take no {modality}s, or only as pictures of their own, which vitcop "
+            f"does not show them; with --model, name one of type {able}."
+        )
+    with loading_errors(name):
+        processor = AutoProcessor.from_pretrained(name)
+        dtype = "auto" if device == "cuda" else torch.float32
+        return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device), processor
+
+
+@contextmanager
+def loading_errors(name: str) -> Iterator[None]:
+    """Say in one line why a model cannot be loaded."""
+    try:
+        yield
+    except Exception as error:  # of any of several libraries, which have no base class in common
+        if isinstance(error, ImportError) and "torchvision" in str(error).lower():
+            raise VitcopError(f"The processor of {name!r} needs torchvision: pip install torchvision") from error
+        where = "" if Path(name).is_dir() else "there is no such folder, and the hub gave: "
+        reason = str(error).strip().partition("\n")[0]
+        raise VitcopError(f"Cannot load the model {name!r}: {where}{reason}") from error
+
+
+def pictures_of_grids(subject: Subject, chat: Chat, grids: int) -> list[Image.Image]:
+    """What each grid of a picture or a video covers."""
+    if isinstance(subject, Clip):
+        frames = (subject.frames[number] for number in middles(grids, len(subject.frames)))
+        return [as_seen(frame, chat.processor.video_processor) for frame in frames]
+    if grids == 1:
+        return [as_seen(subject, chat.processor.image_processor)]
+    return tiles_as_seen(chat.inputs["pixel_values"], chat.processor.image_processor)

@@ -1,0 +1,81 @@
+"""`vitcop methods`: what there is, and one method in detail."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import VitcopError, unknown_name
+from .common import one_line_errors
+
+if TYPE_CHECKING:
+    from ..pruner import Pruner
+
+HEADER = ("method", "paper", "prunes at", "by", "tokens", "flash-safe")
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, to be told all of.", show_default="a list")] = None,
+) -> None:
+    """List the pruning methods, or explain one."""
+    from ..methods import METHODS
+
+    if name is None:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for title in HEADER:
+            table.add_column(title, no_wrap=title in ("method", "paper"))
+        for method in METHODS.values():
+            table.add_row(*map(Text, row_of(method)))
+        Console().print(table)
+        return
+    with one_line_errors():
+        if name not in METHODS:
+            raise VitcopError(unknown_name("method", name, METHODS))
+    typer.echo("\n".join(_details(METHODS[name])))
+
+
+def row_of(method: type[Pruner]) -> tuple[str, ...]:
+    """A method in the table of methods."""
+    described = method.described
+    return (
+        method.name,
+        f"{described.venue} {described.year or ''}".strip(),
+        described.where,
+        described.signal,
+        "merged" if described.merges else "dropped",
+        f"yes, {described.rows}" if described.rows else "yes",
+    )
+
+
+def _details(method: type[Pruner]) -> Iterator[str]:
+    yield f"{method.__name__} (--method {method.name})"
+    yield ""
+    yield inspect.getdoc(method) or ""
+    yield ""
+    yield "Settings and their defaults:"
+    for field in dataclasses.fields(method):  # type: ignore[arg-type]
+        yield f"    {field.name} = {field.default!r}"
+    presets = list(preset_lines(method))
+    if presets:
+        yield ""
+        yield "Presets, on LLaVA-1.5-7B:"
+        yield from (f"    {line}" for line in presets)
+
+
+def preset_lines(method: type[Pruner]) -> Iterator[str]:
+    """The presets of a method, and what each really averages."""
+    from ..pruner import LITERATURE_TOKENS, preset_retention
+
+    for name, schedules in method.presets.items():
+        for tokens, schedule in sorted(schedules.items(), reverse=True):
+            alive = ", ".join(f"{count} from layer {layer}" for layer, count in schedule.items())
+            average = preset_retention(schedule)
+            yield f"{name}, {tokens} tokens: {alive} on; {LITERATURE_TOKENS * average:.1f} on average ({average:.1%})"

@@ -1,0 +1,124 @@
+"""`vitcop compare`: every figure is that of a report, and every refusal is a row."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from clips import greys, write_clip
+from families import FAMILIES
+from families.base import IMAGE, TinyFamily
+from PIL import Image
+from test_processors import QWEN
+from transformers import BatchFeature, Qwen2VLImageProcessorPil
+from typer.testing import CliRunner
+
+import vitcop
+from vitcop import cli
+
+QWEN_TINY = FAMILIES["qwen2_vl"]
+
+
+def compare(*arguments: object):
+    return CliRunner(env={"COLUMNS": "100"}).invoke(cli.app, ["compare", *map(str, arguments)])
+
+
+def rows_of(stdout: str) -> dict[str, list[str]]:
+    """First line of each row of the table: name -> average, GFLOP, MB, answer."""
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in stdout.splitlines()]
+    return {row[0]: row[1:] for row in cells if len(row) == 5 and row[0]}
+
+
+class QwenProcessor:
+    """Qwen2-VL's own image processor, and a tokenizer that writes what the tiny model needs."""
+
+    chat_template, image_token, image_token_id = None, "<image>", IMAGE
+    image_processor = Qwen2VLImageProcessorPil(**QWEN)
+    video_processor = SimpleNamespace(do_center_crop=False)
+
+    def __init__(self, family: TinyFamily) -> None:
+        self.family = family
+
+    def __call__(
+        self, text: str, return_tensors: str, images: Image.Image | None = None, **video: object
+    ) -> BatchFeature:
+        if images is None:
+            visual = self.family.visual("video", size=0, seed=0)
+            made, tokens = self.family.inputs([[visual]]), self.family.tokens(visual)
+        else:
+            made = self.image_processor(images, return_tensors=return_tensors)
+            tokens = [IMAGE] * (int(made["image_grid_thw"].prod()) // QWEN["merge_size"] ** 2)
+        ids = torch.tensor([[1, *tokens, 7]])
+        return BatchFeature({"input_ids": ids} | self.family.token_kinds(ids) | dict(made))
+
+    def batch_decode(self, tokens: torch.Tensor, skip_special_tokens: bool) -> list[str]:
+        return ["an answer"]
+
+
+@pytest.fixture
+def tiny_qwen(monkeypatch):
+    model, loads = QWEN_TINY.model(), []
+    loaded = model, QwenProcessor(QWEN_TINY)
+    monkeypatch.setattr(cli.compare, "load", lambda *asked: loads.append(asked) or loaded)
+    return loads
+
+
+def test_every_method_has_a_row_and_the_sheet_a_panel_for_each_answer(tmp_path):
+    result = compare("--retention", "0.3", "--sheet", tmp_path / "sheet.png")
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    rows = rows_of(result.stdout)
+    assert list(rows) == ["dense", *vitcop.METHODS, "downsample"]
+    assert rows["dense"][0] == "100.0%" and rows["dense"][3] == "black"
+    answered = [row for row in rows.values() if row[0] != "-"]
+    assert all(abs(float(row[0].removesuffix("%")) - 30) < 1 for row in answered[1:])
+    assert rows["downsample"][:3] == ["-"] * 3 and rows["downsample"][3].startswith("Down-sampling saves nothing")
+    Image.open(tmp_path / "sheet.png").verify()
+
+
+def test_a_method_that_cannot_reach_the_retention_says_so_and_the_others_answer():
+    rows = rows_of(compare("--retention", "0.05", "--methods", "knorm, random").stdout)
+    assert rows["knorm"][:3] == ["-"] * 3 and rows["knorm"][3].startswith("retention=0.05 is below 0.1062")
+    assert rows["random"][0] == "4.9%" and "vitcop" not in rows
+
+
+def test_down_sampling_is_the_dense_model_on_fewer_tokens(tiny_qwen, tmp_path):
+    Image.new("RGB", (64, 64), (200, 100, 50)).save(tmp_path / "own.png")
+    result = compare("--image", tmp_path / "own.png", "--methods", "random", "--retention", "1/2")
+    assert result.exit_code == 0, result.output
+    assert len(tiny_qwen) == 1
+    rows = rows_of(result.stdout)
+    assert rows["random"][0] == "50.0%"
+    assert rows["downsample"][0] == f"{4 / 16:.1%}"
+    text = 2  # tokens
+    sizes = [float(rows[name][2]) for name in ("dense", "downsample")]
+    assert sizes[1] / sizes[0] == pytest.approx((4 + text) / (16 + text), rel=0.01)
+    flops = [float(rows[name][1]) for name in ("dense", "random", "downsample")]
+    assert flops[0] > flops[1] > flops[2]
+
+
+def test_a_video_is_compared_but_not_down_sampled(tiny_qwen, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", greys(4))
+    options = ["--frames", 4, "--methods", "random", "--retention", "1/2", "--sheet", tmp_path / "sheet.png"]
+    result = compare("--video", clip, *options)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(result.stdout)
+    assert rows["random"][0] == "50.0%" and rows["downsample"][3].startswith("Down-sampling is for pictures")
+    Image.open(tmp_path / "sheet.png").verify()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--methods", "vitcop,randon"], "unknown method 'randon'. Did you mean 'random'?"),
+        (["--methods", ""], "unknown method ''"),
+        (["--retention", "2"], "above 0 and at most 1"),
+        (["--retention", "abc"], "'abc'"),
+        (["--sheet", "missing/sheet.png"], "--sheet cannot be written: there is no folder missing"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, complaint):
+    result = compare(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+    assert complaint in result.stderr
