@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import vitcop
-from vitcop.tokens import SALIENCY, Source, TextTokens
+from vitcop.tokens import SALIENCY, EncoderSignal, Source, TextTokens
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Columns(Source):
 
     states: Tensor
     key_states: Tensor
-    signals: dict[str, Tensor]
+    signals: dict[EncoderSignal, Tensor]
     words: TextTokens | None = None
     received: Tensor | None = None
     embedded: Tensor | None = field(default=None)
@@ -29,8 +29,8 @@ class Columns(Source):
     def keys(self, rows, slots):
         return self.key_states[rows]
 
-    def encoder_signal(self, name, rows):
-        return self.signals[name][rows]
+    def encoder_signal(self, signal, rows):
+        return self.signals[signal][rows]
 
     def text(self):
         return self.words

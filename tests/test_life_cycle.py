@@ -166,6 +166,17 @@ def test_encoder_outputs_keep_their_own_images(model):
             model(**second, mm_encoder_outputs={"image": unseen})
 
 
+def test_encoder_outputs_of_a_method_that_watched_less_are_refused_where_more_is_read(model):
+    inputs = batch([ONE_IMAGE])
+    with torch.no_grad():
+        with vitcop.prune(model, VITCOP):
+            encoded = model.model.get_image_features(inputs.pop("pixel_values"), return_dict=True)
+        with vitcop.prune(model, vitcop.HiPrune(0.5)), pytest.raises(vitcop.VitcopError, match="was not watched"):
+            model(**inputs, mm_encoder_outputs={"image": encoded})
+        with vitcop.prune(model, vitcop.KNorm(0.5)):
+            model(**inputs, mm_encoder_outputs={"image": encoded})
+
+
 def test_threads_do_not_mix(model):
     prompts = [Prompt(1, seed=31), Prompt(2, seed=32)]
     answers = {}

@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from families.base import IMAGE, NUM_LAYERS, VIDEO
+from families.base import DECODER, IMAGE, NUM_LAYERS, VIDEO
+from families.llava import Llava
 from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, ragged
+from transformers import Phi3Config
 
 import vitcop
 
@@ -111,6 +113,28 @@ def test_states_of_text_and_pictures_are_those_of_the_decoder(name, padding):
                         at = table.slots // states.shape[1], table.slots % states.shape[1]
                         assert torch.equal(table.keys, keys[at[0], :, at[1]])
     assert method.read[0]["text"].keys is None
+
+
+class WithPhi3(Llava):
+    """Queries, keys and values in one projection."""
+
+    text = Phi3Config(**DECODER, num_key_value_groups=2)
+
+
+@pytest.mark.parametrize("change", ["fused", "scaled", "soft caps"])
+def test_attention_that_cannot_be_worked_out_raises(change):
+    family = WithPhi3() if change == "fused" else LLAVA
+    model = family.model()
+    if change == "scaled":
+        model.get_decoder().config.rope_parameters["llama_4_scaling_beta"] = 0.1
+    if change == "soft caps":
+        for layer in model.get_decoder().layers:
+            layer.self_attn.attn_logit_softcapping = 30.0
+    refused = pytest.raises(vitcop.UnsupportedModelError, match="rows cannot be worked out")
+    with torch.no_grad(), vitcop.prune(model, vitcop.FastV(0.5)), refused:
+        model(**batch([ONE_IMAGE]))
+    with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(0.5)):
+        model(**batch([ONE_IMAGE]))
 
 
 def test_no_attention_before_the_first_layer():

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from .models import FAMILIES, Grids, ModelFamily, Observation
     from .pipeline import Pipeline, Stage
     from .plan import Plan, Planner
-    from .pruner import Description, EncoderSignal, Pruner, ScorePruner, Selector
+    from .pruner import Description, Pruner, ScorePruner, Selector
     from .report import Report, StageReport
-    from .tokens import Selection, VisualTokens
+    from .tokens import EncoderSignal, Selection, VisualTokens
 
 __version__ = "0.1.0"
 
@@ -121,10 +121,10 @@ _HOMES = {
     ),
     "models": ("FAMILIES", "Grids", "ModelFamily", "Observation"),
     "pipeline": ("Pipeline", "Stage"),
-    "pruner": ("Description", "EncoderSignal", "Pruner", "ScorePruner", "Selector"),
+    "pruner": ("Description", "Pruner", "ScorePruner", "Selector"),
     "plan": ("Plan", "Planner"),
     "report": ("Report", "StageReport"),
-    "tokens": ("Selection", "VisualTokens"),
+    "tokens": ("EncoderSignal", "Selection", "VisualTokens"),
 }
 
 

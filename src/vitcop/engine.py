@@ -81,7 +81,7 @@ class Pruning:
         self._family = family_of(stock)
         if self._family.base is stock:
             raise UnsupportedModelError("Pass the whole model, with its language-model head, not its base model.")
-        self._signals = dict(method.encoder_signals)
+        self._signals = method.encoder_signals
         self._watched = {modality: self._watched_modules(modality) for modality in self._family.modalities}
         self._forward = threading.local()
         self._hooks: list[RemovableHandle | _Wrapper] = []
@@ -129,7 +129,7 @@ class Pruning:
     def _watched_modules(self, modality: str) -> list[nn.Module]:
         """The vision attention whose layer makes the features, and those of the method's signals, in order."""
         main = self._family.observed[modality]
-        depths = [signal.depth for signal in self._signals.values()]
+        depths = [signal.depth for signal in self._signals]
         return [main, *(main if d is None else self._family.encoder_attention(modality, d) for d in depths)]
 
     @property
@@ -242,9 +242,9 @@ class Pruning:
         main, *others = self._watched[modality]
         observation = self._family.observe(modality, call, Watched(main, watched[main]))
         signals = {}
-        for (name, signal), module in zip(self._signals.items(), others, strict=True):
+        for signal, module in zip(self._signals, others, strict=True):
             seen = Watched(module, watched[module], signal.received)
-            signals[name] = self._family.observe(modality, call, seen).patches
+            signals[signal] = self._family.observe(modality, call, seen).patches
         return replace(observation, signals=signals)
 
     def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Call) -> tuple[tuple[Any, ...], Call] | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .cost import StageShape
 from .errors import BudgetError, VitcopError
-from .pruner import EncoderSignal, Positions, Pruner, Selector, check_retention
+from .pruner import Positions, Pruner, Selector, check_retention
 from .schedule import solve
-from .tokens import Selection, VisualTokens
+from .tokens import EncoderSignal, Selection, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ class Pipeline(Pruner):
             raise BudgetError(f"The shares of a Pipeline's stages cannot rise; got {shares}.")
 
     @property
-    def encoder_signals(self) -> Mapping[str, EncoderSignal]:
-        return {name: signal for stage in self.stages for name, signal in stage.selector.encoder_signals.items()}
+    def encoder_signals(self) -> tuple[EncoderSignal, ...]:
+        signals = (signal for stage in self.stages for signal in stage.selector.encoder_signals)
+        return tuple(dict.fromkeys(signals))
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         layers, shares = [stage.layer for stage in self.stages], tuple(stage.share for stage in self.stages)

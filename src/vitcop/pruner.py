@@ -15,7 +15,7 @@ from torch import Tensor
 from .errors import BudgetError, VitcopError, unknown_name
 from .ops.segments import smallest_per_segment
 from .schedule import average_retention, solve
-from .tokens import Selection, TextTokens, VisualTokens
+from .tokens import EncoderSignal, Selection, TextTokens, VisualTokens
 
 if TYPE_CHECKING:
     from .cost import StageShape
@@ -48,19 +48,6 @@ class Description:
     arxiv: str = ""
 
 
-@dataclass(frozen=True)
-class EncoderSignal:
-    """Attention in one layer of the vision encoder, besides `VisualTokens.saliency`.
-
-    Attributes:
-        depth: where the layer stands, as a share of the encoder's depth; None is the layer whose features are used.
-        received: ask for the attention received from all patches, even where there is a [CLS].
-    """
-
-    depth: float | None = None
-    received: bool = False
-
-
 class Selector(ABC):
     """A choice among visual tokens, as one stage makes it. Subclasses are frozen dataclasses."""
 
@@ -72,9 +59,9 @@ class Selector(ABC):
             cls.name = cls.__name__.lower()
 
     @property
-    def encoder_signals(self) -> Mapping[str, EncoderSignal]:
-        """What `select` reads by `VisualTokens.encoder_signal`, by names of its own."""
-        return {}
+    def encoder_signals(self) -> tuple[EncoderSignal, ...]:
+        """What `select` reads by `VisualTokens.encoder_signal`: these layers are watched while images are encoded."""
+        return ()
 
     @abstractmethod
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:

@@ -16,7 +16,7 @@ from .models import ModelFamily, Observation
 from .models.decoder import Rotary, check_rows, layer_keys, layer_queries, rotated
 from .ops.saliency import attention_rows
 from .ops.segments import segment_ids
-from .tokens import Source, TextTokens, VisualTokens
+from .tokens import EncoderSignal, Source, TextTokens, VisualTokens
 
 # Values of the largest temporary of several softmax rows: 64 MiB in float32.
 _BLOCK_VALUES = 2**24
@@ -99,8 +99,8 @@ class StageSource(Source):
             return self._observed(self.observation.keys, rows)
         return self._cached(slots)
 
-    def encoder_signal(self, name: str, rows: Tensor) -> Tensor:
-        return self._observed(self.observation.signal(name), rows)
+    def encoder_signal(self, signal: EncoderSignal, rows: Tensor) -> Tensor:
+        return self._observed(self.observation.signal(signal), rows)
 
     def without_rotary(self, keys: Tensor, slots: Tensor) -> Tensor:
         assert self.previous is not None

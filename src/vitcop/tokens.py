@@ -16,6 +16,23 @@ from .errors import VitcopError
 from .ops.segments import segment_ids, segment_sum, share_out
 
 
+@dataclass(frozen=True)
+class EncoderSignal:
+    """Attention in one layer of the vision encoder.
+
+    Attributes:
+        depth: where the layer stands, as a share of the encoder's depth; None is the layer whose features are used.
+        received: ask for the attention received from all patches, even where there is a [CLS].
+    """
+
+    depth: float | None = None
+    received: bool = False
+
+
+SALIENCY = EncoderSignal()
+"""What is always there: see `VisualTokens.saliency`."""
+
+
 class Source(ABC):
     """The model at one stage, as far as methods may look at it: everything is worked out when it is asked for.
 
@@ -35,7 +52,7 @@ class Source(ABC):
     ) -> Float[Tensor, "visual heads head_dim"]: ...
 
     @abstractmethod
-    def encoder_signal(self, name: str, rows: Int[Tensor, " visual"]) -> Float[Tensor, " visual"]: ...
+    def encoder_signal(self, signal: EncoderSignal, rows: Int[Tensor, " visual"]) -> Float[Tensor, " visual"]: ...
 
     @abstractmethod
     def text(self) -> TextTokens: ...
@@ -52,10 +69,6 @@ class Source(ABC):
 
     @abstractmethod
     def final_norm(self, states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]: ...
-
-
-SALIENCY = "saliency"
-"""Name of the signal that every encoder has."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +151,13 @@ class VisualTokens:
         """
         return self.encoder_signal(SALIENCY)
 
-    def encoder_signal(self, name: str) -> Float[Tensor, " visual"]:
-        """One of the method's `encoder_signals`."""
-        return self.source.encoder_signal(name, self.rows)
+    def encoder_signal(self, signal: EncoderSignal) -> Float[Tensor, " visual"]:
+        """One of the method's `encoder_signals`.
+
+        Raises:
+            VitcopError: the layer was not watched when the images were encoded.
+        """
+        return self.source.encoder_signal(signal, self.rows)
 
     @cached_property
     def text(self) -> TextTokens:

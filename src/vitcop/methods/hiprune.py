@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +10,14 @@ from torch import Tensor
 
 from ..cost import StageShape
 from ..ops.segments import rank_in_segment, segment_sum, smallest_in_segments
-from ..pruner import Description, EncoderSignal, EntrancePruner
-from ..tokens import Selection, VisualTokens
+from ..pruner import Description, EntrancePruner
+from ..tokens import EncoderSignal, Selection, VisualTokens
 
 ANCHORS = 0.1 / 5
 """Anchors, as a share of the tokens kept: with their four neighbours they are a tenth."""
+
+
+RECEIVED, RECEIVED_MIDWAY = EncoderSignal(received=True), EncoderSignal(depth=9 / 24, received=True)
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,14 @@ class HiPrune(EntrancePruner):
     )
     presets = {"paper": {192: {0: 192}, 128: {0: 128}, 64: {0: 64}}}
 
-    @property
-    def encoder_signals(self) -> Mapping[str, EncoderSignal]:
-        return {
-            "received": EncoderSignal(received=True),
-            "received in the middle": EncoderSignal(depth=9 / 24, received=True),
-        }
+    encoder_signals = (RECEIVED, RECEIVED_MIDWAY)
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         quotas, count = tokens.quotas(budget), len(tokens.shapes)
         anchors = torch.tensor([round(ANCHORS * quota) for quota in quotas], device=tokens.index.device)
-        middle = tokens.encoder_signal("received in the middle")
+        middle = tokens.encoder_signal(RECEIVED_MIDWAY)
         anchor = rank_in_segment(-middle, tokens.segments, count) < anchors[tokens.segments]
-        rank = rank_in_segment(-tokens.encoder_signal("received"), tokens.segments, count)
+        rank = rank_in_segment(-tokens.encoder_signal(RECEIVED), tokens.segments, count)
         first = rank - len(rank) * _with_neighbours(tokens, anchor).long()
         return Selection(smallest_in_segments(first, tokens.segments, quotas))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,28 +10,28 @@ from torch import Tensor
 from ..cost import StageShape
 from ..ops.matching import most_similar
 from ..ops.segments import indices_of, rank_in_segment, segment_sum, smallest_per_segment
-from ..pruner import Description, EncoderSignal, Pruner, Selector, check_layer, check_retention
+from ..pruner import Description, Pruner, Selector, check_layer, check_retention
 from ..schedule import solve
-from ..tokens import Selection, VisualTokens
+from ..tokens import EncoderSignal, Selection, VisualTokens
 
 WINDOW = 6
 """Rows and columns of tokens in a window of the local scan."""
+
+SHALLOW = EncoderSignal(depth=6 / 24)
 
 
 @dataclass(frozen=True)
 class TwoScans(Selector):
     """VScan's first stage: half of the tokens by windows, half globally, and the others merged into them."""
 
-    @property
-    def encoder_signals(self) -> Mapping[str, EncoderSignal]:
-        return {"shallow": EncoderSignal(depth=6 / 24)}
+    encoder_signals = (SHALLOW,)
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         quotas, count = tokens.quotas(budget), len(tokens.shapes)
         locally = torch.tensor([quota // 2 for quota in quotas], device=tokens.index.device)
         window, windows = _windows(tokens)
         shares = _share_among_windows(locally, window, tokens.segments, windows)
-        local = rank_in_segment(-tokens.encoder_signal("shallow"), window, windows) < shares[window]
+        local = rank_in_segment(-tokens.encoder_signal(SHALLOW), window, windows) < shares[window]
         # Chosen locally first, then the most salient of the others.
         rank = rank_in_segment(-tokens.saliency, tokens.segments, count) - len(local) * local.long()
         allowed = torch.tensor(quotas, device=rank.device)[tokens.segments]
@@ -94,6 +93,7 @@ class VScan(Pruner):
     )
     presets = {"paper": {192: {0: 288, 16: 96}, 128: {0: 192, 16: 64}, 64: {0: 96, 16: 32}}}
     positions = "compact"
+    encoder_signals = (SHALLOW,)
 
     retention: float = 1 / 9
     layer: int | None = None
@@ -101,10 +101,6 @@ class VScan(Pruner):
     def __post_init__(self) -> None:
         check_retention(self.retention)
         check_layer(VScan, self.layer)
-
-    @property
-    def encoder_signals(self) -> Mapping[str, EncoderSignal]:
-        return TwoScans().encoder_signals
 
     @property
     def stages(self) -> tuple[Selector, Selector]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError, VitcopError
-from ..tokens import SALIENCY
+from ..tokens import SALIENCY, EncoderSignal
 from .encoders import Patches, Watched
 from .geometry import Geometry, Size
 from .grids import Grids, Shape, patch_numbers
@@ -31,12 +31,12 @@ class Observation:
     Attributes:
         images: the grids of each image or video.
         patches: keys and saliency as in `VisualTokens`, one row per visual token, image after image.
-        signals: what other layers show of the same tokens, as a method asks for by name.
+        signals: what other layers show of the same tokens, as far as a method asks for them.
     """
 
     images: tuple[Grids, ...]
     patches: Patches
-    signals: dict[str, Patches] = field(default_factory=dict)
+    signals: dict[EncoderSignal, Patches] = field(default_factory=dict)
 
     @property
     def keys(self) -> Float[Tensor, "visual heads head_dim"]:
@@ -48,20 +48,20 @@ class Observation:
         """Of the layer whose features the model uses."""
         return self.signal(SALIENCY)
 
-    def signal(self, name: str) -> Float[Tensor, " visual"]:
+    def signal(self, signal: EncoderSignal) -> Float[Tensor, " visual"]:
         """Attention that each token got.
 
         Raises:
             VitcopError: the signal was not asked for when the images were encoded.
         """
-        if name == SALIENCY:
+        if signal == SALIENCY:
             return self._checked(self.patches).saliency
-        if name not in self.signals:
+        if signal not in self.signals:
             raise VitcopError(
-                f"The encoder was not watched for {name!r}: a method names it in `encoder_signals`, and images are "
+                f"The encoder was not watched for {signal}: a method names it in `encoder_signals`, and images are "
                 "encoded while the model is pruned by that method."
             )
-        return self._checked(self.signals[name]).saliency
+        return self._checked(self.signals[signal]).saliency
 
     def _checked(self, patches: Patches) -> Patches:
         if len(patches.saliency) != sum(self.lengths):
@@ -101,11 +101,11 @@ class Observation:
         if len(parts) == 1:
             return parts[0]
         # What was encoded under another method may lack what this one asks for: then it is missed when it is read.
-        names = set.intersection(*(set(part.signals) for part in parts))
+        common = set.intersection(*(set(part.signals) for part in parts))
         return Observation(
             images=tuple(image for part in parts for image in part.images),
             patches=Patches.concatenate([part.patches for part in parts]),
-            signals={name: Patches.concatenate([part.signals[name] for part in parts]) for name in names},
+            signals={signal: Patches.concatenate([part.signals[signal] for part in parts]) for signal in common},
         )
 
     def take(self, spans: Sequence[tuple[int, int]]) -> Observation:
@@ -115,7 +115,7 @@ class Observation:
         return Observation(
             images=tuple(image for first, end in spans for image in self.images[first:end]),
             patches=self.patches.take(rows),
-            signals={name: patches.take(rows) for name, patches in self.signals.items()},
+            signals={signal: patches.take(rows) for signal, patches in self.signals.items()},
         )
 
 
