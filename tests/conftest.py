@@ -1,7 +1,10 @@
 """Settings of the whole suite."""
 
 import hypothesis
+import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 # The models are tiny: more threads only wait for each other, and xdist runs one process per core.
 torch.set_num_threads(1)
@@ -9,3 +12,24 @@ torch.set_num_threads(1)
 # A failure must come back when it is looked for.
 hypothesis.settings.register_profile("fixed", derandomize=True, database=None)
 hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture
+def recorded():
+    """Attention weights of every call, by module, of models built with the attention "recorded"."""
+    weights = {}
+
+    def record(module, query, key, value, attention_mask, scaling, **kwargs):
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(repeats, 1) for states in (key, value))
+        logits = query @ key.mT * scaling
+        if attention_mask is not None:
+            logits = logits + attention_mask
+        weights.setdefault(module, []).append(logits.softmax(-1))
+        return (weights[module][-1] @ value).transpose(1, 2), None
+
+    AttentionInterface.register("recorded", record)
+    AttentionMaskInterface.register("recorded", eager_mask)
+    yield weights
+    AttentionInterface._global_mapping.pop("recorded")
+    AttentionMaskInterface._global_mapping.pop("recorded")

@@ -7,8 +7,6 @@ import pytest
 import torch
 from tiny import FAMILIES
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 import vitcop
 from vitcop.engine import _OBSERVATION
@@ -154,27 +152,6 @@ def test_what_is_observed_is_the_last_attention_before_the_features(name, kind):
                 matters.append(attentions[number])
         hook.remove()
     assert matters[-1] is observed
-
-
-@pytest.fixture
-def recorded():
-    """Attention weights of every call, by module, of models built with the attention "recorded"."""
-    weights = {}
-
-    def record(module, query, key, value, attention_mask, scaling, **kwargs):
-        repeats = query.shape[1] // key.shape[1]
-        key, value = (states.repeat_interleave(repeats, 1) for states in (key, value))
-        logits = query @ key.mT * scaling
-        if attention_mask is not None:
-            logits = logits + attention_mask
-        weights.setdefault(module, []).append(logits.softmax(-1))
-        return (weights[module][-1] @ value).transpose(1, 2), None
-
-    AttentionInterface.register("recorded", record)
-    AttentionMaskInterface.register("recorded", eager_mask)
-    yield weights
-    AttentionInterface._global_mapping.pop("recorded")
-    AttentionMaskInterface._global_mapping.pop("recorded")
 
 
 class Watching(vitcop.Random):

@@ -116,7 +116,9 @@ class SparseVLM(Pruner):
             candidates = int(0.3 * (num_tokens - kept)) + 1
             return candidates, candidates // 10 + 1
 
-        kept = next((k for k in range(budget - 1, 0, -1) if k + recycled(k)[1] <= budget), min(1, budget - 1))
+        if budget == 1:
+            return 1, 0, 0
+        kept = next((k for k in range(budget - 1, 0, -1) if k + recycled(k)[1] <= budget), 1)
         candidates, clusters = recycled(kept)
         return kept, candidates, min(clusters, budget - kept)
 
@@ -127,6 +129,7 @@ def _rating(tokens: VisualTokens) -> Float[Tensor, " text"]:
     pairs = zip(tokens.entered.split(tokens.entered_lengths), text.embeddings.split(text.lengths), strict=True)
     for visual, words in pairs:
         kinship = (visual.float() @ words.float().T).softmax(-1).mean(0)
-        raters = (kinship >= kinship.mean()).float()
+        # Where all are alike, the mean may be rounded to a value above them.
+        raters = (kinship >= kinship.mean().clamp(max=kinship.max())).float()
         weights.append(raters / raters.sum())
     return torch.cat(weights)

@@ -62,7 +62,7 @@ def thin_out(
         padded, real = pad_segments(normalize(features[rows].float(), dim=-1), sizes)
         similarity, alive, left = padded @ padded.mT, real, list(sizes)
         while True:
-            go = [min(step, n - budget[i], max(1, n // 2)) for n, i in zip(left, segments, strict=True)]
+            go = [min(step, n - budget[i], -(-n // 2)) for n, i in zip(left, segments, strict=True)]
             if not any(go):
                 break
             even = (alive.cumsum(1) - 1) % 2 == 0
