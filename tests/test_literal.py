@@ -20,7 +20,7 @@ from transformers import CLIPVisionConfig
 
 import vitcop
 from vitcop.report import StageReport
-from vitcop.tokens import TextTokens, merge_hidden_states
+from vitcop.tokens import SALIENCY, EncoderSignal, TextTokens, merge_hidden_states
 
 HEADS, HEAD_DIM, HIDDEN = 3, 4, 40
 NOT_OF_TOKENS = ("entered", "words", "word_states", "normed_word_states", "word_keys", "asked")
@@ -117,10 +117,10 @@ def tabulate(pictures, layer):
     first = torch.tensor([sum(len(p.shapes) for p in pictures[:i]) for i in range(len(pictures))])
     segments = values["cells"][:, 0] + first.repeat_interleave(torch.tensor(lengths))
     signals = {
-        "saliency": values["saliency"],
-        "shallow": values["shallow"],
-        "received": values["received"],
-        "received in the middle": values["middle"],
+        SALIENCY: values["saliency"],
+        EncoderSignal(6 / 24): values["shallow"],
+        EncoderSignal(received=True): values["received"],
+        EncoderSignal(9 / 24, received=True): values["middle"],
     }
     tokens = table(
         lengths,

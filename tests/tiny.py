@@ -106,4 +106,6 @@ METHODS = (
     }
 )
 MERGING = {"pipeline"} | {name for name, method in vitcop.METHODS.items() if method.described.merges}
+READING_TEXT = {"fastv", "pyramiddrop", "sparsevlm", "dart", "cdpruner", "vscan", "mmtok"}
+"""What these keep of a picture changes with what is said behind it."""
 KEEP_ONLY = {name: method for name, method in METHODS.items() if name not in MERGING}

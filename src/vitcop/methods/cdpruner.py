@@ -26,7 +26,7 @@ class CDPruner(EntrancePruner):
 
     Difference from the authors' code: there, relevance comes from CLIP's text tower, which no checkpoint that
     transformers loads here has. It is the cosine of each projected feature and the mean embedding of the text
-    behind the image, in the language model's own space, as is proposed for encoders without text tower.
+    behind the image, in the language model's own space; its sign is plus, where CLIP's is taken with minus.
 
     Cost: N x N cosines, and as many steps as tokens are kept.
 

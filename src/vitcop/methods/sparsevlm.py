@@ -29,7 +29,7 @@ class SparseVLM(Pruner):
     ICML 2025), in its first version.
 
     1. Raters, once, from what enters the decoder: the softmax over the text tokens behind the image of visual times
-       text embeddings, mean over the visual tokens, is above its mean.
+       text embeddings, mean over the visual tokens, is at least its mean.
     2. After layers 2, 6 and 15 of 32: attention of that layer from the raters, mean over heads and raters. The best
        tokens stay.
     3. Of the others, the best 30 % and one more are clustered, a tenth as many clusters and one more; the mean of

@@ -23,8 +23,8 @@ class VisPruner(EntrancePruner):
     Based on "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs" (arXiv
     2412.01818, ICCV 2025).
 
-    1. Half of the tokens are those to which [CLS] attends most in the layer of the features, or, in encoders without
-       it, those that receive most attention.
+    1. Half of the tokens, the larger one, are those to which [CLS] attends most in the layer of the features, or, in
+       encoders without it, those that receive most attention.
     2. The others are dealt alternately into two sets; the 8 of the first that are most like one of the second go, and
        so on until the other half is left.
 
