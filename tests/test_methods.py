@@ -114,7 +114,7 @@ def test_below_the_floor_names_it():
     with pytest.raises(vitcop.BudgetError, match="at least 2"):
         vitcop.KNorm(layer=1)
     for kind in (vitcop.FastV, vitcop.DART, vitcop.VScan):
-        with pytest.raises(vitcop.BudgetError, match=f"{kind.__name__} looks at the decoder layer before"):
+        with pytest.raises(vitcop.BudgetError, match=f"{kind.__name__} looks at decoder layer 0 or a later one"):
             kind(layer=0)
 
 

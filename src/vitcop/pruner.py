@@ -182,6 +182,30 @@ class EntrancePruner(Pruner):
         return solve(self.name, self.retention, num_tokens, num_layers, [0])
 
 
+@dataclass(frozen=True)
+class LayerPruner(Pruner):
+    """A method that drops once, before a decoder layer, by what the layer before shows.
+
+    Attributes:
+        retention: share of the visual tokens alive, averaged over the decoder layers.
+        layer: the decoder layer before which tokens are dropped; None is 2, or the earliest possible one after that.
+    """
+
+    earliest: ClassVar[int] = 1
+    """The first layer that `layer` may be."""
+
+    retention: float = 1 / 9
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        check_retention(self.retention)
+        check_layer(self, self.layer, self.earliest)
+
+    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
+        layer = max(2, first_layer) if self.layer is None else self.layer
+        return solve(self.name, self.retention, num_tokens, num_layers, [layer])
+
+
 class ScorePruner(Pruner):
     """A method that keeps the tokens of highest score and merges nothing."""
 
@@ -204,12 +228,12 @@ def check_retention(retention: float) -> None:
         raise BudgetError(f"retention is a share of the visual tokens, above 0 and at most 1; got {retention:.4g}.")
 
 
-def check_layer(method: type[Pruner], layer: int | None) -> None:
-    """Raise unless there is a decoder layer before `layer` for the method to look at, if one is given."""
-    if layer is not None and layer < 1:
+def check_layer(method: Pruner, layer: int | None, earliest: int = 1) -> None:
+    """Raise unless a decoder layer that the method can look at stands before `layer`, if one is given."""
+    if layer is not None and layer < earliest:
         raise BudgetError(
-            f"{method.__name__} looks at the decoder layer before the one where it prunes, which is 1 or later; got "
-            f"{layer}."
+            f"{type(method).__name__} looks at decoder layer {earliest - 1} or a later one, so that its layer is at "
+            f"least {earliest}; got {layer}."
         )
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..cost import StageShape
-from ..pruner import Description, Pruner, check_layer, check_retention
-from ..schedule import solve
+from ..pruner import Description, LayerPruner
 from ..tokens import Selection, VisualTokens
 
 PIVOTS = 4
@@ -19,7 +18,7 @@ PIVOTS = 4
 
 
 @dataclass(frozen=True)
-class DART(Pruner):
+class DART(LayerPruner):
     """Keeps a few pivots and the tokens that are least like them, once, before decoder layer `layer`.
 
     Based on "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More" (arXiv
@@ -46,17 +45,6 @@ class DART(Pruner):
         venue="EMNLP", year=2025, arxiv="2502.11494", where="layer 2", signal="unlike pivots of large key norm"
     )
     presets = {"paper": {192: {2: 196}, 128: {2: 132}, 64: {2: 68}}}
-
-    retention: float = 1 / 9
-    layer: int | None = None
-
-    def __post_init__(self) -> None:
-        check_retention(self.retention)
-        check_layer(DART, self.layer)
-
-    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
-        layer = max(2, first_layer) if self.layer is None else self.layer
-        return solve(self.name, self.retention, num_tokens, num_layers, [layer])
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         text = tokens.text

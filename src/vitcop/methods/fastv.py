@@ -8,13 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..cost import StageShape
-from ..pruner import Description, ScorePruner, check_layer, check_retention
-from ..schedule import solve
+from ..pruner import Description, LayerPruner, ScorePruner
 from ..tokens import VisualTokens
 
 
 @dataclass(frozen=True)
-class FastV(ScorePruner):
+class FastV(LayerPruner, ScorePruner):
     """Keeps the tokens to which the last token of the prompt attends most, once, before decoder layer `layer`.
 
     Based on "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
@@ -36,17 +35,6 @@ class FastV(ScorePruner):
         venue="ECCV", year=2024, arxiv="2403.06764", where="layer 2", signal="attention of last token", rows="1 row"
     )
     presets = {"paper": {192: {2: 192}, 128: {2: 128}, 64: {2: 64}}}
-
-    retention: float = 1 / 9
-    layer: int | None = None
-
-    def __post_init__(self) -> None:
-        check_retention(self.retention)
-        check_layer(FastV, self.layer)
-
-    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
-        layer = max(2, first_layer) if self.layer is None else self.layer
-        return solve(self.name, self.retention, num_tokens, num_layers, [layer])
 
     def selection_flops(self, stage: StageShape) -> int:
         return stage.row()

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import BudgetError
 from ..ops.saliency import key_norm
-from ..pruner import Description, ScorePruner, check_retention
-from ..schedule import solve
+from ..pruner import Description, LayerPruner, ScorePruner
 from ..tokens import VisualTokens
 
 
 @dataclass(frozen=True)
-class KNorm(ScorePruner):
+class KNorm(LayerPruner, ScorePruner):
     """Keeps the tokens whose keys have the smallest L2 norm, once, before decoder layer `layer`.
 
     Based on "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression"
@@ -31,18 +29,7 @@ class KNorm(ScorePruner):
     """
 
     described = Description(venue="EMNLP", year=2024, arxiv="2406.11430", where="layer 2", signal="key norms")
-
-    retention: float = 1 / 9
-    layer: int | None = None
-
-    def __post_init__(self) -> None:
-        check_retention(self.retention)
-        if self.layer is not None and self.layer < 2:
-            raise BudgetError(f"KNorm needs keys of layer 1 or later, so its layer is at least 2; got {self.layer}.")
-
-    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
-        layer = max(2, first_layer) if self.layer is None else self.layer
-        return solve(self.name, self.retention, num_tokens, num_layers, [layer])
+    earliest = 2
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
         return -key_norm(tokens.keys)

@@ -47,7 +47,7 @@ class PyramidDrop(ScorePruner):
 
     def __post_init__(self) -> None:
         check_retention(self.retention)
-        check_layer(PyramidDrop, min(self.layers or (1,)))
+        check_layer(self, min(self.layers or (1,)))
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         layers = self.layers or self._cuts(num_layers, max(2, first_layer))

@@ -100,7 +100,7 @@ class VScan(Pruner):
 
     def __post_init__(self) -> None:
         check_retention(self.retention)
-        check_layer(VScan, self.layer)
+        check_layer(self, self.layer)
 
     @property
     def stages(self) -> tuple[Selector, Selector]:
