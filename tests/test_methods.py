@@ -164,6 +164,9 @@ def test_a_pipeline_survives_json_and_refuses_what_it_cannot_do():
         vitcop.Pruner.from_dict(own.to_dict() | {"stages": [{"selector": {"method": "fasvt"}, "layer": 2, "share": 1}]})
     with pytest.raises(vitcop.VitcopError, match="several stages"):
         vitcop.Stage(vitcop.ViTCoP(), 0, 0.5)
+    for selector in (vitcop.KNorm(), vitcop.DART(), vitcop.FastV()):
+        with pytest.raises(vitcop.BudgetError, match="looks at decoder layer"):
+            vitcop.Stage(selector, 0, 0.5)
     with pytest.raises(vitcop.BudgetError, match="cannot rise"):
         vitcop.Pipeline(stages[::-1])
     with pytest.raises(vitcop.VitcopError, match="at least one stage"):

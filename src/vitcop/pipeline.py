@@ -8,7 +8,7 @@ from typing import Any
 
 from .cost import StageShape
 from .errors import BudgetError, VitcopError
-from .pruner import Positions, Pruner, Selector, check_retention
+from .pruner import LayerPruner, Positions, Pruner, Selector, check_layer, check_retention
 from .schedule import solve
 from .tokens import EncoderSignal, Selection, VisualTokens
 
@@ -23,8 +23,10 @@ class Stage:
         layer: the decoder layer before which it runs; 0 is the entrance.
         share: tokens that it leaves, of all, as the pipeline's retention finds it in proportion to the other stages.
 
+    What a selector reads as keys are those of the layer just before, as in `VisualTokens`.
+
     Raises:
-        VitcopError: the method has several different stages.
+        VitcopError: the method has several different stages, or looks at a layer that is not before this one.
     """
 
     selector: Selector
@@ -36,6 +38,8 @@ class Stage:
             raise VitcopError(
                 f"{type(self.selector).__name__} has several stages; take one of its `stages`, or use it alone."
             )
+        if isinstance(self.selector, LayerPruner):
+            check_layer(self.selector, self.layer, self.selector.earliest)
         if not 0 < self.share <= 1:
             raise BudgetError(f"share is a part of the visual tokens, above 0 and at most 1; got {self.share:.4g}.")
 

@@ -48,7 +48,7 @@ class DART(LayerPruner):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         text = tokens.text
-        assert text.keys is not None
+        assert text.keys is not None  # there are none at the entrance, where no DART stands
         visual, words = (normalize(tokens.final_norm(t.hidden_states).float(), dim=-1) for t in (tokens, text))
         images = zip(
             visual.split(tokens.lengths),
