@@ -14,6 +14,7 @@ from transformers import (
     ApertusConfig,
     ArceeConfig,
     NemotronConfig,
+    PhiConfig,
     SiglipVisionConfig,
     Starcoder2Config,
 )
@@ -50,6 +51,7 @@ OTHERS = {
     "apertus": with_decoder(ApertusConfig(**DENSE)),
     "arcee": with_decoder(ArceeConfig(**DENSE)),
     "nemotron": with_decoder(NemotronConfig(**DENSE)),
+    "phi": with_decoder(PhiConfig(**DENSE)),
     "starcoder2": with_decoder(Starcoder2Config(**DENSE, sliding_window=None)),
 }
 

@@ -156,10 +156,10 @@ def test_pictures_are_resized_as_processors_resize_them(name, size):
         (("--tokens", 64, "--flops", 0.2), "--tokens and --flops exclude each other"),
         (("--retention", "1/9", "--kv-mb", 10), "--retention and --kv-mb exclude each other"),
         (("--image", "672"), "width and a height"),
-        (("--image", "0x5"), "at least 1"),
+        (("--image", "0x5"), "from 1 to 100000"),
         (("--frames", 8), "take no videos"),
         (("--method", "vitcp"), "Did you mean 'vitcop'"),
-        (("--text-tokens", -1), "at least 0"),
+        (("--text-tokens", -1), "from 0 to"),
     ],
 )
 def test_refusals_are_one_line(config_file, arguments, message):

@@ -17,11 +17,12 @@ class Reading(ThreeStages):
     """Drops as its base does, before some of its layers, and keeps what it read at every stage."""
 
     until: int = NUM_LAYERS
+    since: int = 0
     read: list = field(default_factory=list)
 
     def budgets(self, num_tokens, num_layers, first_layer=1):
         schedule = super().budgets(num_tokens, num_layers, first_layer)
-        return {layer: count for layer, count in schedule.items() if layer < self.until}
+        return {layer: count for layer, count in schedule.items() if self.since <= layer < self.until}
 
     def select(self, tokens, budget):
         seen = {"tokens": tokens, "text": tokens.text}
@@ -45,34 +46,42 @@ def run(family, attention, method, inputs):
 def text_behind(inputs, tokens, row, image):
     """Prompt columns of the text behind an image, from its first table."""
     ids = inputs["input_ids"]
-    mask = inputs.get("attention_mask", torch.ones_like(ids))
+    mask, column = inputs.get("attention_mask", torch.ones_like(ids)), torch.arange(ids.shape[1])
+    text = mask[row].bool() & (ids[row] != IMAGE) & (ids[row] != VIDEO)
+    for other in range(len(tokens.lengths)):
+        slots = tokens.slots[tokens.images == other]
+        if slots[0] // ids.shape[1] == row:  # breaks between its rows and tiles are no text
+            text &= (column < slots.min() % ids.shape[1]) | (column > slots.max() % ids.shape[1])
     last = (tokens.slots[tokens.images == image] % ids.shape[1]).max()
-    text = mask[row].bool() & (ids[row] != IMAGE) & (ids[row] != VIDEO) & (torch.arange(ids.shape[1]) > last)
-    return text.nonzero()[:, 0]
+    return (text & (column > last)).nonzero()[:, 0]
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("positions", ["keep", "compact"])
+@pytest.mark.parametrize(("positions", "since"), [("keep", 0), ("compact", 0), ("keep", 1)])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_rows_are_the_attention_that_the_decoder_pays(name, positions, padding):
+def test_rows_are_the_attention_that_the_decoder_pays(name, positions, since, padding):
     family = FAMILIES[name]
     inputs = batch(ragged(family), padding, family)
-    read, weights, report = run(family, "eager", Reading(positions), inputs)
-    other, _, _ = run(family, "sdpa", Reading(positions), inputs)
-    for seen, under_sdpa in zip(read[1:], other[1:], strict=True):
+    read, weights, report = run(family, "eager", Reading(positions, since=since), inputs)
+    other, _, _ = run(family, "sdpa", Reading(positions, since=since), inputs)
+    entered, _, _ = run(family, "sdpa", Reading(positions, until=1), inputs)
+    for seen, under_sdpa in zip(read, other, strict=True):
+        if seen["tokens"].layer == 0:
+            continue
         tokens, text = seen["tokens"], seen["text"]
         # A layer about to run has paid none yet: it does in a model that goes on without this stage.
-        _, undropped, _ = run(family, "eager", Reading(positions, until=tokens.layer), inputs)
+        _, undropped, _ = run(family, "eager", Reading(positions, until=tokens.layer, since=since), inputs)
         columns = report.positions_at(tokens.layer - 1)
         slots = tokens.slots % columns.shape[1]
         paid = {False: weights[tokens.layer - 1].mean(1), True: undropped[tokens.layer].mean(1)}
         behind = text.slots.split(text.lengths)
         for image, row in enumerate(report.rows):
             own, asking = tokens.images == image, behind[image] % columns.shape[1]
-            assert torch.equal(columns[row, asking], text_behind(inputs, read[0]["tokens"], row, image))
+            assert torch.equal(columns[row, asking], text_behind(inputs, entered[0]["tokens"], row, image))
             for ahead, attention in paid.items():
                 last, weighted = (rows[own] for rows in seen[ahead])
-                torch.testing.assert_close(last, attention[row, -1, slots[own]], rtol=1e-4, atol=1e-6)
+                end = columns[row].argmax()
+                torch.testing.assert_close(last, attention[row, end, slots[own]], rtol=1e-4, atol=1e-6)
                 expected = seen["weights"][image] @ attention[row][asking][:, slots[own]]
                 torch.testing.assert_close(weighted, expected, rtol=1e-4, atol=1e-6)
                 for rows, same in zip(seen[ahead], under_sdpa[ahead], strict=True):
@@ -121,7 +130,11 @@ class WithPhi3(Llava):
     text = Phi3Config(**DECODER, num_key_value_groups=2)
 
 
-@pytest.mark.parametrize("change", ["fused", "scaled", "soft caps"])
+def doubled(kwargs):
+    return kwargs | {"hidden_states": 2 * kwargs["hidden_states"]}
+
+
+@pytest.mark.parametrize("change", ["fused", "scaled", "soft caps", "other keys"])
 def test_attention_that_cannot_be_worked_out_raises(change):
     family = WithPhi3() if change == "fused" else LLAVA
     model = family.model()
@@ -130,6 +143,11 @@ def test_attention_that_cannot_be_worked_out_raises(change):
     if change == "soft caps":
         for layer in model.get_decoder().layers:
             layer.self_attn.attn_logit_softcapping = 30.0
+    if change == "other keys":  # as of a norm that nobody told us of
+        for layer in model.get_decoder().layers:
+            layer.self_attn.register_forward_pre_hook(
+                lambda module, args, kwargs: (args, doubled(kwargs)), with_kwargs=True
+            )
     refused = pytest.raises(vitcop.UnsupportedModelError, match="rows cannot be worked out")
     with torch.no_grad(), vitcop.prune(model, vitcop.FastV(0.5)), refused:
         model(**batch([ONE_IMAGE]))

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from .models.base import VisionModules
 from .models.geometry import Geometry
 
-UNGATED = ("apertus", "arcee", "nemotron", "starcoder2")
+UNGATED = ("apertus", "arcee", "nemotron", "phi", "starcoder2")
 """`model_type` of decoders whose MLP is two products and no gate."""
 
 
@@ -105,9 +105,14 @@ class StageShape:
     def row(self, queries: int = 1) -> int:
         """Floating point operations of softmax rows in the layer before, whose keys are in the cache.
 
-        With q queries, n tokens in the prompt, hidden width h and query width w: `2 q h w + 2 q n w`.
+        With q queries, n tokens in the prompt, hidden width h and query width w: `2 q h w + 2 q n w`, and `check`.
         """
-        return 2 * queries * self.query_width * (self.hidden + self.prompt)
+        return 2 * queries * self.query_width * (self.hidden + self.prompt) + self.check
+
+    @property
+    def check(self) -> int:
+        """Floating point operations of the key of one token, made again to see that the layer makes it as we do."""
+        return 2 * self.hidden * self.key_width
 
     def row_ahead(self, queries: int = 1) -> int:
         """As `row`, in the decoder layer about to run, whose keys have to be made: `2 n h k` more, k their width."""
@@ -147,11 +152,14 @@ def decoder_widths(config: PretrainedConfig) -> tuple[int, int, int]:
 
 def _mlp_weights(config: PretrainedConfig, layer: int) -> int:
     """Weights of the MLP that each token meets in a layer."""
-    hidden, experts = config.hidden_size, getattr(config, "num_experts", None) or 0
+    hidden = config.hidden_size
+    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
     dense_layers = getattr(config, "mlp_only_layers", None) or ()
     if experts and layer not in dense_layers and (layer + 1) % getattr(config, "decoder_sparse_step", 1) == 0:
         width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
-        return 3 * hidden * config.num_experts_per_tok * width + hidden * experts
+        shared = getattr(config, "shared_expert_intermediate_size", None)  # one that sees all, and its gate
+        always = 3 * hidden * shared + hidden if shared else 0
+        return 3 * hidden * config.num_experts_per_tok * width + hidden * experts + always
     return (2 if config.model_type in UNGATED else 3) * hidden * config.intermediate_size
 
 

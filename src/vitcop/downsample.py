@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from .errors import BudgetError
+from .errors import BudgetError, check_retention
 
 # Image processors take a side of 1 or 3 pixels for the channels.
 SHORTEST_SIDE = 4
@@ -31,6 +31,7 @@ def downsample(picture: Image.Image, processor: Any, retention: float) -> tuple[
     Raises:
         BudgetError: of the smallest picture the processor makes still too many, or as many as of any other.
     """
+    check_retention(retention)
     longest, shortest = max(picture.size), min(picture.size)
 
     def shrunk(side: int) -> Image.Image:
@@ -51,8 +52,8 @@ def downsample(picture: Image.Image, processor: Any, retention: float) -> tuple[
         if least >= total:
             raise BudgetError("Down-sampling saves nothing: the processor makes no fewer tokens of smaller pictures.")
         raise BudgetError(
-            f"Down-sampling cannot reach retention={retention:.4g}: the processor makes {least} tokens of the smallest "
-            f"picture, {least / total:.4g} of what it makes of this one."
+            f"Down-sampling cannot reach retention={retention:.4g}: of the smallest picture the processor makes "
+            f"{least / total:.4g} of the tokens that it makes of this one."
         )
     side = sides[bisect_right(sides, allowed, key=placeholders) - 1]
     return shrunk(side), placeholders(side) / total

@@ -233,9 +233,10 @@ class Pruning:
             return output
         observation = self._observe(modality, call, watched)
         _check_observation(observation, output)
-        setattr(output, _OBSERVATION, observation)
         if isinstance(self._running, Prefill):
             self._running.observations[modality].append(observation)
+        else:
+            setattr(output, _OBSERVATION, observation)
         return output
 
     def _observe(self, modality: str, call: Call, watched: dict[nn.Module, Call]) -> Observation:

@@ -24,3 +24,9 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name).lower(), names, n=1)
     meant = f" Did you mean {close[0]!r}?" if close else ""
     return f"unknown {kind} {name!r}.{meant} Known: {', '.join(names)}."
+
+
+def check_retention(retention: float) -> None:
+    """Raise unless `retention` is a share of tokens that can be kept."""
+    if not 0 < retention <= 1:
+        raise BudgetError(f"retention is a share of the visual tokens, above 0 and at most 1; got {retention:.4g}.")

@@ -38,6 +38,11 @@ class Stage:
             raise VitcopError(
                 f"{type(self.selector).__name__} has several stages; take one of its `stages`, or use it alone."
             )
+        if not isinstance(self.selector, Selector) or not isinstance(self.layer, int) or self.layer < 0:
+            raise VitcopError(
+                f"A stage is a selector, such as KNorm(), and a decoder layer, 0 or later; got {self.selector!r} and "
+                f"{self.layer!r}."
+            )
         if isinstance(self.selector, LayerPruner):
             check_layer(self.selector, self.layer, self.selector.earliest)
         if not 0 < self.share <= 1:

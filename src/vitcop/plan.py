@@ -19,6 +19,7 @@ from .prefill import checked_budgets
 from .pruner import Pruner
 
 TEXT_TOKENS = 64
+LONGEST_SIDE, MOST_FRAMES, MOST_TEXT = 100_000, 10_000, 10_000_000
 _STEPS = 40  # of bisection
 
 
@@ -157,14 +158,14 @@ class Planner:
         """
         if (height is None) != (width is None):
             raise VitcopError("height and width go together; give both, or neither for the usual size.")
-        for name, value, least in (
-            ("height", height, 1),
-            ("width", width, 1),
-            ("frames", frames, 1),
-            ("text_tokens", text_tokens, 0),
+        for name, value, least, most in (
+            ("height", height, 1, LONGEST_SIDE),
+            ("width", width, 1, LONGEST_SIDE),
+            ("frames", frames, 1, MOST_FRAMES),
+            ("text_tokens", text_tokens, 0, MOST_TEXT),
         ):
-            if value is not None and value < least:
-                raise VitcopError(f"{name} has to be at least {least}; got {value}.")
+            if value is not None and not least <= value <= most:
+                raise VitcopError(f"{name} has to be from {least} to {most}; got {value}.")
         kind = known_family(config.model_type)
         if frames is not None and "video" not in kind.modalities:
             raise UnsupportedModelError(
@@ -174,7 +175,13 @@ class Planner:
         with torch.device("meta"):
             family = family_of(AutoModelForImageTextToText.from_config(config))
         usual = family.default_size
-        return Planner(family, Size(height or usual.height, width or usual.width, frames), text_tokens)
+        planner = Planner(family, Size(height or usual.height, width or usual.width, frames), text_tokens)
+        if not planner.geometry.image.num_tokens:
+            raise UnsupportedModelError(
+                f"The processor makes no visual token of {planner.size.width} x {planner.size.height} pixels; give a "
+                "picture that is not as thin."
+            )
+        return planner
 
     @cached_property
     def geometry(self) -> Geometry:

@@ -231,7 +231,8 @@ class Prefill:
             self.checks.append(tokens.allows(selection, budget))
         labels = tokens.labels | selection.labels
         self.stages.append(StageReport.of(tokens, selection, budget, labels.get("cluster")))
-        kept_tokens = replace(tokens, labels=labels).take(selection.keep, budget)
+        # Without its source, which holds activations.
+        kept_tokens = replace(tokens, labels=labels, source=None).take(selection.keep, budget)
         if budget == tokens.lengths:
             self.tokens = kept_tokens
             return hidden_states, None

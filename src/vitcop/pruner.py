@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import BudgetError, VitcopError, unknown_name
+from .errors import BudgetError, VitcopError, check_retention, unknown_name
 from .ops.segments import smallest_per_segment
 from .schedule import average_retention, solve
 from .tokens import EncoderSignal, Selection, TextTokens, VisualTokens
@@ -222,12 +222,6 @@ def preset_retention(schedule: Mapping[int, int]) -> float:
     return average_retention(schedule, LITERATURE_TOKENS, LITERATURE_LAYERS)
 
 
-def check_retention(retention: float) -> None:
-    """Raise unless `retention` is a share of tokens that can be kept."""
-    if not 0 < retention <= 1:
-        raise BudgetError(f"retention is a share of the visual tokens, above 0 and at most 1; got {retention:.4g}.")
-
-
 def check_layer(method: Pruner, layer: int | None, earliest: int = 1) -> None:
     """Raise unless a decoder layer that the method can look at stands before `layer`, if one is given."""
     if layer is not None and layer < earliest:
@@ -249,7 +243,7 @@ def question(tokens: VisualTokens, method: type[Pruner]) -> TextTokens:
 
 def _made(settings: dict[str, Any], kinds: Mapping[str, Any]) -> Any:
     """The selector that `to_dict` described, of one of some kinds, by name."""
-    from .methods import SELECTORS
+    from .methods import METHODS, STAGES
     from .pipeline import Pipeline, Stage
 
     name, values = settings.get("method"), {k: v for k, v in settings.items() if k != "method"}
@@ -262,8 +256,8 @@ def _made(settings: dict[str, Any], kinds: Mapping[str, Any]) -> Any:
             raise VitcopError(unknown_name(f"setting of {name}", value_name, known))
     try:
         if kind is Pipeline:
-            stages = [stage | {"selector": _made(stage["selector"], SELECTORS)} for stage in values["stages"]]
+            stages = [stage | {"selector": _made(stage["selector"], METHODS | STAGES)} for stage in values["stages"]]
             values["stages"] = tuple(Stage(**stage) for stage in stages)
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise VitcopError(f"A setting of {name} is missing or of the wrong type: {error}.") from error

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from .cost import kv_cache_bytes, prefill_flops
+from .figures import figure
 from .layout import Layout
 from .models.grids import Grids
 from .tokens import Selection, VisualTokens
@@ -191,8 +192,8 @@ class Report:
         (dense_flops, flops), (dense_bytes, held) = self.prefill_flops, self.kv_cache_bytes
         return (
             f"{self.method}: {retention:.1%} of {sum(self.image_lengths)} visual tokens on average; decoder prefill "
-            f"{flops / 1e9:.4g} of {dense_flops / 1e9:.4g} GFLOP ({flops / dense_flops:.1%}), KV cache "
-            f"{held / 1e6:.4g} of {dense_bytes / 1e6:.4g} MB ({held / dense_bytes:.1%})"
+            f"{figure(flops / 1e9)} of {figure(dense_flops / 1e9)} GFLOP ({flops / dense_flops:.1%}), KV cache "
+            f"{figure(held / 1e6)} of {figure(dense_bytes / 1e6)} MB ({held / dense_bytes:.1%})"
         )
 
     def __str__(self) -> str:

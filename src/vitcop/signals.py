@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import VitcopError
 from .layout import Layout, gather_slots
 from .models import ModelFamily, Observation
-from .models.decoder import Rotary, check_rows, layer_keys, layer_queries, rotated
+from .models.decoder import Rotary, check_rows, layer_keys, layer_queries, refuse_rows, rotated
 from .ops.saliency import attention_rows
 from .ops.segments import segment_ids
 from .tokens import EncoderSignal, Source, TextTokens, VisualTokens
@@ -43,11 +43,16 @@ class Prompts:
     @cached_property
     def text(self) -> tuple[tuple[int, ...], Int[Tensor, " text"]]:
         """How many text tokens stand behind each image, and their places in the flattened prompts."""
-        width, device = self.is_text.shape[1], self.visual.device
-        last = torch.full((len(self.lengths),), -1, device=device)
-        last = last.scatter_reduce(0, segment_ids(self.lengths, device), self.visual % width, "amax")
-        rows = torch.tensor(self.rows, device=device)
-        behind = self.is_text.to(device)[rows] & (torch.arange(width, device=device) > last[:, None])
+        (batch, width), device = self.is_text.shape, self.visual.device
+        image, visual = segment_ids(self.lengths, device), self.visual % width
+        first = torch.full((len(self.lengths),), width, device=device).scatter_reduce(0, image, visual, "amin")
+        last = torch.full((len(self.lengths),), -1, device=device).scatter_reduce(0, image, visual, "amax")
+        rows, column = torch.tensor(self.rows, device=device), torch.arange(width, device=device)
+        # What a processor writes between the tokens of an image (row breaks, tile markers) is part of it.
+        inside = (column >= first[:, None]) & (column <= last[:, None])
+        inside = torch.zeros(batch, width, device=device).index_add(0, rows, inside.float()) > 0
+        text = self.is_text.to(device) & ~inside
+        behind = text[rows] & (column > last[:, None])
         image, column = behind.nonzero(as_tuple=True)
         return tuple(behind.sum(1).tolist()), rows[image] * width + column
 
@@ -103,13 +108,13 @@ class StageSource(Source):
         return self._observed(self.observation.signal(signal), rows)
 
     def without_rotary(self, keys: Tensor, slots: Tensor) -> Tensor:
-        assert self.previous is not None
+        assert self.previous is not None and self._known
         cos, sin = (part.expand(len(self.states), -1, -1).flatten(0, 1)[slots] for part in self.previous.rotary)
         # Turned by the opposite angles.
         return rotated(self.family.layers[self.previous.layer], keys[None].transpose(1, 2), (cos[None], -sin[None]))[0]
 
     def final_norm(self, states: Tensor) -> Tensor:
-        return self.family.decoder.norm(states)
+        return self.family.decoder.norm(states).to(states.device)
 
     def text(self) -> TextTokens:
         lengths, places = self.prompts.text
@@ -127,16 +132,35 @@ class StageSource(Source):
             raise VitcopError(
                 "There is no attention before decoder layer 0, where this stage stands; prune before a later layer."
             )
+        assert self._known
         got = self.ahead if ahead else self.previous
-        module = self.family.layers[got.layer]
-        check_rows(module, self.family.decoder.config)
         keys = self.cached_keys
         if ahead:
+            module = self.family.layers[got.layer]
+            check_rows(module, self.family.decoder.config)
             keys = layer_keys(module, got.hidden_states, got.rotary).transpose(1, 2)
         if weights is None:
-            last = torch.full_like(self.layout.columns[:, :1], self.layout.width - 1)
-            return self._rows(got, keys, last)[:, 0].flatten()[tokens.slots]
+            return self._rows(got, keys, self._last)[:, 0].flatten()[tokens.slots]
         return self._weighted(got, keys, tokens, weights)
+
+    @property
+    def _last(self) -> Int[Tensor, "batch 1"]:
+        """Slot of the last token of each row, behind which there may be padding until something is dropped."""
+        alive = self.layout.alive.to(self.states.device)
+        return (alive * torch.arange(self.layout.width, device=alive.device)).amax(1, keepdim=True)
+
+    @cached_property
+    def _known(self) -> bool:
+        """Raise unless the layer before makes the keys that we would make of what it got."""
+        assert self.previous is not None and self.cached_keys is not None
+        module, last = self.family.layers[self.previous.layer], self._last
+        check_rows(module, self.family.decoder.config)
+        cos, sin = (gather_slots(part, last, -2) for part in self.previous.rotary)
+        made = layer_keys(module, gather_slots(self.previous.hidden_states, last, -2), (cos, sin))[:, 0].float()
+        held = self.cached_keys[torch.arange(len(last), device=last.device), :, last[:, 0]].float()
+        if not (made - held).norm() <= 0.1 * held.norm():  # rounding of half precision is far below
+            refuse_rows(self.family.decoder.config)
+        return True
 
     def _weighted(self, got: LayerInput, keys: Tensor, tokens: VisualTokens, weights: Tensor) -> Tensor:
         """Attention from the text behind each image, image by image, so that no row of one is padded for another."""

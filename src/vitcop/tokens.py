@@ -89,8 +89,8 @@ class VisualTokens:
         segment_shapes: rows and columns, in tokens, of each grid of each image.
         segment_sizes: visual tokens that each grid of each image had before pruning; less than its rows times
             its columns where padding was cut away.
-        source: the model at this stage.
         rows, slots: where `source` has each token.
+        source: the model at this stage; None once it is over.
         labels: what earlier stages wrote about each token, e.g. its cluster.
         key_cutoff: density cutoff that suits the keys of this vision encoder, None if it is not known.
         normalised_keys: whether the decoder normalises its keys (QK-norm), which takes most of the meaning
@@ -105,9 +105,9 @@ class VisualTokens:
     segments: Int[Tensor, " visual"]
     segment_shapes: tuple[tuple[tuple[int, int], ...], ...]
     segment_sizes: tuple[tuple[int, ...], ...]
-    source: Source
     rows: Int[Tensor, " visual"]
     slots: Int[Tensor, " visual"]
+    source: Source | None = None
     labels: dict[str, Shaped[Tensor, " visual"]] = field(default_factory=dict)
     key_cutoff: float | None = None
     normalised_keys: bool = False
@@ -117,15 +117,21 @@ class VisualTokens:
         """The image of each row, counted over the whole batch."""
         return segment_ids(self.lengths, self.index.device)
 
+    @property
+    def _model(self) -> Source:
+        if self.source is None:
+            raise VitcopError("This stage is over: read what is needed of its table while `select` runs.")
+        return self.source
+
     @cached_property
     def hidden_states(self) -> Float[Tensor, "visual hidden"]:
         """What enters `layer`."""
-        return self.source.hidden_states(self.slots)
+        return self._model.hidden_states(self.slots)
 
     @cached_property
     def embeddings(self) -> Float[Tensor, "visual hidden"]:
         """What the projector made of each token, as it came to the decoder."""
-        return self.source.embeddings(self.rows)
+        return self._model.embeddings(self.rows)
 
     @property
     def entered_lengths(self) -> tuple[int, ...]:
@@ -135,14 +141,14 @@ class VisualTokens:
     @property
     def entered(self) -> Float[Tensor, "entered hidden"]:
         """`embeddings` of all visual tokens that came to the decoder, dropped ones included."""
-        return self.source.embeddings(torch.arange(sum(self.entered_lengths), device=self.rows.device))
+        return self._model.embeddings(torch.arange(sum(self.entered_lengths), device=self.rows.device))
 
     @cached_property
     def keys(self) -> Float[Tensor, "visual heads head_dim"]:
         """Keys of the layer just before: of the vision encoder at layer 0 (as its key projection gives them), later
         of decoder layer `layer - 1` (as they are in the KV cache).
         """
-        return self.source.keys(self.rows, self.slots)
+        return self._model.keys(self.rows, self.slots)
 
     @property
     def saliency(self) -> Float[Tensor, " visual"]:
@@ -157,12 +163,12 @@ class VisualTokens:
         Raises:
             VitcopError: the layer was not watched when the images were encoded.
         """
-        return self.source.encoder_signal(signal, self.rows)
+        return self._model.encoder_signal(signal, self.rows)
 
     @cached_property
     def text(self) -> TextTokens:
         """The text tokens behind each image. How many there are is read from the device."""
-        return self.source.text()
+        return self._model.text()
 
     def attention(
         self, weights: Float[Tensor, " text"] | None = None, *, ahead: bool = False
@@ -180,7 +186,7 @@ class VisualTokens:
             VitcopError: at the entrance, before which there is no attention.
             UnsupportedModelError: the decoder's attention is of a kind whose rows cannot be worked out.
         """
-        return self.source.attention(self, weights, ahead)
+        return self._model.attention(self, weights, ahead)
 
     def without_rotary(
         self, keys: Float[Tensor, "tokens heads head_dim"], slots: Int[Tensor, " tokens"]
@@ -189,11 +195,11 @@ class VisualTokens:
 
         What depends on single channels, as an L1 norm, else depends on how much padding stands before a prompt.
         """
-        return self.source.without_rotary(keys, slots)
+        return self._model.without_rotary(keys, slots)
 
     def final_norm(self, states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:
         """Hidden states after the norm that stands behind the decoder's last layer."""
-        return self.source.final_norm(states)
+        return self._model.final_norm(states)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -301,8 +307,9 @@ class VisualTokens:
 class TextTokens:
     """The text tokens behind each image: one row per token, image after image.
 
-    Separators are no text here. Where a prompt has several images, the text behind the last of them is behind
-    each of them, and has a row for each.
+    Separators are no text, nor is what stands between the tokens of an image; markers behind its last token are.
+    Where a prompt has several images, the text behind the last of them is behind each of them, and has a row for
+    each.
 
     Attributes:
         lengths: rows per image.

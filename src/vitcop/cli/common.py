@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,9 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import builtin
-from ..errors import VitcopError
+from ..errors import VitcopError, unknown_name
 from ..overlay import as_seen, tiles_as_seen
 from ..video import Clip, middles, read_clip
+
+if TYPE_CHECKING:
+    from ..pruner import Pruner
 
 FRAMES = 16
 MAX_NEW_TOKENS = 64
@@ -73,6 +76,20 @@ def read_share(text: str) -> float:
         return float(Fraction(text))
     except (ValueError, ArithmeticError) as error:
         raise VitcopError(f"--retention is a fraction such as 1/9 or a number such as 0.2; got {text!r}.") from error
+
+
+def make_method(name: str, retention: float) -> Pruner:
+    """The method that an option names.
+
+    Raises:
+        VitcopError: there is none.
+    """
+    from ..methods import METHODS
+    from ..pruner import Pruner
+
+    if name not in METHODS:
+        raise VitcopError(unknown_name("method", name, METHODS))
+    return Pruner.from_dict({"method": name, "retention": retention})
 
 
 def read_subject(image: Path | None, video: Path | None, frames: int | None) -> Subject:
@@ -237,7 +254,7 @@ def loading_errors(name: str) -> Iterator[None]:
     except Exception as error:  # of any of several libraries, which have no base class in common
         if isinstance(error, ImportError) and "torchvision" in str(error).lower():
             raise VitcopError(f"The processor of {name!r} needs torchvision: pip install torchvision") from error
-        where = "" if Path(name).is_dir() else "there is no such folder, and the hub gave: "
+        where = "" if Path(name).exists() else "there is no such folder, and the hub gave: "
         reason = str(error).strip().partition("\n")[0]
         raise VitcopError(f"Cannot load the model {name!r}: {where}{reason}") from error
 

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from .. import builtin
 from ..downsample import downsample
-from ..errors import BudgetError, VitcopError, unknown_name
+from ..errors import BudgetError, VitcopError, check_retention, unknown_name
+from ..figures import figure
 from ..sheet import Entry, contact_sheet
 from ..video import Clip
 from .common import (
@@ -69,8 +70,6 @@ def compare(
             check_can_write("--sheet", sheet, source)
         with progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
-            from ..pruner import check_retention
-
             check_retention(share)
             names = _read_methods(methods)
             chat = Chat.about(subject, question, *load(model, modality_of(subject)))
@@ -125,7 +124,11 @@ def _read_methods(text: str) -> list[str]:
     """What `--methods` says: names, or all of them."""
     from ..methods import METHODS
 
-    names = list(METHODS) if text == ALL else [name.strip() for name in text.split(",")]
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise VitcopError(f"--methods names at least one method, or {ALL!r}; got {text!r}.")
+    if ALL in names:
+        names = [name for name in names if name not in METHODS and name != ALL] + list(METHODS)
     for name in names:
         if name not in METHODS:
             raise VitcopError(unknown_name("method", name, [*METHODS, ALL]))
@@ -176,8 +179,8 @@ def _downsampled(subject: Subject, chat: Chat, share: float) -> Image.Image:
 def _table(rows: Sequence[_Outcome | _Refusal]) -> Table:
     """One row for each method; those without an answer say why."""
     caption = (
-        "Average: visual tokens alive, over all decoder layers. Prefill and KV cache: of the prompt in the decoder; "
-        "the vision encoder, which only down-sampling makes cheaper, is not counted."
+        "Average: visual tokens alive, over all decoder layers. Prefill and KV cache: of the prompt in the decoder; the "
+        "vision encoder, which only down-sampling makes cheaper, and the selection are not counted: see vitcop plan."
     )
     table = Table(caption=caption, caption_justify="left")
     table.add_column("", no_wrap=True)
@@ -191,7 +194,7 @@ def _table(rows: Sequence[_Outcome | _Refusal]) -> Table:
             table.add_row(row.name, "-", "-", "-", Text(row.reason, style="italic"))
         else:
             (_, flops), (_, size) = row.report.prefill_flops, row.report.kv_cache_bytes
-            figures = f"{row.average:.1%}", f"{flops / 1e9:,.4g}", f"{size / 1e6:,.4g}"
+            figures = f"{row.average:.1%}", figure(flops / 1e9), figure(size / 1e6)
             table.add_row(row.name, *figures, Text(row.answer))
         if row.name == DENSE:
             table.add_section()

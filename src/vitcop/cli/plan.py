@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import VitcopError
-from .common import loading_errors, one_line_errors, read_share
+from ..figures import figure
+from .common import loading_errors, make_method, one_line_errors, read_share
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -45,12 +47,11 @@ def plan(
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise VitcopError(f"{' and '.join(named)} exclude each other; give one of them.")
-        share = read_share(retention or RETENTION)
+        share = read_share(RETENTION if retention is None else retention)
         width, height = (None, None) if image is None else _read_size(image)
         from ..plan import Planner
-        from ..pruner import Pruner
 
-        pruner = Pruner.from_dict({"method": method, "retention": share})
+        pruner = make_method(method, share)
         config = _read_config(model)
         planner = Planner.of(config, height=height, width=width, frames=frames, text_tokens=text_tokens)
         if tokens is not None:
@@ -79,8 +80,8 @@ def _read_config(name: str) -> Any:
         return transformers.AutoConfig.from_pretrained(name)
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _counted(count: int, noun: str, plural: str | None = None) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or f'{noun}s'}"
 
 
 def _table(plan: Plan) -> Table:
@@ -88,9 +89,13 @@ def _table(plan: Plan) -> Table:
     size, geometry, total = plan.size, plan.geometry, plan.geometry.image.num_tokens
     video = "" if size.frames is None else f"{size.frames} frames of "
     others = plan.prompt_tokens - total - plan.text_tokens
+    rows, columns = max(geometry.image.shapes, key=math.prod)
     caption = (
-        f"Assumed: one prompt with {video}{size.width} x {size.height} pixels, which the processor's defaults turn "
-        f"into {_counted(len(geometry.image.shapes), 'grid')} and {_counted(others, 'separator')}, and with "
+        f"Assumed: one prompt with {video}{size.width} x {size.height} pixels, which become "
+        f"{_counted(len(geometry.image.shapes), 'grid')}, the largest of {rows} x {columns} visual tokens, by the "
+        "default settings of the processor's class: those of the checkpoint may differ, and the numbers with them. "
+        "Besides, "
+        f"{_counted(others, 'separator or marker', 'separators and markers')} and "
         f"{_counted(plan.text_tokens, 'text token')} (--text-tokens). FLOPs of matrix products; see docs/costs.md."
     )
     table = Table(caption=caption, caption_justify="left")
@@ -113,8 +118,8 @@ def _table(plan: Plan) -> Table:
     ]
     for name, before, after in parts:
         share = f"{after / before:.1%}" if before else f"{after / dense.total:.2%} of all"
-        table.add_row(name, *(f"{value / 1e9:,.4g} GFLOP" for value in (before, after)), share)
+        table.add_row(name, *(f"{figure(value / 1e9)} GFLOP" for value in (before, after)), share)
     table.add_section()
-    held = (f"{value / 1e6:,.4g} MB" for value in (plan.dense_kv_bytes, plan.kv_bytes))
+    held = (f"{figure(value / 1e6)} MB" for value in (plan.dense_kv_bytes, plan.kv_bytes))
     table.add_row(f"KV cache, {plan.bytes_per_value} bytes a value", *held, f"{plan.kv_share:.1%}")
     return table

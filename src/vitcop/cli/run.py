@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import builtin
+from ..figures import figure
 from ..overlay import overlay as draw_overlay
 from .common import (
     Chat,
@@ -27,6 +28,7 @@ from .common import (
     VideoOption,
     check_can_write,
     load,
+    make_method,
     modality_of,
     one_line_errors,
     pictures_of_grids,
@@ -67,9 +69,8 @@ def run(
         with progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
             from .. import prune
-            from ..pruner import Pruner
 
-            pruner = Pruner.from_dict({"method": method, "retention": share})
+            pruner = make_method(method, share)
             chat = Chat.about(subject, question, *load(model, modality_of(subject)))
             progress.remove_task(loading)
             with prune(chat.model, pruner) as pruning:
@@ -136,6 +137,6 @@ def _table(report: Report, answers: tuple[str, str], seconds: tuple[float, float
         table.add_row(f"visual tokens, layers {first}-{layer - 1}", str(total), str(alive))
     table.add_row("average retention", "100.0%", f"{report.average_retention():.1%}")
     table.add_section()
-    table.add_row("decoder prefill", *(f"{flops / 1e9:,.4g} GFLOP" for flops in report.prefill_flops))
+    table.add_row("decoder prefill", *(f"{figure(flops / 1e9)} GFLOP" for flops in report.prefill_flops))
     table.add_row("KV cache of the prompt", *(f"{size:,} bytes" for size in report.kv_cache_bytes))
     return table

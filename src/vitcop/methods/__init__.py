@@ -18,7 +18,7 @@ from .uniformgrid import UniformGrid
 from .visionzip import VisionZip
 from .vispruner import VisPruner
 from .vitcop import MergeClusters, SalientClusters, SmallestKeyNorms, ViTCoP
-from .vscan import LastTokenAttention, TwoScans, VScan
+from .vscan import TwoScans, VScan
 
 METHODS: dict[str, type[Pruner]] = {
     method.name: method
@@ -42,9 +42,9 @@ METHODS: dict[str, type[Pruner]] = {
     )
 }
 
-SELECTORS: dict[str, type[Selector]] = METHODS | {
-    stage.name: stage for stage in (SalientClusters, MergeClusters, SmallestKeyNorms, TwoScans, LastTokenAttention)
+STAGES: dict[str, type[Selector]] = {
+    stage.name: stage for stage in (SalientClusters, MergeClusters, SmallestKeyNorms, TwoScans)
 }
-"""What a stage of a `Pipeline` can be: methods of one kind of choice, and the stages of the others."""
+"""Stages of methods that have several, for a `Pipeline`."""
 
-__all__ = ["METHODS", "SELECTORS", *(selector.__name__ for selector in SELECTORS.values())]
+__all__ = ["METHODS", "STAGES", *(selector.__name__ for selector in (METHODS | STAGES).values())]

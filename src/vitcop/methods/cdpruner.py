@@ -15,6 +15,9 @@ from ..ops.segments import pad_segments
 from ..pruner import Description, EntrancePruner, question
 from ..tokens import Selection, VisualTokens
 
+ROUNDING = 1e-6
+"""Cosines that differ by less are the same."""
+
 
 @dataclass(frozen=True)
 class CDPruner(EntrancePruner):
@@ -47,7 +50,7 @@ class CDPruner(EntrancePruner):
             kernel = relevance[:, :, None] * (features @ features.mT) * relevance[:, None]
             return most_probable(kernel, real, steps)
 
-        return Selection(keep_greedily(tokens.hidden_states, tokens.lengths, budget, pick))
+        return Selection(keep_greedily(tokens.embeddings, tokens.lengths, budget, pick))
 
     def selection_flops(self, stage: StageShape) -> int:
         """`2 (n^2 + n) h` for the cosines of n tokens, and `n k (k - 1)` for the factor of the k that stay."""
@@ -66,4 +69,4 @@ def _stretched(relevance: Float[Tensor, "images rows"], real: Tensor) -> Float[T
     """From 0 to 1 in each image; 1 where all is equally relevant."""
     low = relevance.masked_fill(~real, torch.inf).amin(-1, keepdim=True)
     high = relevance.masked_fill(~real, -torch.inf).amax(-1, keepdim=True)
-    return torch.where(high > low, (relevance - low) / (high - low), 1.0)
+    return torch.where(high - low > ROUNDING, (relevance - low) / (high - low), 1.0)

@@ -65,9 +65,9 @@ class DART(LayerPruner):
         return Selection(torch.cat(keep))
 
     def selection_flops(self, stage: StageShape) -> int:
-        """`2 p n h` for the cosines of p pivots to n tokens."""
+        """`2 p n h` for the cosines of p pivots to n tokens, and the check of what is turned back."""
         pivots = min(PIVOTS, stage.after) + min(PIVOTS, stage.text)
-        return 2 * pivots * stage.before * stage.hidden
+        return 2 * pivots * stage.before * stage.hidden + stage.check
 
 
 def _l1_norm(keys: Float[Tensor, "tokens heads head_dim"]) -> Float[Tensor, " tokens"]:

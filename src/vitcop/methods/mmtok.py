@@ -66,7 +66,7 @@ class MMTok(EntrancePruner):
             )
             return best_cover(torch.cat(covers, 1), real, steps)
 
-        return Selection(keep_greedily(tokens.hidden_states, tokens.lengths, budget, pick))
+        return Selection(keep_greedily(tokens.embeddings, tokens.lengths, budget, pick))
 
     def selection_flops(self, stage: StageShape) -> int:
         """`2 n (n + t) h` for the cosines of n tokens to each other and to t of the text."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ..cost import StageShape
+from ..errors import BudgetError
 from ..pruner import Description, ScorePruner, check_layer, check_retention
 from ..schedule import average_retention, solve
 from ..tokens import VisualTokens
@@ -43,14 +45,19 @@ class PyramidDrop(ScorePruner):
     presets = {"paper": {270: {8: 288, 16: 144, 24: 72}}}
 
     retention: float = 1 / 9
-    layers: tuple[int, int, int] | None = None
+    layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         check_retention(self.retention)
-        check_layer(self, min(self.layers or (1,)))
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            if len(self.layers) != len(SHARES):
+                raise BudgetError(f"PyramidDrop cuts before {len(SHARES)} layers; got {self.layers}.")
+            check_layer(self, min(self.layers))
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
-        layers = self.layers or self._cuts(num_layers, max(2, first_layer))
+        # In a decoder of so few layers that three cuts need it, the first one is earlier.
+        layers = self.layers or self._cuts(num_layers, max(first_layer, min(2, num_layers - 3)))
         return solve(self.name, self.retention, num_tokens, num_layers, layers, [SHARES])
 
     def _cuts(self, num_layers: int, earliest: int) -> tuple[int, int, int]:

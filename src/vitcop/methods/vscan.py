@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ..cost import StageShape
 from ..ops.matching import most_similar
-from ..ops.segments import indices_of, rank_in_segment, segment_sum, smallest_per_segment
+from ..ops.segments import indices_of, rank_in_segment, segment_sum
 from ..pruner import Description, Pruner, Selector, check_layer, check_retention
 from ..schedule import solve
 from ..tokens import EncoderSignal, Selection, VisualTokens
+from .fastv import FastV
 
 WINDOW = 6
 """Rows and columns of tokens in a window of the local scan."""
@@ -47,17 +48,6 @@ class TwoScans(Selector):
 
 
 @dataclass(frozen=True)
-class LastTokenAttention(Selector):
-    """VScan's second stage: keeps the tokens to which the last token of the prompt attends most."""
-
-    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-        return Selection(smallest_per_segment(-tokens.attention(), tokens.lengths, budget))
-
-    def selection_flops(self, stage: StageShape) -> int:
-        return stage.row()
-
-
-@dataclass(frozen=True)
 class VScan(Pruner):
     """Keeps what is salient in each window and in the whole, merges the rest, and cuts in the middle of the decoder.
 
@@ -68,7 +58,8 @@ class VScan(Pruner):
        in each window of 6 x 6 tokens by itself; the other half are the most salient of all others in the layer of
        the features. Every other token is averaged into the most similar one that stays, by the cosine of projected
        features.
-    2. Before the middle layer, the tokens to which the last token of the prompt attends most stay, a third.
+    2. Before the middle layer, the tokens to which the last token of the prompt attends most stay, a third: `FastV`'s
+       choice.
 
     In encoders without [CLS] saliency is attention received. Tiles and frames share the budget by their sizes.
 
@@ -105,7 +96,7 @@ class VScan(Pruner):
     @property
     def stages(self) -> tuple[Selector, Selector]:
         """The two stages, each of which can be a stage of a `Pipeline` as well."""
-        return TwoScans(), LastTokenAttention()
+        return TwoScans(), FastV()
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         layer = max(first_layer, num_layers // 2) if self.layer is None else self.layer

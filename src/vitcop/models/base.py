@@ -198,7 +198,7 @@ class ModelFamily(ABC):
     def normalises_keys(self) -> bool:
         """Whether the decoder normalises each key (QK-norm), so that key norms say little about a token."""
         attention = self.layers[0].self_attn
-        return hasattr(attention, "k_norm") or hasattr(attention, "k_layernorm")
+        return any(hasattr(attention, name) for name in ("k_norm", "k_layernorm", "key_layernorm"))
 
     def placeholders(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NoReturn
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,18 +16,24 @@ Rotary = tuple[Tensor, Tensor]
 
 
 def check_rows(layer: nn.Module, config: PretrainedConfig) -> None:
-    """Raise unless softmax rows of this decoder's layers can be worked out from outside."""
+    """Raise unless softmax rows of this decoder layer can be worked out from outside."""
     attention: Any = getattr(layer, "self_attn", None)
     parts = ("q_proj", "k_proj", "scaling", "head_dim")
     known = hasattr(layer, "input_layernorm") and all(hasattr(attention, part) for part in parts)
     known = known and hasattr(inspect.getmodule(type(attention)), "apply_rotary_pos_emb")
+    partial_rotary = hasattr(attention, "rotary_ndims") or not getattr(attention, "use_rope", True)
     scales_queries = "llama_4_scaling_beta" in (getattr(config, "rope_parameters", None) or {})
     changes_softmax = getattr(attention, "attn_logit_softcapping", None) or hasattr(attention, "sinks")
-    if not known or scales_queries or changes_softmax:
-        raise UnsupportedModelError(
-            f"The attention of the {config.model_type!r} decoder is not a plain softmax of q_proj and k_proj with "
-            "rotary embeddings, so that its rows cannot be worked out; use a method that needs none, such as ViTCoP."
-        )
+    if not known or partial_rotary or scales_queries or changes_softmax:
+        refuse_rows(config)
+
+
+def refuse_rows(config: PretrainedConfig) -> NoReturn:
+    """Raise for a decoder whose rows cannot be worked out."""
+    raise UnsupportedModelError(
+        f"The attention of the {config.model_type!r} decoder is not a plain softmax of q_proj and k_proj with rotary "
+        "embeddings, so that its rows cannot be worked out; use a method that needs none, such as ViTCoP."
+    )
 
 
 def layer_queries(

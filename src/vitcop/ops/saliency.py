@@ -50,8 +50,8 @@ def attention_rows(
         visible: what each query may see.
         scale: what the layer multiplies its logits with.
     """
-    grouped = queries.transpose(1, 2).unflatten(1, (keys.shape[1], -1))  # (batch, kv_heads, group, rows, head_dim)
-    logits = scale * (grouped @ keys[:, :, None].transpose(-1, -2)).float()
+    grouped = queries.float().transpose(1, 2).unflatten(1, (keys.shape[1], -1))  # (batch, kv_heads, group, rows, d)
+    logits = scale * (grouped @ keys.float()[:, :, None].transpose(-1, -2))
     weights = logits.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1)
     return weights.flatten(1, 2).mean(1)
 
@@ -75,6 +75,8 @@ def attention_received(
     """
     if real is None:
         real = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
+    if queries.dtype == torch.float16:  # whose products overflow before they are scaled
+        queries, keys = queries.float(), keys.float()
     received = torch.empty(len(queries), device=queries.device)
     for rows, segments in by_size(lengths, queries.device):
         sizes = [lengths[i] for i in segments]
