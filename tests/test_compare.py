@@ -112,6 +112,7 @@ def test_a_video_is_compared_but_not_down_sampled(tiny_qwen, tmp_path):
     [
         (["--methods", "vitcop,randon"], "unknown method 'randon'. Did you mean 'random'?"),
         (["--methods", ""], "names at least one method"),
+        (["--methods", "all,foo"], "unknown method 'foo'"),
         (["--retention", "2"], "above 0 and at most 1"),
         (["--retention", "abc"], "'abc'"),
         (["--sheet", "missing/sheet.png"], "--sheet cannot be written: there is no folder missing"),

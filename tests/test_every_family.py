@@ -1,6 +1,8 @@
 """What every family can do besides a forward: generation, later turns, repeated prompts, and leaving no trace."""
 
+import gc
 import re
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
@@ -131,6 +133,20 @@ def test_removing_leaves_the_model_as_it_was(name):
             assert model(**inputs).logits.shape != dense.shape
         assert traces() == before
         assert torch.equal(model(**inputs).logits, dense)
+
+
+@pytest.mark.parametrize("method", ["fastv", "vitcop", "hiprune"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_left_in_hand_does_not_keep_the_model(name, method):
+    """Neither the handle, for its report, nor an output, whether or not the method has read what was observed."""
+    family = FAMILIES[name]
+    model = family.model()
+    with torch.no_grad(), vitcop.prune(model, METHODS[method]) as pruning:
+        output = model(**batch([ONE_IMAGE], family=family))
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None and pruning.report is not None and output.logits is not None
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -10,6 +10,7 @@ from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, ragged
 from transformers import Phi3Config
 
 import vitcop
+from vitcop.ops.saliency import attention_received, attention_rows
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,23 @@ def test_attention_that_cannot_be_worked_out_raises(change):
         model(**batch([ONE_IMAGE]))
     with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(0.5)):
         model(**batch([ONE_IMAGE]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_queries_and_keys_do_not_overflow(dtype):
+    """Fused attention scales before it multiplies; so must we, in a type that ends at 65,504."""
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (100 + torch.randn(9, 2, 64, generator=generator).to(dtype) for _ in range(2))
+    visible = torch.ones(1, 9, 9, dtype=torch.bool)
+
+    def both(queries, keys):
+        rows = attention_rows(queries[None], keys.transpose(0, 1)[None], visible, 0.125)
+        return rows, attention_received(queries, keys, 0.125, (9,))
+
+    for half, full in zip(both(queries, keys), both(queries.float(), keys.float()), strict=True):
+        assert half.isfinite().all()
+        if dtype == torch.float16:
+            torch.testing.assert_close(half, full)
 
 
 def test_no_attention_before_the_first_layer():

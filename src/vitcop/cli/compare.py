@@ -179,8 +179,8 @@ def _downsampled(subject: Subject, chat: Chat, share: float) -> Image.Image:
 def _table(rows: Sequence[_Outcome | _Refusal]) -> Table:
     """One row for each method; those without an answer say why."""
     caption = (
-        "Average: visual tokens alive, over all decoder layers. Prefill and KV cache: of the prompt in the decoder; the "
-        "vision encoder, which only down-sampling makes cheaper, and the selection are not counted: see vitcop plan."
+        "Average: visual tokens alive, over all decoder layers. Prefill and KV cache: of the prompt in the decoder. "
+        "The vision encoder, which only down-sampling makes cheaper, and the selection are not in it: see vitcop plan."
     )
     table = Table(caption=caption, caption_justify="left")
     table.add_column("", no_wrap=True)
