@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny import FAMILIES, GREEDY, LLAVA, METHODS, ONE_IMAGE, Prompt, batch, ragged
+from tiny import FAMILIES, GREEDY, LLAVA, METHODS, ONE_IMAGE, Prompt, assert_same_logits, batch, ragged
 
 import vitcop
 from vitcop.positions import count_positions
@@ -37,7 +37,7 @@ def test_row_equals_row_alone(name, method, padding):
             if not prompt.visuals(family):
                 continue
             alone, _ = decode(model, batch([prompt], family=family))
-            torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-5)
+            assert_same_logits(together[row], alone[0])
             images = [image for image, of_row in enumerate(report.rows) if of_row == row]
             assert len(images) == prompt.images + prompt.videos == len(pruning.report.rows)
             for own, image in enumerate(images):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from families.base import IMAGE, VIDEO
-from tiny import GREEDY, LLAVA, METHODS, ONE_IMAGE, RAGGED, READING_TEXT, Prompt, batch
+from tiny import GREEDY, LLAVA, METHODS, ONE_IMAGE, RAGGED, READING_TEXT, Prompt, assert_same_logits, batch
 from transformers import DynamicCache, TextStreamer
 from transformers.cache_utils import Cache, QuantizedLayer
 
@@ -38,7 +38,7 @@ def test_decoding_equals_a_longer_prompt(method, attention, prompts):
             if "attention_mask" in inputs:
                 ones = torch.ones(len(ids), step, dtype=torch.long)
                 longer["attention_mask"] = torch.cat([inputs["attention_mask"], ones], 1)
-            torch.testing.assert_close(logits, model(**longer).logits[:, -1], rtol=1e-4, atol=1e-5)
+            assert_same_logits(logits, model(**longer).logits[:, -1])
 
 
 @pytest.mark.parametrize("how", ["beams", "several answers"])

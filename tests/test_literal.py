@@ -411,7 +411,7 @@ class Recording:
 
     def _keys(self, layer, module, args, output):
         batched = output.transpose(1, 2) if output.dim() == 4 else output.unflatten(-1, (2, 8))  # KV heads
-        self.keys[layer] = batched
+        self.keys.setdefault(layer, batched)  # some are made again
 
     def _encoder_keys(self, layer, module, args, output):
         heads = output.unflatten(-1, (-1, 4, 8))  # of Qwen queries, keys and values

@@ -23,7 +23,8 @@ class Reading(ThreeStages):
 
     def budgets(self, num_tokens, num_layers, first_layer=1):
         schedule = super().budgets(num_tokens, num_layers, first_layer)
-        return {layer: count for layer, count in schedule.items() if self.since <= layer < self.until}
+        chosen = {layer: count for layer, count in schedule.items() if self.since <= layer < self.until}
+        return chosen or {num_layers - 1: num_tokens - 1}
 
     def select(self, tokens, budget):
         seen = {"tokens": tokens, "text": tokens.text}
