@@ -108,10 +108,10 @@ class StageSource(Source):
         return self._observed(self.observation.signal(signal), rows)
 
     def without_rotary(self, keys: Tensor, slots: Tensor) -> Tensor:
-        assert self.previous is not None and self._known
-        cos, sin = (part.expand(len(self.states), -1, -1).flatten(0, 1)[slots] for part in self.previous.rotary)
+        previous = self._checked_previous
+        cos, sin = (part.expand(len(self.states), -1, -1).flatten(0, 1)[slots] for part in previous.rotary)
         # Turned by the opposite angles.
-        return rotated(self.family.layers[self.previous.layer], keys[None].transpose(1, 2), (cos[None], -sin[None]))[0]
+        return rotated(self.family.layers[previous.layer], keys[None].transpose(1, 2), (cos[None], -sin[None]))[0]
 
     def final_norm(self, states: Tensor) -> Tensor:
         return self.family.decoder.norm(states).to(states.device)
@@ -132,8 +132,8 @@ class StageSource(Source):
             raise VitcopError(
                 "There is no attention before decoder layer 0, where this stage stands; prune before a later layer."
             )
-        assert self._known
-        got = self.ahead if ahead else self.previous
+        previous = self._checked_previous
+        got = self.ahead if ahead else previous
         keys = self.cached_keys
         if ahead:
             module = self.family.layers[got.layer]
@@ -150,8 +150,8 @@ class StageSource(Source):
         return (alive * torch.arange(self.layout.width, device=alive.device)).amax(1, keepdim=True)
 
     @cached_property
-    def _known(self) -> bool:
-        """Raise unless the layer before makes the keys that we would make of what it got."""
+    def _checked_previous(self) -> LayerInput:
+        """What the layer before got, if it made the keys of it that we would make; raise otherwise."""
         assert self.previous is not None and self.cached_keys is not None
         module, last = self.family.layers[self.previous.layer], self._last
         check_rows(module, self.family.decoder.config)
@@ -160,7 +160,7 @@ class StageSource(Source):
         held = self.cached_keys[torch.arange(len(last), device=last.device), :, last[:, 0]].float()
         if not (made - held).norm() <= 0.1 * held.norm():  # rounding of half precision is far below
             refuse_rows(self.family.decoder.config)
-        return True
+        return self.previous
 
     def _weighted(self, got: LayerInput, keys: Tensor, tokens: VisualTokens, weights: Tensor) -> Tensor:
         """Attention from the text behind each image, image by image, so that no row of one is padded for another."""
