@@ -166,7 +166,7 @@ class Prefill:
             source,
             cached_keys=self.cache.last_keys.to(device),
             previous=LayerInput(before.layer, before.hidden_states.to(device), _on(device, before.rotary)),
-            ahead=LayerInput(layer, hidden_states, self._rotary(rotary)),
+            ahead=lambda: LayerInput(layer, hidden_states, self._rotary(rotary)),
         )
 
     def _rotary(self, given: Rotary) -> Rotary:

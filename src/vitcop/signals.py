@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -70,6 +71,11 @@ class LayerInput:
     hidden_states: Float[Tensor, "batch width hidden"]
     rotary: Rotary
 
+    def at(self, slots: Int[Tensor, "batch rows"]) -> LayerInput:
+        """What it got of the tokens in some slots."""
+        cos, sin = (gather_slots(part, slots, -2) for part in self.rotary)
+        return LayerInput(self.layer, gather_slots(self.hidden_states, slots, -2), (cos, sin))
+
 
 @dataclass(frozen=True)
 class StageSource(Source):
@@ -81,7 +87,7 @@ class StageSource(Source):
         layout: which prompt columns `states` and the cache of the layer before hold.
         cached_keys: of the layer before; None at the entrance.
         previous: what the layer before got; None at the entrance.
-        ahead: what the layer about to run would get, if nothing were dropped; None at the entrance.
+        ahead: makes what the layer about to run would get, if nothing were dropped; None at the entrance.
     """
 
     family: ModelFamily
@@ -91,7 +97,7 @@ class StageSource(Source):
     states: Float[Tensor, "batch width hidden"]
     cached_keys: Float[Tensor, "batch kv_heads width head_dim"] | None = None
     previous: LayerInput | None = None
-    ahead: LayerInput | None = None
+    ahead: Callable[[], LayerInput] | None = None
 
     def hidden_states(self, slots: Tensor) -> Tensor:
         return self.states.flatten(0, 1)[slots]
@@ -133,7 +139,7 @@ class StageSource(Source):
                 "There is no attention before decoder layer 0, where this stage stands; prune before a later layer."
             )
         previous = self._checked_previous
-        got = self.ahead if ahead else previous
+        got = self.ahead() if ahead else previous
         keys = self.cached_keys
         if ahead:
             module = self.family.layers[got.layer]
@@ -155,8 +161,8 @@ class StageSource(Source):
         assert self.previous is not None and self.cached_keys is not None
         module, last = self.family.layers[self.previous.layer], self._last
         check_rows(module, self.family.decoder.config)
-        cos, sin = (gather_slots(part, last, -2) for part in self.previous.rotary)
-        made = layer_keys(module, gather_slots(self.previous.hidden_states, last, -2), (cos, sin))[:, 0].float()
+        asked = self.previous.at(last)
+        made = layer_keys(module, asked.hidden_states, asked.rotary)[:, 0].float()
         held = self.cached_keys[torch.arange(len(last), device=last.device), :, last[:, 0]].float()
         if not (made - held).norm() <= 0.1 * held.norm():  # rounding of half precision is far below
             refuse_rows(self.family.decoder.config)
@@ -182,8 +188,8 @@ class StageSource(Source):
     def _rows(self, got: LayerInput, keys: Tensor, slots: Tensor, of: slice = slice(None)) -> Tensor:
         """Attention of the tokens in `slots`, (batch, rows), to all that a layer holds of some rows of the batch."""
         module: Any = self.family.layers[got.layer]
-        cos, sin = (gather_slots(part, slots, -2) for part in got.rotary)
-        queries = layer_queries(module, gather_slots(got.hidden_states, slots, -2), (cos, sin))
+        asking = got.at(slots)
+        queries = layer_queries(module, asking.hidden_states, asking.rotary)
         columns, alive = self.layout.columns[of].to(slots.device), self.layout.alive[of].to(slots.device)
         visible = alive[:, None] & (torch.arange(columns.shape[1], device=slots.device) <= slots[..., None])
         if self.family.layer_kinds[got.layer] == "sliding_attention":

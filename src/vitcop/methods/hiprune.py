@@ -16,7 +16,6 @@ from ..tokens import EncoderSignal, Selection, VisualTokens
 ANCHORS = 0.1 / 5
 """Anchors, as a share of the tokens kept: with their four neighbours they are a tenth."""
 
-
 RECEIVED, RECEIVED_MIDWAY = EncoderSignal(received=True), EncoderSignal(depth=9 / 24, received=True)
 
 

@@ -31,7 +31,7 @@ class TwoScans(Selector):
         quotas, count = tokens.quotas(budget), len(tokens.shapes)
         locally = torch.tensor([quota // 2 for quota in quotas], device=tokens.index.device)
         window, windows = _windows(tokens)
-        shares = _share_among_windows(locally, window, tokens.segments, windows)
+        shares = _share_among_windows(locally, window, windows)
         local = rank_in_segment(-tokens.encoder_signal(SHALLOW), window, windows) < shares[window]
         # Chosen locally first, then the most salient of the others.
         rank = rank_in_segment(-tokens.saliency, tokens.segments, count) - len(local) * local.long()
@@ -116,7 +116,7 @@ def _windows(tokens: VisualTokens) -> tuple[Tensor, int]:
     return (tokens.segments * down + row) * across + column, len(tokens.shapes) * down * across
 
 
-def _share_among_windows(quota: Tensor, window: Tensor, segments: Tensor, windows: int) -> Tensor:
+def _share_among_windows(quota: Tensor, window: Tensor, windows: int) -> Tensor:
     """Tokens that each window keeps of what its grid keeps, in proportion to its size, by the largest remainder."""
     grid_of = torch.arange(windows, device=window.device) // (windows // len(quota))
     size = segment_sum(torch.ones_like(window), window, windows)
