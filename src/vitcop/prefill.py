@@ -68,13 +68,12 @@ class Prefill:
         whole, device = Grids.join(self.images), hidden_states.device
         self.layout = self.layout.to(device)
         self.text_after_images = self.layout.width - 1 - (slots_of_tokens % self.layout.width).max()
-        placeholders = torch.stack(list(self.placeholders.masks.values())).any(0)
         self.prompt_signals = Prompts(
             embeddings=hidden_states,
             visual=slots_of_tokens.to(device),
             lengths=self.lengths,
             rows=self.rows,
-            is_text=self.placeholders.real & ~placeholders,
+            placeholders=self.placeholders,
         )
         self.tokens = VisualTokens(
             layer=0,

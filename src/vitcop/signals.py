@@ -17,6 +17,7 @@ from .models import ModelFamily, Observation
 from .models.decoder import Rotary, check_rows, layer_keys, layer_queries, refuse_rows, rotated
 from .ops.saliency import attention_rows
 from .ops.segments import segment_ids
+from .placement import Placeholders
 from .tokens import EncoderSignal, Source, TextTokens, VisualTokens
 
 # Values of the largest temporary of several softmax rows: 64 MiB in float32.
@@ -32,14 +33,19 @@ class Prompts:
         visual: where the visual tokens stood in the flattened prompts.
         lengths: visual tokens per image.
         rows: the row of the batch in which each image stands.
-        is_text: prompt columns that hold neither a placeholder nor padding.
+        placeholders: where the prompts have placeholders and padding.
     """
 
     embeddings: Float[Tensor, "batch seq hidden"]
     visual: Int[Tensor, " visual"]
     lengths: tuple[int, ...]
     rows: tuple[int, ...]
-    is_text: Bool[Tensor, "batch seq"]
+    placeholders: Placeholders
+
+    @cached_property
+    def is_text(self) -> Bool[Tensor, "batch seq"]:
+        """Prompt columns that hold neither a placeholder nor padding."""
+        return self.placeholders.real & ~torch.stack(list(self.placeholders.masks.values())).any(0)
 
     @cached_property
     def text(self) -> tuple[tuple[int, ...], Int[Tensor, " text"]]:
@@ -199,7 +205,7 @@ class StageSource(Source):
 
     def _slots_of(self, places: Tensor) -> Tensor:
         """Slots of tokens, none of which was dropped, by their places in the flattened prompts."""
-        layout, (batch, width) = self.layout.to(places.device), self.prompts.is_text.shape
+        layout, (batch, width) = self.layout.to(places.device), self.prompts.embeddings.shape[:2]
         row = torch.arange(batch, device=places.device)[:, None]
         held = torch.where(layout.alive, row * width + layout.columns, batch * width).flatten()
         slots = torch.arange(len(held), device=places.device)
