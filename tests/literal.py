@@ -90,8 +90,10 @@ def density_peaks(points, count):
     """Rodriguez and Laio: centres are dense and far from what is denser; all others follow their denser neighbour."""
     tokens = list(points)
     far = {(i, j): math.dist(points[i], points[j]) for i in tokens for j in tokens}
-    pairs = sorted(far[i, j] for i in tokens for j in tokens if i != j)
-    cutoff = pairs[math.floor(0.02 * len(pairs))] if pairs else 1.0
+    others = len(tokens) - 1
+    neighbours = min(others, max(1, round(0.02 * others)))
+    reach = sorted(sorted(far[i, j] for j in tokens)[neighbours] for i in tokens)  # each token is nearest to itself
+    cutoff = reach[others // 2] or 1.0
     density = {i: sum(math.exp(-((far[i, j] / cutoff) ** 2)) for j in tokens) for i in tokens}
     falling = sorted(tokens, key=lambda i: -density[i])
     parent = {

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 import vitcop
-from vitcop.tokens import SALIENCY, EncoderSignal, Source, TextTokens
+from vitcop.tokens import SALIENCY, EncoderSignal, Entrance, Source, TextTokens
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,12 @@ def table(lengths, *, hidden_states=None, keys=None, saliency=None, signals=None
         {SALIENCY: torch.zeros(n) if saliency is None else saliency} | (signals or {}),
         **(source or {}),
     )
-    defaults = {
-        "layer": 0,
-        "stage": 0,
-        "index": torch.cat([torch.arange(length) for length in lengths]),
-        "grid": torch.zeros(n, 2),
+    places = {
         "segments": torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
-        "segment_shapes": tuple(((1, length),) for length in lengths),
-        "segment_sizes": tuple((length,) for length in lengths),
-        "rows": torch.arange(n),
-        "slots": torch.arange(n),
+        "grid": torch.zeros(n, 2),
+        "shapes": tuple(((1, length),) for length in lengths),
+        "sizes": tuple((length,) for length in lengths),
     }
-    return vitcop.VisualTokens(lengths=tuple(lengths), source=columns, **defaults | fields)
+    entrance = Entrance.of(**places | {name: fields.pop(name) for name in places if name in fields}, device=CPU)
+    defaults = {"layer": 0, "stage": 0, "rows": torch.arange(n), "slots": torch.arange(n)}
+    return vitcop.VisualTokens(lengths=tuple(lengths), entrance=entrance, source=columns, **defaults | fields)

@@ -80,14 +80,14 @@ def test_ragged_segments_are_clustered_by_themselves(cutoff):
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_derived_cutoff_is_the_quantile():
-    keys, places = picture(5, 6)
-    distances = torch.pdist(keys).sort().values.repeat_interleave(2)  # of ordered pairs
+def test_half_of_the_tokens_have_two_percent_of_the_others_within_the_derived_cutoff():
+    keys, places = picture(5, 12)
+    reach = torch.cdist(keys, keys).sort().values[:, 3]  # 2 % of 143 others are three
     settings = {"centre_fraction": 0.15, "radius": 0.6}
-    derived = density_peaks(keys, places, (36,), cutoff=None, **settings)
-    given = distances[int(0.02 * 36 * 35)].item()
-    assert torch.equal(derived, density_peaks(keys, places, (36,), cutoff=given, **settings))
-    assert not torch.equal(derived, density_peaks(keys, places, (36,), cutoff=10 * given, **settings))
+    derived = density_peaks(keys, places, (144,), cutoff=None, **settings)
+    given = reach.median().item()
+    assert torch.equal(derived, density_peaks(keys, places, (144,), cutoff=given, **settings))
+    assert not torch.equal(derived, density_peaks(keys, places, (144,), cutoff=10 * given, **settings))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e4])

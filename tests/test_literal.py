@@ -125,8 +125,8 @@ def tabulate(pictures, layer):
     tokens = table(
         lengths,
         segments=segments,
-        segment_shapes=tuple(picture.shapes for picture in pictures),
-        segment_sizes=tuple(tuple(r * c for r, c in picture.shapes) for picture in pictures),
+        shapes=tuple(picture.shapes for picture in pictures),
+        sizes=tuple(tuple(r * c for r, c in picture.shapes) for picture in pictures),
         grid=values["cells"][:, 1:] / torch.tensor(shapes)[segments],
         layer=layer,
         stage=int(layer > 0),
@@ -216,7 +216,7 @@ CASES = [(name, size) for name in TABLES for size in (BATCHES if name in SLOW el
 def chosen(method, tokens, budget):
     """Tokens that stay and groups, of each image."""
     selection = method.select(tokens, budget)
-    assert tokens.allows(selection, budget)
+    assert selection.allows(tokens.lengths, budget)
     stage = StageReport.of(tokens, selection, budget, None)
     return [(stage.kept(image), stage.merged(image)) for image in range(len(budget))], selection
 

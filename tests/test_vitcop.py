@@ -105,7 +105,7 @@ def literal_merge(norms, clusters, budget):
             able = (
                 [c for c in lightest if quota[c] < len(members[c]) - 1]
                 if missing > 0
-                else [c for c in sorted(members, key=lambda c: (-total[c], c)) if quota[c] > 0]
+                else [c for c in reversed(lightest) if quota[c] > 0]
             )
             for c in able[: abs(missing)]:
                 quota[c] += 1 if missing > 0 else -1
@@ -195,7 +195,7 @@ def test_papers_number_of_clusters(retention, centres):
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=10), st.floats(0, 1))
 def test_grids_share_the_budget_in_proportion(sizes, share):
     budget = round(share * sum(sizes))
-    (shares,) = table((sum(sizes),), segment_sizes=(tuple(sizes),)).shares_of_grids((budget,))
+    (shares,) = table((sum(sizes),), sizes=(tuple(sizes),)).shares_of_grids((budget,))
     assert sum(shares) == budget
     assert all(0 <= kept <= size for kept, size in zip(shares, sizes, strict=True))
     assert all(abs(kept - budget * size / sum(sizes)) < 1 for kept, size in zip(shares, sizes, strict=True))
@@ -212,7 +212,7 @@ def test_grids_are_ranked_and_clustered_by_themselves():
         grid=torch.rand(133, 2, generator=generator),
         saliency=torch.rand(133, generator=generator) + (segments == 2),  # one tile outshines all
         segments=segments,
-        segment_sizes=sizes,
+        sizes=sizes,
     )
     selection = vitcop.ViTCoP().select(tokens, budget)
     clusters, seen = selection.labels["cluster"], set()

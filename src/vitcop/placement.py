@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import UnsupportedModelError
 from .models import ModelFamily, Observation
 from .models.grids import Grids
-from .ops.segments import indices_of
+from .ops.segments import indices_of, upload
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _join_tiles(
         places: of all placeholders in the flattened prompts.
     """
     lengths = observation.placeholders
-    firsts = places[torch.tensor([0, *accumulate(lengths)][:-1], device=places.device)].tolist()
+    firsts = places[upload([0, *accumulate(lengths)][:-1], places.device)].tolist()
     starts = [divmod(first, prompts.shape[1]) for first in firsts]
     images: list[list[Grids]] = []
     joined_rows: list[int] = []

@@ -23,7 +23,7 @@ from .positions import RotaryPositions, position_behind
 from .pruner import Pruner
 from .report import Report, StageReport
 from .signals import LayerInput, Prompts, StageSource
-from .tokens import VisualTokens, merge_hidden_states
+from .tokens import Entrance, Selection, VisualTokens, merge_hidden_states
 
 
 class Prefill:
@@ -34,7 +34,7 @@ class Prefill:
         self.family, self.method, self.placeholders = family, method, placeholders
         self.observations: dict[str, list[Observation]] = {modality: [] for modality in family.modalities}
         self.stages: list[StageReport] = []
-        self.checks: list[Tensor] = []
+        self.selections: list[tuple[Selection, tuple[int, ...], tuple[int, ...]]] = []
         self.cache: PrunedCache | None = None
         # By kind of layer, what layers get instead of what the model passes on, since the last stage.
         self.fitted: dict[str, Call] = {}
@@ -66,6 +66,13 @@ class Prefill:
             return kwargs
 
         whole, device = Grids.join(self.images), hidden_states.device
+        entrance = Entrance.of(
+            segments=whole.segments[whole.visual],
+            grid=whole.places[whole.visual],
+            shapes=tuple(image.shapes for image in self.images),
+            sizes=tuple(image.sizes for image in self.images),
+            device=device,
+        )
         self.layout = self.layout.to(device)
         self.text_after_images = self.layout.width - 1 - (slots_of_tokens % self.layout.width).max()
         self.prompt_signals = Prompts(
@@ -79,17 +86,13 @@ class Prefill:
             layer=0,
             stage=0,
             lengths=self.lengths,
-            index=torch.cat([torch.arange(n, device=device) for n in self.lengths]),
-            grid=whole.places[whole.visual],
-            segments=whole.segments[whole.visual],
-            segment_shapes=tuple(image.shapes for image in self.images),
-            segment_sizes=tuple(image.sizes for image in self.images),
-            source=self._source(hidden_states),
             rows=torch.arange(len(slots_of_tokens), device=device),
-            slots=slots_of_tokens,
+            slots=slots_of_tokens.to(device),
+            entrance=entrance,
+            source=self._source(hidden_states),
             key_cutoff=self.family.key_cutoff,
             normalised_keys=self.family.normalises_keys,
-        ).to(device)
+        )
         entering, slots = self.layout, None
         if 0 in self.stage_layers:
             hidden_states, slots = self._stage(hidden_states)
@@ -181,7 +184,7 @@ class Prefill:
 
     def check_selections(self) -> None:
         """Raise if a stage's selection was not what it has to be; all at once, so that no stage waits for the host."""
-        if self.checks and not torch.stack([check.cpu() for check in self.checks]).all():
+        if not all(selection.to("cpu").allows(lengths, budget) for selection, lengths, budget in self.selections):
             if self.cache is not None and self.cache.request is not None:
                 self.cache.request = replace(self.cache.request, num_layers=0)  # never to be continued
             raise VitcopError(
@@ -227,7 +230,10 @@ class Prefill:
         budget = tuple(b.get(tokens.layer, n) for b, n in zip(self.schedule, tokens.lengths, strict=True))
         with torch.no_grad():
             selection = self.method.select(tokens, budget)
-            self.checks.append(tokens.allows(selection, budget))
+        if not isinstance(selection, Selection) or selection.reduction not in ("mean", "add_mean"):
+            raise VitcopError("select must return a Selection, whose reduction is 'mean' or 'add_mean'.")
+        selection.check_shapes(sum(tokens.lengths), sum(budget))
+        self.selections.append((selection, tokens.lengths, budget))
         labels = tokens.labels | selection.labels
         self.stages.append(StageReport.of(tokens, selection, budget, labels.get("cluster")))
         # Without its source, which holds activations.

@@ -16,7 +16,7 @@ from .layout import Layout, gather_slots
 from .models import ModelFamily, Observation
 from .models.decoder import Rotary, check_rows, layer_keys, layer_queries, refuse_rows, rotated
 from .ops.saliency import attention_rows
-from .ops.segments import segment_ids
+from .ops.segments import segment_ids, upload
 from .placement import Placeholders
 from .tokens import EncoderSignal, Source, TextTokens, VisualTokens
 
@@ -54,7 +54,7 @@ class Prompts:
         image, visual = segment_ids(self.lengths, device), self.visual % width
         first = torch.full((len(self.lengths),), width, device=device).scatter_reduce(0, image, visual, "amin")
         last = torch.full((len(self.lengths),), -1, device=device).scatter_reduce(0, image, visual, "amax")
-        rows, column = torch.tensor(self.rows, device=device), torch.arange(width, device=device)
+        rows, column = upload(self.rows, device), torch.arange(width, device=device)
         # What a processor writes between the tokens of an image (row breaks, tile markers) is part of it.
         inside = (column >= first[:, None]) & (column <= last[:, None])
         inside = torch.zeros(batch, width, device=device).index_add(0, rows, inside.float()) > 0

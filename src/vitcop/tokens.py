@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from .errors import VitcopError
-from .ops.segments import segment_ids, segment_sum, share_out
+from .ops.segments import segment_ids, segment_sum, share_out, smallest_per_segment, starts_of, upload
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,66 @@ class Source(ABC):
 
 
 @dataclass(frozen=True)
+class Entrance:
+    """All visual tokens as they came to the decoder, before any was dropped: one row per token, image after image.
+
+    Attributes:
+        images: the image of each row, counted over the whole batch.
+        index: number of the token among all visual tokens of its image.
+        segments: the grid (picture, tile or frame) of each row, counted over the whole batch. A picture's
+            tiles may lie across each other in the prompt.
+        grid: row and column of the token in its grid, as fractions of the height and the width.
+        shapes: rows and columns, in tokens, of each grid of each image.
+        sizes: visual tokens of each grid of each image; less than its rows times its columns where padding was cut
+            away.
+        by_grid: the rows in the order of `segments`; None where they stand in that order.
+    """
+
+    images: Int[Tensor, " entered"]
+    index: Int[Tensor, " entered"]
+    segments: Int[Tensor, " entered"]
+    grid: Float[Tensor, "entered 2"]
+    shapes: tuple[tuple[tuple[int, int], ...], ...]
+    sizes: tuple[tuple[int, ...], ...]
+    by_grid: Int[Tensor, " entered"] | None
+
+    @staticmethod
+    def of(
+        segments: Int[Tensor, " entered"],
+        grid: Float[Tensor, "entered 2"],
+        shapes: tuple[tuple[tuple[int, int], ...], ...],
+        sizes: tuple[tuple[int, ...], ...],
+        device: torch.device,
+    ) -> Entrance:
+        """Numbered on the host, so that the device gets it all at once.
+
+        Args:
+            segments, grid, shapes, sizes: as above, on the CPU.
+            device: where the table shall be.
+        """
+        lengths = [sum(image) for image in sizes]
+        images = segment_ids(lengths, segments.device)
+        index = torch.arange(len(segments), device="cpu") - starts_of(lengths, segments.device)[images]
+        columns = [images, index, segments]
+        if (segments.diff() < 0).any():
+            columns.append(segments.argsort(stable=True))
+        table = upload(torch.stack(columns), device)
+        by_grid = table[3] if len(table) > 3 else None
+        return Entrance(table[0], table[1], table[2], upload(grid, device), shapes, sizes, by_grid)
+
+    def to(self, device: torch.device) -> Entrance:
+        """The table on another device."""
+        return replace(
+            self,
+            images=self.images.to(device),
+            index=self.index.to(device),
+            segments=self.segments.to(device),
+            grid=self.grid.to(device),
+            by_grid=None if self.by_grid is None else self.by_grid.to(device),
+        )
+
+
+@dataclass(frozen=True)
 class VisualTokens:
     """A table of the visual tokens alive at one stage: one row per token, image after image.
 
@@ -82,14 +142,9 @@ class VisualTokens:
         layer: the decoder layer about to run; 0 is the entrance of the language model.
         stage: number of this stage in the schedule, from 0.
         lengths: rows per image. Images are in the order of the prompts they stand in.
-        index: number of the token among all visual tokens of its image.
-        grid: row and column of the token in its grid, as fractions of the height and the width.
-        segments: the grid (picture, tile or frame) of each row, counted over the whole batch. A picture's
-            tiles may lie across each other in the prompt.
-        segment_shapes: rows and columns, in tokens, of each grid of each image.
-        segment_sizes: visual tokens that each grid of each image had before pruning; less than its rows times
-            its columns where padding was cut away.
-        rows, slots: where `source` has each token.
+        rows: where `entrance` has each token.
+        slots: where `source` has each token.
+        entrance: all visual tokens that came to the decoder.
         source: the model at this stage; None once it is over.
         labels: what earlier stages wrote about each token, e.g. its cluster.
         key_cutoff: density cutoff that suits the keys of this vision encoder, None if it is not known.
@@ -100,22 +155,38 @@ class VisualTokens:
     layer: int
     stage: int
     lengths: tuple[int, ...]
-    index: Int[Tensor, " visual"]
-    grid: Float[Tensor, "visual 2"]
-    segments: Int[Tensor, " visual"]
-    segment_shapes: tuple[tuple[tuple[int, int], ...], ...]
-    segment_sizes: tuple[tuple[int, ...], ...]
     rows: Int[Tensor, " visual"]
     slots: Int[Tensor, " visual"]
+    entrance: Entrance
     source: Source | None = None
     labels: dict[str, Shaped[Tensor, " visual"]] = field(default_factory=dict)
     key_cutoff: float | None = None
     normalised_keys: bool = False
 
-    @property
+    @cached_property
     def images(self) -> Int[Tensor, " visual"]:
         """The image of each row, counted over the whole batch."""
-        return segment_ids(self.lengths, self.index.device)
+        return self.entrance.images[self.rows]
+
+    @cached_property
+    def index(self) -> Int[Tensor, " visual"]:
+        """Number of the token among all visual tokens that its image had."""
+        return self.entrance.index[self.rows]
+
+    @cached_property
+    def segments(self) -> Int[Tensor, " visual"]:
+        """The grid (picture, tile or frame) of each row, counted over the whole batch."""
+        return self.entrance.segments[self.rows]
+
+    @cached_property
+    def grid(self) -> Float[Tensor, "visual 2"]:
+        """Row and column of the token in its grid, as fractions of the height and the width."""
+        return self.entrance.grid[self.rows]
+
+    @property
+    def segment_sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Visual tokens that each grid of each image had."""
+        return self.entrance.sizes
 
     @property
     def _model(self) -> Source:
@@ -136,7 +207,7 @@ class VisualTokens:
     @property
     def entered_lengths(self) -> tuple[int, ...]:
         """Visual tokens that each image had at first."""
-        return tuple(map(sum, self.segment_sizes))
+        return tuple(map(sum, self.entrance.sizes))
 
     @property
     def entered(self) -> Float[Tensor, "entered hidden"]:
@@ -204,12 +275,12 @@ class VisualTokens:
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of each grid of the batch, as `segments` counts them."""
-        return tuple(shape for image in self.segment_shapes for shape in image)
+        return tuple(shape for image in self.entrance.shapes for shape in image)
 
     @property
     def cells(self) -> Int[Tensor, "visual 2"]:
         """Row and column of each token in its grid."""
-        shapes = torch.tensor(self.shapes, device=self.grid.device)[self.segments]
+        shapes = upload(self.shapes, self.grid.device)[self.segments]
         return (self.grid * shapes + 1e-3).long()
 
     def groups(
@@ -230,7 +301,7 @@ class VisualTokens:
         slot_of_group = slot.new_full((count + 1,), -1).scatter_reduce(0, number, slot, "amax")
         size = segment_sum(torch.ones_like(number), number, count + 1)
         kept_whole = [n == length for n, length in zip(budget, self.lengths, strict=True)]
-        alone = (size[number] == 1) | (group < 0) | torch.tensor(kept_whole, device=group.device)[self.images]
+        alone = (size[number] == 1) | (group < 0) | upload(kept_whole, group.device)[self.images]
         return torch.where(alone, -1, slot_of_group[number])
 
     def quotas(self, budget: Sequence[int]) -> list[int]:
@@ -252,36 +323,15 @@ class VisualTokens:
             )
         return [share_out(n, sizes) for n, sizes in zip(budget, self.segment_sizes, strict=True)]
 
-    def allows(self, selection: Selection, budget: Sequence[int]) -> Bool[Tensor, ""]:
-        """Whether a selection keeps its promises, as a tensor that need not be read yet.
+    def smallest_of_grids(self, values: Shaped[Tensor, " visual"], quotas: Sequence[int]) -> Int[Tensor, " kept"]:
+        """The `quotas[i]` rows of smallest value of every grid `i`, grid after grid; ascending in each.
 
-        Raises:
-            VitcopError: its tensors are of the wrong shape or type.
-
-        Rows out of range are not caught here: torch's own indexing refuses them.
+        All visual tokens must be there.
         """
-        rows, kept = len(self.index), sum(budget)
-        if not isinstance(selection, Selection) or selection.reduction not in ("mean", "add_mean"):
-            raise VitcopError("select must return a Selection, whose reduction is 'mean' or 'add_mean'.")
-        keep, merge = selection.keep, selection.merge
-        columns = {"keep": (keep, kept)} | {name: (column, rows) for name, column in selection.labels.items()}
-        if merge is not None:
-            columns["merge"] = merge, rows
-        for name, (column, length) in columns.items():
-            if not isinstance(column, Tensor) or column.shape != (length,):
-                raise VitcopError(f"A selection's {name} must be a tensor of shape ({length},).")
-        if keep.dtype != torch.int64 or (merge is not None and merge.dtype != torch.int64):
-            raise VitcopError("A selection's keep and merge must be integer indices.")
-        images = self.images
-        kept_images = images[keep]
-        valid = (keep.diff() > 0).all() & (keep >= 0).all()
-        valid = valid & (kept_images == segment_ids(tuple(budget), keep.device)).all()
-        if merge is not None:
-            slot = merge.clamp(0, kept - 1)
-            shrinks = torch.tensor([after < before for before, after in zip(self.lengths, budget, strict=True)])
-            merged = (merge == slot) & (kept_images[slot] == images) & shrinks.to(images.device)[images]
-            valid = valid & ((merge == -1) | merged).all()
-        return valid
+        sizes, order = [size for image in self.segment_sizes for size in image], self.entrance.by_grid
+        if order is None:
+            return smallest_per_segment(values, sizes, quotas)
+        return order[smallest_per_segment(values[order], sizes, quotas)]
 
     def take(self, keep: Int[Tensor, " kept"], lengths: Sequence[int]) -> VisualTokens:
         """The table of the rows `keep`, of which `lengths[i]` belong to image `i`."""
@@ -289,18 +339,13 @@ class VisualTokens:
 
     def to(self, device: torch.device) -> VisualTokens:
         """The table on another device."""
-        return self if self.index.device == device else self._map(lambda column: column.to(device))
+        if self.rows.device == device:
+            return self
+        return replace(self._map(lambda column: column.to(device)), entrance=self.entrance.to(device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> VisualTokens:
-        return replace(
-            self,
-            index=change(self.index),
-            grid=change(self.grid),
-            segments=change(self.segments),
-            rows=change(self.rows),
-            slots=change(self.slots),
-            labels={name: change(values) for name, values in self.labels.items()},
-        )
+        labels = {name: change(values) for name, values in self.labels.items()}
+        return replace(self, rows=change(self.rows), slots=change(self.slots), labels=labels)
 
 
 @dataclass(frozen=True)
@@ -348,6 +393,44 @@ class Selection:
     merge: Int[Tensor, " visual"] | None = None
     reduction: Literal["mean", "add_mean"] = "mean"
     labels: dict[str, Shaped[Tensor, " visual"]] = field(default_factory=dict)
+
+    def check_shapes(self, rows: int, kept: int) -> None:
+        """Raise unless the tensors are of the shapes and types that a table of `rows` rows asks for, `kept` to be kept.
+
+        Raises:
+            VitcopError: they are not.
+        """
+        columns = {"keep": (self.keep, kept)} | {name: (column, rows) for name, column in self.labels.items()}
+        if self.merge is not None:
+            columns["merge"] = self.merge, rows
+        for name, (column, length) in columns.items():
+            if not isinstance(column, Tensor) or column.shape != (length,):
+                raise VitcopError(f"A selection's {name} must be a tensor of shape ({length},).")
+        if self.keep.dtype != torch.int64 or (self.merge is not None and self.merge.dtype != torch.int64):
+            raise VitcopError("A selection's keep and merge must be integer indices.")
+
+    def to(self, device: str) -> Selection:
+        """What is to be kept and merged, on another device."""
+        return replace(self, keep=self.keep.to(device), merge=None if self.merge is None else self.merge.to(device))
+
+    def allows(self, lengths: Sequence[int], budget: Sequence[int]) -> bool:
+        """Whether the selection keeps its promises: ascending rows, as many of each image as its budget says, and
+        merges within an image that is pruned.
+
+        Reads the tensors, and so waits for the device that they are on.
+
+        Args:
+            lengths: rows per image.
+            budget: rows to keep of each.
+        """
+        keep, merge, device = self.keep, self.merge, self.keep.device
+        images, kept_images = segment_ids(lengths, device), segment_ids(budget, device)
+        valid = (keep.diff() > 0).all() & (images[keep] == kept_images).all()
+        if merge is not None:
+            slot = merge.clamp(0, len(keep) - 1)
+            shrinks = upload([after < before for before, after in zip(lengths, budget, strict=True)], device)
+            valid &= ((merge == -1) | ((merge == slot) & (kept_images[slot] == images) & shrinks[images])).all()
+        return bool(valid & (keep >= 0).all())
 
 
 def merge_hidden_states(

@@ -61,8 +61,8 @@ class CDPruner(EntrancePruner):
 def _mean_of_text(tokens: VisualTokens) -> Float[Tensor, "images hidden"]:
     """Direction of the mean embedding of the text behind each image."""
     text = question(tokens, CDPruner)
-    padded, real = pad_segments(text.embeddings.float(), text.lengths)
-    return normalize(padded.sum(1) / real.sum(1, keepdim=True), dim=-1)
+    padded = pad_segments(text.embeddings.float(), text.lengths)
+    return normalize(padded.sum(1), dim=-1)
 
 
 def _stretched(relevance: Float[Tensor, "images rows"], real: Tensor) -> Float[Tensor, "images rows"]:

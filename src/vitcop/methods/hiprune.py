@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..cost import StageShape
-from ..ops.segments import rank_in_segment, segment_sum, smallest_in_segments
+from ..ops.segments import rank_in_segment, segment_sum, upload
 from ..pruner import Description, EntrancePruner
 from ..tokens import EncoderSignal, Selection, VisualTokens
 
@@ -49,12 +49,12 @@ class HiPrune(EntrancePruner):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         quotas, count = tokens.quotas(budget), len(tokens.shapes)
-        anchors = torch.tensor([round(ANCHORS * quota) for quota in quotas], device=tokens.index.device)
+        anchors = upload([round(ANCHORS * quota) for quota in quotas], tokens.index.device)
         middle = tokens.encoder_signal(RECEIVED_MIDWAY)
         anchor = rank_in_segment(-middle, tokens.segments, count) < anchors[tokens.segments]
         rank = rank_in_segment(-tokens.encoder_signal(RECEIVED), tokens.segments, count)
         first = rank - len(rank) * _with_neighbours(tokens, anchor).long()
-        return Selection(smallest_in_segments(first, tokens.segments, quotas))
+        return Selection(tokens.smallest_of_grids(first, quotas).sort().values)
 
     def selection_flops(self, stage: StageShape) -> int:
         return 2 * stage.received

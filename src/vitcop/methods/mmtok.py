@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from ..cost import StageShape
 from ..errors import BudgetError
 from ..ops.greedy import best_cover, keep_greedily
-from ..ops.segments import pad_segments
+from ..ops.segments import is_real, pad_segments
 from ..pruner import Description, EntrancePruner, question
 from ..tokens import Selection, VisualTokens
 
@@ -52,7 +52,8 @@ class MMTok(EntrancePruner):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         text = question(tokens, MMTok)
-        words, spoken = pad_segments(normalize(text.embeddings.float(), dim=-1), text.lengths)
+        words = pad_segments(normalize(text.embeddings.float(), dim=-1), text.lengths)
+        spoken = is_real(text.lengths, words.device)
 
         def pick(features: Tensor, real: Tensor, steps: int, images: list[int]) -> Tensor:
             def cover(targets: Tensor, of_targets: Tensor, temperature: float, weight: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..cost import StageShape
 from ..ops.cluster import density_peaks
-from ..ops.segments import indices_of, rank_in_segment
+from ..ops.segments import indices_of, rank_in_segment, upload
 from ..pruner import Description, Pruner, check_retention, question
 from ..schedule import scaled_layers, solve
 from ..tokens import Selection, VisualTokens
@@ -78,11 +78,11 @@ class SparseVLM(Pruner):
         splits = [self._split(n, count) for n, count in zip(tokens.lengths, budget, strict=True)]
         best, candidates, clusters = (list(values) for values in zip(*splits, strict=True))
         device = tokens.index.device
-        stays = rank < torch.tensor(best, device=device)[tokens.images]
+        stays = rank < upload(best, device)[tokens.images]
         if not any(clusters):
             return Selection(indices_of(stays, sum(budget)))
 
-        last = torch.tensor([a + b for a, b in zip(best, candidates, strict=True)], device=device)[tokens.images]
+        last = upload([a + b for a, b in zip(best, candidates, strict=True)], device)[tokens.images]
         rows = indices_of(~stays & (rank < last), sum(candidates))
         cluster = density_peaks(
             tokens.hidden_states[rows],

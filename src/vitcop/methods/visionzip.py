@@ -10,7 +10,7 @@ from torch import Tensor
 from ..cost import StageShape
 from ..errors import BudgetError
 from ..ops.matching import most_similar
-from ..ops.segments import indices_of, padded_lengths, rank_in_segment, share_out
+from ..ops.segments import indices_of, padded_lengths, rank_in_segment, share_out, upload
 from ..pruner import Description, EntrancePruner
 from ..tokens import Selection, VisualTokens
 
@@ -61,7 +61,7 @@ class VisionZip(EntrancePruner):
         device, segments, count = tokens.index.device, tokens.segments, len(quotas)
 
         def per_row(values: list[int]) -> Tensor:
-            return torch.tensor(values, device=device)[segments]
+            return upload(values, device)[segments]
 
         is_dominant = rank_in_segment(-tokens.saliency, segments, count) < per_row(dominant)
         rest = (~is_dominant).long()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ..cost import StageShape
 from ..ops.matching import thin_out
-from ..ops.segments import indices_of, padded_lengths, rank_in_segment, share_out
+from ..ops.segments import indices_of, padded_lengths, rank_in_segment, share_out, upload
 from ..pruner import Description, EntrancePruner
 from ..tokens import Selection, VisualTokens
 
@@ -46,7 +44,7 @@ class VisPruner(EntrancePruner):
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         quotas, sizes = tokens.quotas(budget), [size for image in tokens.segment_sizes for size in image]
         salient = [-(-quota // 2) for quota in quotas]
-        allowed = torch.tensor(salient, device=tokens.index.device)[tokens.segments]
+        allowed = upload(salient, tokens.index.device)[tokens.segments]
         keep = rank_in_segment(-tokens.saliency, tokens.segments, len(quotas)) < allowed
 
         order = tokens.segments.argsort(stable=True)  # tiles may lie across each other

@@ -17,12 +17,15 @@ from ..ops.cluster import density_peaks, num_centres
 from ..ops.saliency import key_norm
 from ..ops.segments import (
     indices_of,
+    is_real,
+    pad_segments,
     padded_lengths,
-    rank_in_segment,
-    segment_sum,
+    per_segment,
+    segment_ids,
     share_out,
-    smallest_in_segments,
     smallest_per_segment,
+    unpad_segments,
+    upload,
 )
 from ..pruner import LITERATURE_TOKENS, Description, Positions, Pruner, Selector, check_retention
 from ..tokens import Selection, VisualTokens
@@ -44,25 +47,24 @@ class SalientClusters(Selector):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         shares = tokens.shares_of_grids(budget)
-        quotas = tokens.quotas(budget)
-        keep = smallest_in_segments(-tokens.saliency, tokens.segments, quotas)
-        kept = tokens.take(keep, budget)
-        # A picture's tiles may lie across each other: cluster segment after segment, and put the labels back.
-        order = kept.segments.argsort(stable=True)
+        quotas = [quota for share in shares for quota in share]
+        rows = tokens.smallest_of_grids(-tokens.saliency, quotas)
         centres = [[num_centres(self.centre_fraction, quota) if quota else 0 for quota in share] for share in shares]
         cluster = density_peaks(
-            kept.keys.flatten(1)[order],
-            kept.grid[order],
+            tokens.keys[rows].flatten(1),
+            tokens.grid[rows],
             [quota for quota in quotas if quota],
             [count for share in centres for count in share if count],
             cutoff=self.cutoff or tokens.key_cutoff,
             radius=self.radius,
         )
-        # Clusters are counted anew in each segment, but told apart by image.
+        # Clusters are counted anew in each grid, but told apart by image.
         before = [first for share in centres for first in [0, *accumulate(share)][:-1]]
-        cluster = cluster + torch.tensor(before, device=cluster.device)[kept.segments[order]]
-        unclustered = torch.full_like(tokens.index, -1)
-        return Selection(keep, labels={"cluster": unclustered.scatter(0, keep[order], cluster)})
+        if any(before):
+            cluster = cluster + upload(before, cluster.device)[segment_ids(quotas, cluster.device)]
+        labels = torch.full_like(tokens.rows, -1).scatter(0, rows, cluster)
+        keep = rows if tokens.entrance.by_grid is None else rows.sort().values
+        return Selection(keep, labels={"cluster": labels})
 
     def selection_flops(self, stage: StageShape) -> int:
         """Saliency, and `2 n^2 w` for the distances between the n keys of width w that are kept of each grid."""
@@ -257,70 +259,85 @@ def _insignificance(tokens: VisualTokens) -> Float[Tensor, " visual"]:
     """
     if not tokens.normalised_keys:
         return key_norm(tokens.keys)
-    largest = tokens.saliency.new_zeros(len(tokens.lengths)).scatter_reduce(0, tokens.images, tokens.saliency, "amax")
-    return largest[tokens.images] - tokens.saliency
+    saliency = pad_segments(tokens.saliency, tokens.lengths)  # never negative, so that padding is not the largest
+    return unpad_segments(saliency.amax(1, keepdim=True) - saliency, tokens.lengths)
 
 
 def _merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-    device = tokens.index.device
-    images, longest = tokens.images, max(tokens.lengths)
-    num_clusters = len(tokens.lengths) * longest  # a generous numbering, so that nothing is counted on the host
-    cluster = images * longest + tokens.labels["cluster"]
-    image_of = torch.arange(len(tokens.lengths), device=device).repeat_interleave(longest)
+    """`MergeClusters` on one padded row per image. Bin `longest` of each row takes what belongs to no cluster."""
+    lengths, device = tokens.lengths, tokens.rows.device
+    images, longest = len(lengths), max(lengths)
+    insignificance, real = pad_segments(_insignificance(tokens).double(), lengths), is_real(lengths, device)
+    cluster = pad_segments(tokens.labels["cluster"], lengths).masked_fill(~real, longest)
+    length, allowed = per_segment(lengths, device), per_segment(budget, device)
+    place = torch.arange(longest, device=device)
 
-    insignificance = _insignificance(tokens).double()
-    size = segment_sum(torch.ones_like(cluster), cluster, num_clusters)
-    weight = segment_sum(insignificance, cluster, num_clusters).masked_fill(size == 0, math.inf)
-    clusters = segment_sum((size > 0).long(), image_of, len(tokens.lengths))
-    length = torch.tensor(tokens.lengths, device=device)
-    allowed = torch.tensor(budget, device=device)
+    size = _histogram(cluster)
+    weight = insignificance.new_zeros(images, longest + 1).scatter_add(1, cluster, insignificance)[:, :-1]
+    exists = size[:, :-1] > 0
+    clusters = exists.sum(1, keepdim=True)
+    lightest = weight.masked_fill(~exists, math.inf).argsort(dim=1, stable=True)
+    quota = _quotas(size[:, :-1], lightest, length - clusters, allowed - clusters)
 
-    quota = _quotas(size, weight, image_of, spare=length - clusters, share=allowed - clusters)
-    few_clusters = (clusters <= allowed)[images]
-    stays = few_clusters & (rank_in_segment(insignificance, cluster, num_clusters) < quota[cluster])
+    # Members in the order of their clusters, and in each by insignificance: the first `quota` of each stay.
+    by_insignificance = insignificance.argsort(dim=1, stable=True)
+    of_cluster, order = cluster.gather(1, by_insignificance).sort(dim=1, stable=True)
+    first_to_go = size.cumsum(1) - size
+    first_to_go[:, :-1] += quota
+    few = clusters <= allowed
+    stays = (place < first_to_go.gather(1, of_cluster)) & few
+    stays = torch.zeros_like(real).scatter(1, by_insignificance.gather(1, order), stays) & real
 
-    order = rank_in_segment(weight, image_of, len(tokens.lengths))
-    rank = torch.minimum(order[cluster], allowed[images] - 1)
-    group = torch.where(few_clusters, cluster, images * longest + rank)
-    group = group.masked_fill(stays, num_clusters)
+    # The others: each cluster is a group, or, where there are too many, each of the lightest, and all the rest is one.
+    rank = torch.empty_like(lightest).scatter(1, lightest, place.expand_as(lightest))
+    rank = rank.clamp(max=allowed - 1) if isinstance(allowed, int) else rank.minimum(allowed - 1)
+    group = cluster.where(few, rank.gather(1, cluster.clamp(max=longest - 1))).masked_fill(stays | ~real, longest)
 
-    row = torch.arange(len(cluster), device=device)
-    group_size = segment_sum(torch.ones_like(group), group, num_clusters + 1)
-    median = ~stays & (rank_in_segment(row, group, num_clusters + 1) == group_size[group] // 2)
+    size = _histogram(group)
+    middle = (size.cumsum(1) - size + size // 2)[:, :-1].clamp(max=longest - 1)
+    median = group.argsort(dim=1, stable=True).gather(1, middle)
+    stands = torch.zeros_like(group).scatter_add(1, median, (size[:, :-1] > 0).long()) > 0
+    untouched = real & (length == allowed)
+    kept = stays | stands | untouched
 
-    untouched = (length == allowed)[images]
-    kept = stays | median | untouched
-    slot = kept.cumsum(0) - 1
-    slot_of_group = torch.full((num_clusters + 1,), -1, device=device)
-    slot_of_group = slot_of_group.scatter(0, group.masked_fill(~median, num_clusters), slot)
-    merge = slot_of_group[group].masked_fill(stays | untouched, -1)
-    return Selection(indices_of(kept, sum(budget)), merge, reduction="add_mean")
+    slot = kept.flatten().cumsum(0).view_as(kept) - 1
+    slot_of_group = torch.cat([slot.gather(1, median), torch.full_like(slot[:, :1], -1)], 1)
+    merge = slot_of_group.gather(1, group).masked_fill(untouched, -1)
+    keep = indices_of(unpad_segments(kept, lengths), sum(budget))
+    return Selection(keep, unpad_segments(merge, lengths), reduction="add_mean")
+
+
+def _histogram(bins: Int[Tensor, "images tokens"]) -> Int[Tensor, "images bins"]:
+    """Tokens in each of as many bins as there are tokens, and one more."""
+    counts = bins.new_zeros(bins.shape[0], bins.shape[1] + 1)
+    return counts.scatter_add(1, bins, torch.ones_like(bins))
 
 
 def _quotas(
-    size: Int[Tensor, " clusters"],
-    weight: Float[Tensor, " clusters"],
-    image_of: Int[Tensor, " clusters"],
-    *,
-    spare: Int[Tensor, " images"],
-    share: Int[Tensor, " images"],
-) -> Int[Tensor, " clusters"]:
+    size: Int[Tensor, "images clusters"],
+    lightest: Int[Tensor, "images clusters"],
+    spare: Int[Tensor, "images 1"],
+    share: Int[Tensor, "images 1"],
+) -> Int[Tensor, "images clusters"]:
     """Members that each cluster keeps unmerged: `share` of an image's `spare` tokens, in proportion.
 
-    Rounds half to even in integers. Fewer than half of the clusters are rounded up or down too many, and
-    at least as many clusters have room for the correction as need it, so that one pass makes it exact.
-    """
-    room = (size - 1).clamp(min=0)
-    total, wanted = spare.clamp(min=1)[image_of], share.clamp(min=0)[image_of]
-    quota, rest = room * wanted // total, room * wanted % total
-    quota = quota + ((2 * rest > total) | ((2 * rest == total) & (quota % 2 == 1)))
+    Rounds half to even: a quotient of integers is exact enough in float64 to tell halves from all others. Fewer than
+    half of the clusters are rounded up or down too many, and at least as many clusters have room for the correction as
+    need it, so that one pass makes it exact.
 
-    missing = (share.clamp(min=0) - segment_sum(quota, image_of, len(share)))[image_of]
-    can_give = weight.masked_fill(quota >= room, math.inf)
-    can_take = (-weight).masked_fill(quota == 0, math.inf)
-    lightest = rank_in_segment(can_give, image_of, len(share))
-    heaviest = rank_in_segment(can_take, image_of, len(share))
-    return quota + (lightest < missing).long() - (heaviest < -missing).long()
+    Args:
+        size: members of each cluster, 0 for none.
+        lightest: clusters by ascending sum of their members' insignificance: the first are given to, and the last
+            are taken from.
+    """
+    share, room = share.clamp(min=0), (size - 1).clamp(min=0)
+    quota = (room * share / spare.clamp(min=1).double()).round().long()
+    missing = share - quota.sum(1, keepdim=True)
+    can_change = torch.where(missing > 0, quota < room, quota > 0).gather(1, lightest).long()
+    number = can_change.cumsum(1)
+    number = torch.where(missing > 0, number, number[:, -1:] + 1 - number)
+    change = can_change * (number <= missing.abs()) * missing.sign()
+    return quota.scatter_add(1, lightest, change)
 
 
 def _vision_retention(retention: float, L: int, s: int, d: int, ratio: float) -> float:

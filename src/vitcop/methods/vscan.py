@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..cost import StageShape
 from ..ops.matching import most_similar
-from ..ops.segments import indices_of, rank_in_segment, segment_sum
+from ..ops.segments import indices_of, rank_in_segment, segment_sum, upload
 from ..pruner import Description, Pruner, Selector, check_layer, check_retention
 from ..schedule import solve
 from ..tokens import EncoderSignal, Selection, VisualTokens
@@ -29,13 +29,13 @@ class TwoScans(Selector):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         quotas, count = tokens.quotas(budget), len(tokens.shapes)
-        locally = torch.tensor([quota // 2 for quota in quotas], device=tokens.index.device)
+        locally = upload([quota // 2 for quota in quotas], tokens.index.device)
         window, windows = _windows(tokens)
         shares = _share_among_windows(locally, window, windows)
         local = rank_in_segment(-tokens.encoder_signal(SHALLOW), window, windows) < shares[window]
         # Chosen locally first, then the most salient of the others.
         rank = rank_in_segment(-tokens.saliency, tokens.segments, count) - len(local) * local.long()
-        allowed = torch.tensor(quotas, device=rank.device)[tokens.segments]
+        allowed = upload(quotas, rank.device)[tokens.segments]
         keep = rank_in_segment(rank, tokens.segments, count) < allowed
         match = most_similar(tokens.hidden_states, tokens.lengths, keep, budget)
         row = torch.arange(len(match), device=match.device)

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from .segments import by_size, indices_of, pad_segments
+from .segments import by_size, is_real, pad_segments, per_segment, unpad_segments, upload
 
-# The rule of thumb of Rodriguez and Laio (Science 2014): the cutoff is the distance within which
-# 1 to 2 % of all points lie. It makes the clusters independent of the scale of the keys.
-CUTOFF_QUANTILE = 0.02
+# The rule of thumb of Rodriguez and Laio (Science 2014): within the cutoff, a point has 1 to 2 % of all others. It
+# makes the clusters independent of the scale of the keys.
+NEIGHBOURS = 0.02
 
 
 def num_centres(centre_fraction: float, num_tokens: int) -> int:
@@ -37,7 +37,8 @@ def density_peaks(
         grid: position of each row in its picture, as fractions of the height and of the width.
         lengths: rows per segment.
         centres: rows per segment that become cluster centres, at least one.
-        cutoff: Gaussian width of the density, in units of `features`; None derives it from the data.
+        cutoff: Gaussian width of the density, in units of `features`; None derives it from the data: half of the rows
+            have 2 % of the others within it.
         radius: a row may only follow a denser row that is at most this far away on the grid.
 
     Returns:
@@ -59,57 +60,70 @@ def _density_peaks(
     radius: float,
 ) -> Tensor:
     """`density_peaks` of segments of about the same length."""
-    padded, valid = pad_segments(features.float(), lengths)
-    places, _ = pad_segments(grid.float(), lengths)
-    distance = _distances(padded, valid)
-    if cutoff is None:
-        width: Tensor | float = _cutoff_of(distance, lengths)
-    else:
-        width = cutoff
-    density = (-((distance / width) ** 2)).exp().masked_fill(~valid[:, None], 0).sum(-1)
+    device, longest = features.device, max(lengths)
+    square = _squared_distances(features, lengths)
+    scale = _derived_scale(square, lengths) if cutoff is None else cutoff**2
+    density = (square / -scale).exp_().sum(-1)
 
-    index = torch.arange(padded.shape[1], device=padded.device)
-    mine, others = density[:, :, None], density[:, None, :]
+    index = torch.arange(longest, device=device)
     # Equal densities would make mutual parents: the lower index counts as the denser one.
-    denser = (others > mine) | ((others == mine) & (index < index[:, None]))
-    # Places are exact fractions: keep the comparison exact where a distance equals the radius.
-    near = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist") <= radius + 1e-6
-    separation, parent = distance.masked_fill(~(denser & near & valid[:, None]), math.inf).min(-1)
+    place = _places_in(density.argsort(dim=-1, descending=True, stable=True))
+    may_follow = place[:, None] < place[:, :, None]
+    # Positions are exact fractions: keep the comparison exact where a distance equals the radius.
+    positions = pad_segments(grid.float(), lengths)
+    may_follow &= torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist") <= radius + 1e-6
+    separation, parent = torch.where(may_follow, square, math.inf).min(-1)
 
-    peak = (density * separation).masked_fill(~valid, -math.inf)
-    ranks = peak.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    is_centre = ranks < torch.tensor(centres, device=padded.device)[:, None]
+    peak = density * separation.sqrt()
+    if min(lengths) < longest:
+        peak = peak.masked_fill(~is_real(lengths, device), -math.inf)
+    rank = _places_in(peak.argsort(dim=-1, descending=True, stable=True))
+    is_centre = rank < per_segment(centres, device)
 
-    nearest_centre = distance.masked_fill(~is_centre[:, None], math.inf).argmin(-1)
+    nearest_centre = torch.where(is_centre[:, None], square, math.inf).argmin(-1)
     parent = torch.where(separation.isinf(), nearest_centre, parent)
     parent = torch.where(is_centre, index, parent)
     # Pointer jumping: each round doubles the distance travelled up the forest.
-    for _ in range(max(1, (padded.shape[1] - 1).bit_length())):
+    for _ in range(max(1, (longest - 1).bit_length())):
         parent = parent.gather(1, parent)
-    labels = ranks.gather(1, parent)
-    return labels.flatten()[indices_of(valid.flatten(), sum(lengths))]
+    return unpad_segments(rank.gather(1, parent), lengths)
 
 
-def _distances(
-    points: Float[Tensor, "segments rows dim"], valid: Bool[Tensor, "segments rows"]
-) -> Float[Tensor, "segments rows rows"]:
+def _places_in(order: Int[Tensor, "segments rows"]) -> Int[Tensor, "segments rows"]:
+    """Where each row stands in an order of the rows."""
+    return torch.empty_like(order).scatter(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+
+
+def _squared_distances(
+    features: Float[Tensor, "rows dim"], lengths: Sequence[int]
+) -> Float[Tensor, "segments longest longest"]:
+    """Between the rows of each segment; infinite to padding. The only temporary of its size."""
+    points, real = pad_segments(features.float(), lengths), is_real(lengths, features.device)
     # |a|^2 + |b|^2 - 2ab cancels badly when all points share a large offset: take it away first.
-    mean = points.sum(1, keepdim=True) / valid.sum(1)[:, None, None]
-    centred = points - mean
-    square = centred.square().sum(-1)
-    distance = square[:, :, None] + square[:, None] - 2 * centred @ centred.mT
-    distance = distance.clamp(min=0).sqrt()
-    return distance.diagonal_scatter(distance.new_zeros(distance.shape[:2]), dim1=1, dim2=2)
+    points = points - points.sum(1, keepdim=True) / real.sum(1)[:, None, None]
+    length = points.square().sum(-1)
+    square = torch.bmm(points, points.mT).mul_(-2).add_(length[:, :, None]).add_(length[:, None]).clamp_(min=0)
+    square.diagonal(dim1=1, dim2=2).zero_()
+    return square if min(lengths) == max(lengths) else square.masked_fill_(~real[:, None], math.inf)
 
 
-def _cutoff_of(distance: Float[Tensor, "segments rows rows"], lengths: Sequence[int]) -> Float[Tensor, "segments 1 1"]:
-    """The CUTOFF_QUANTILE of the distances between different rows, for each segment."""
-    segments, rows, _ = distance.shape
-    real = torch.arange(rows, device=distance.device) < torch.tensor(lengths, device=distance.device)[:, None]
-    pairs = real[:, :, None] & real[:, None, :] & ~torch.eye(rows, dtype=torch.bool, device=distance.device)
-    ordered = distance.masked_fill(~pairs, math.inf).flatten(1).sort(-1).values
-    nth = [math.floor(CUTOFF_QUANTILE * n * (n - 1)) for n in lengths]
-    cutoff = ordered.gather(1, torch.tensor(nth, device=distance.device)[:, None])
+def _derived_scale(
+    square: Float[Tensor, "segments longest longest"], lengths: Sequence[int]
+) -> Float[Tensor, "segments 1 1"]:
+    """The squared cutoff of each segment: the median, over its rows, of the square within which 2 % of the others lie.
+
+    A quantile of all distances, which is much the same, would have to sort n^2 of them.
+    """
+    device, longest = square.device, max(lengths)
+    neighbours = [min(n - 1, max(1, round(NEIGHBOURS * (n - 1)))) for n in lengths]
+    nearest = square.topk(max(neighbours) + 1, largest=False).values  # the row itself is one of them
+    reach = nearest.take_along_dim(_last_axis(neighbours, device), -1)[..., 0]
+    if min(lengths) < longest:
+        reach = reach.masked_fill(~is_real(lengths, device), math.inf)
+    median = reach.sort(-1).values[..., None].take_along_dim(_last_axis([(n - 1) // 2 for n in lengths], device), 1)
     # A single row, or rows that are all equal, have no scale: any positive width gives the same clusters.
-    smallest = torch.finfo(cutoff.dtype).tiny
-    return torch.where(cutoff.isinf(), 1.0, cutoff).clamp(min=smallest).view(segments, 1, 1)
+    return median.clamp(min=torch.finfo(median.dtype).tiny)
+
+
+def _last_axis(values: Sequence[int], device: torch.device) -> Int[Tensor, "segments 1 1"]:
+    return upload(values, device)[:, None, None]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .segments import by_size, indices_of, pad_segments
+from .segments import by_size, indices_of, is_real, pad_segments, unpad_segments, upload
 
 Pick = Callable[[Tensor, Tensor, int, list[int]], Tensor]
 
@@ -36,15 +36,13 @@ def keep_greedily(
     kept = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     for rows, segments in by_size(lengths, features.device):
         sizes, counts = ([values[i] for i in segments] for values in (lengths, budget))
-        padded, real = pad_segments(normalize(features[rows].float(), dim=-1), sizes)
+        padded, real = pad_segments(normalize(features[rows].float(), dim=-1), sizes), is_real(sizes, features.device)
         order = pick(padded, real, max(counts), segments)
-        wanted = (
-            torch.arange(max(counts), device=features.device) < torch.tensor(counts, device=features.device)[:, None]
-        )
+        wanted = torch.arange(max(counts), device=features.device) < upload(counts, features.device)[:, None]
         longest = padded.shape[1]
         chosen = torch.zeros(len(sizes), longest + 1, dtype=torch.bool, device=features.device)
         chosen = chosen.scatter(1, torch.where(wanted, order, longest), True)[:, :longest]
-        kept[rows] = chosen.flatten()[indices_of(real.flatten(), sum(sizes))]
+        kept[rows] = unpad_segments(chosen, sizes)
     return indices_of(kept, sum(budget))
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .segments import by_size, indices_of, pad_segments
+from .segments import by_size, indices_of, is_real, pad_segments, unpad_segments, upload
 
 
 def most_similar(
@@ -31,16 +31,16 @@ def most_similar(
         sizes, wanted = [lengths[i] for i in segments], max(counts[i] for i in segments)
         if not wanted:
             continue
-        padded, real = pad_segments(normalize(features[rows].float(), dim=-1), sizes)
-        is_target = pad_segments(targets[rows], sizes)[0]
-        number = pad_segments(everything[rows], sizes)[0]
+        padded = pad_segments(normalize(features[rows].float(), dim=-1), sizes)
+        is_target = pad_segments(targets[rows], sizes)
+        number = pad_segments(everything[rows], sizes)
         # Targets first, each kind in its order.
         column = is_target.byte().argsort(dim=1, descending=True, stable=True)[:, :wanted]
         asked = padded.gather(1, column[..., None].expand(-1, -1, padded.shape[2]))
         is_asked = is_target.gather(1, column)
         best = (padded @ asked.mT).masked_fill(~is_asked[:, None], -torch.inf).argmax(-1)
         match = torch.where(is_asked.any(1, keepdim=True), number.gather(1, column).gather(1, best), -1)
-        found[rows] = match.flatten()[indices_of(real.flatten(), sum(sizes))]
+        found[rows] = unpad_segments(match, sizes)
     return found
 
 
@@ -59,7 +59,7 @@ def thin_out(
     kept = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     for rows, segments in by_size(lengths, features.device):
         sizes = [lengths[i] for i in segments]
-        padded, real = pad_segments(normalize(features[rows].float(), dim=-1), sizes)
+        padded, real = pad_segments(normalize(features[rows].float(), dim=-1), sizes), is_real(sizes, features.device)
         similarity, alive, left = padded @ padded.mT, real, list(sizes)
         while True:
             go = [min(step, n - budget[i], -(-n // 2)) for n, i in zip(left, segments, strict=True)]
@@ -71,7 +71,7 @@ def thin_out(
             # One that is left alone is like no other, and goes before what is not there.
             likeness = torch.where(alive & even, likeness.clamp(min=-2), -torch.inf)
             rank = likeness.argsort(dim=1, descending=True, stable=True).argsort(1)
-            alive = alive & (rank >= torch.tensor(go, device=rank.device)[:, None])
+            alive = alive & (rank >= upload(go, rank.device)[:, None])
             left = [n - gone for n, gone in zip(left, go, strict=True)]
-        kept[rows] = alive.flatten()[indices_of(real.flatten(), sum(sizes))]
+        kept[rows] = unpad_segments(alive, sizes)
     return indices_of(kept, sum(budget))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .segments import rank_in_segment, segment_sum
+from .segments import rank_in_segment, segment_sum, upload
 
 
 def grid_cells(
@@ -28,8 +28,8 @@ def grid_cells(
         quotas: cells of each; at most as many as rows.
     """
     device, count = segments.device, len(quotas)
-    quota = torch.tensor(quotas, device=device)
-    bands = torch.tensor([_bands(*pair) for pair in zip(shapes, quotas, strict=True)], device=device)
+    quota = upload(quotas, device)
+    bands = upload([_bands(*pair) for pair in zip(shapes, quotas, strict=True)], device)
     first = (quota.cumsum(0) - quota)[segments]
     quota, bands = quota.clamp(min=1)[segments], bands[segments]
     size = segment_sum(torch.ones_like(segments), segments, count)[segments]
@@ -44,7 +44,7 @@ def grid_cells(
     across = rank_in_segment(cells[:, 1] * height + cells[:, 0], of_band, count * most_bands)
     in_band = segment_sum(torch.ones_like(of_band), of_band, count * most_bands)[of_band]
     cell = first + before + across * (behind - before) // in_band
-    return torch.where(torch.tensor(quotas, device=device)[segments] > 0, cell, -1)
+    return torch.where(upload(quotas, device)[segments] > 0, cell, -1)
 
 
 def central(grid: Float[Tensor, "rows 2"], cell: Int[Tensor, " rows"], count: int) -> Bool[Tensor, " rows"]:

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .segments import by_size, indices_of, pad_segments
+from .segments import by_size, is_real, pad_segments, unpad_segments
 
-# Largest temporary of `attention_received`, in values: 64 MiB in float32.
-_BLOCK_VALUES = 2**24
+# Largest temporary of `attention_received`, in values. On a CPU it has to stay in the cache: 64 MiB take 14 times as
+# long as 4 MiB (benchmarks/NOTES.md). Elsewhere a launch costs more.
+_BLOCK_VALUES, _LARGE_BLOCK_VALUES = 2**20, 2**24
 
 
 def key_norm(keys: Float[Tensor, "tokens heads head_dim"]) -> Float[Tensor, " tokens"]:
@@ -73,31 +74,43 @@ def attention_received(
         lengths: patches of each stretch that attends to itself only: a picture, a tile or a frame.
         real: where there is a patch and no padding, all if None. Padding neither attends nor is attended to.
     """
-    if real is None:
-        real = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
     if queries.dtype == torch.float16:  # whose products overflow before they are scaled
         queries, keys = queries.float(), keys.float()
     received = torch.empty(len(queries), device=queries.device)
     for rows, segments in by_size(lengths, queries.device):
         sizes = [lengths[i] for i in segments]
-        received[rows] = _received(queries[rows], keys[rows], scale, sizes, real[rows])
+        real_rows = None if real is None else real[rows]
+        received[rows] = _received(queries[rows], keys[rows], scale, sizes, real_rows)
     return received
 
 
-def _received(queries: Tensor, keys: Tensor, scale: float, lengths: Sequence[int], real: Tensor) -> Tensor:
+def _received(queries: Tensor, keys: Tensor, scale: float, lengths: Sequence[int], real: Tensor | None) -> Tensor:
     """`attention_received` of stretches of about the same length."""
-    padded_queries, valid = pad_segments(queries, lengths)
-    padded_keys = pad_segments(keys, lengths)[0].permute(0, 2, 3, 1)  # (segments, heads, head_dim, longest)
-    seen = pad_segments(real, lengths)[0]
-    received = torch.zeros(seen.shape, device=queries.device)
-    segments, longest, heads, _ = padded_queries.shape
-    block = max(1, _BLOCK_VALUES // (segments * heads * longest))
-    for start in range(0, longest, block):
-        rows = padded_queries[:, start : start + block].transpose(1, 2)  # (segments, heads, block, head_dim)
-        logits = scale * (rows @ padded_keys).float()
-        weights = logits.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
-        attending = seen[:, None, start : start + block, None]
-        # A stretch that is all padding has no finite logit.
-        received += weights.masked_fill(~attending, 0).mean(1).sum(1)
-    received = received / seen.sum(1, keepdim=True).clamp(min=1)
-    return received.flatten()[indices_of(valid.flatten(), sum(lengths))]
+    longest, heads, segments, device = max(lengths), queries.shape[1], len(lengths), queries.device
+    # Each head of each stretch by itself: (segments * heads, longest, head_dim), and keys the other way round.
+    queries = pad_segments(queries, lengths).transpose(1, 2).flatten(0, 1)
+    keys = pad_segments(keys, lengths).permute(0, 2, 3, 1).flatten(0, 1)
+    seen = None
+    if real is not None or min(lengths) < longest:
+        seen = is_real(lengths, device) if real is None else pad_segments(real, lengths)
+    hidden = None if seen is None else ~seen.repeat_interleave(heads, 0)
+
+    block = _BLOCK_VALUES if device.type == "cpu" else _LARGE_BLOCK_VALUES
+    asking = max(1, min(longest, block // longest))
+    together = max(1, block // (asking * longest))
+    received = torch.zeros(segments * heads, longest, device=device)
+    nothing = keys.new_zeros(())
+    for first in range(0, segments * heads, together):
+        pairs = slice(first, first + together)
+        for start in range(0, longest, asking):
+            some = queries[pairs, start : start + asking]
+            weights = torch.baddbmm(nothing, some, keys[pairs], beta=0, alpha=scale)
+            if hidden is not None:
+                weights = weights.masked_fill(hidden[pairs, None], -torch.inf)
+            weights = weights.softmax(-1, dtype=torch.float32)
+            if hidden is not None:  # a stretch that is all padding has no finite logit
+                weights = weights.masked_fill(hidden[pairs, start : start + asking, None], 0)
+            received[pairs] += weights.sum(1)
+    received = received.unflatten(0, (segments, heads)).mean(1)
+    count = longest if seen is None else seen.sum(1, keepdim=True).clamp(min=1)
+    return unpad_segments(received / count, lengths)
