@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from .models.base import VisionModules
+from .models.encoders import QUERIES
 from .models.geometry import Geometry
 
 UNGATED = ("apertus", "arcee", "nemotron", "phi", "starcoder2")
@@ -27,8 +28,8 @@ class VisionCost:
     Attributes:
         tower: the vision encoder.
         projector: from its features to rows of the decoder.
-        saliency: what a method that reads saliency or keys at the entrance adds: the keys of one encoder layer, and
-            the row of [CLS] or, without [CLS], the attention that patches receive.
+        saliency: what a method that reads saliency or keys at the entrance adds: the row of [CLS] in one encoder layer
+            or, without [CLS], the attention that patches receive.
         received: attention that patches receive in one encoder layer, be there [CLS] or not.
         key_width, head_dim: heads times head size of that layer, and the head size.
     """
@@ -48,10 +49,8 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     in all stretches: patches `2 W p` for p patches, a layer `2 W N + 4 h sum n^2`, the projector `2 W` a row. All
     layers run, also those behind the one whose features are used. A pooling head, which SigLIP runs and no model
     here uses, adds `2 (2 h^2 (N + 1) + W_mlp) + 4 h n` a picture.
-    The keys are `2 W_k N`; [CLS] adds `2 W_q` a stretch and `2 h N`, attention received `2 W_q N + 2 h sum n^2`.
-    A fused projection of queries, keys and values makes all three.
+    [CLS] adds `2 W_q` a stretch and `2 h N`, attention received `2 h sum n^2`: queries and keys are the layer's own.
     """
-    weights = {name: _weights([layer]) for name, layer in modules.attention.named_children()}
     width = _width(modules.attention)
     head_dim = width // cast(int, modules.attention.num_heads)
     stretches, windows = geometry.stretches, geometry.windows
@@ -63,11 +62,9 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     tower += 2 * _weights(modules.layers) * tokens + 4 * width * (pairs * full + windowed)
     tower += sum(_pooling_flops(modules.tower, n) for n in stretches)
 
-    projections = weights["qkv"] if "qkv" in weights else weights["q_proj"] + weights["k_proj"]
-    received = 2 * projections * tokens + 2 * width * pairs
-    saliency = received
+    saliency = received = 2 * width * pairs
     if modules.has_cls:
-        saliency = 2 * weights["k_proj"] * tokens + 2 * weights["q_proj"] * len(stretches) + 2 * width * tokens
+        saliency = 2 * _weights([modules.attention.get_submodule(QUERIES)]) * len(stretches) + 2 * width * tokens
     return VisionCost(tower, 2 * _weights(modules.projector) * geometry.projected, saliency, received, width, head_dim)
 
 

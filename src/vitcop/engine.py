@@ -20,7 +20,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ from .decode import Decode
 from .errors import UnsupportedModelError, VitcopError
 from .models import Observation, family_of
 from .models.base import Call
-from .models.encoders import Watched
+from .models.encoders import FUSED, KEYS, QUERIES, Watched
 from .placement import Placeholders
 from .prefill import Prefill
 from .pruner import Pruner
@@ -120,8 +119,11 @@ class Pruning:
         self._hooks.append(family.base.register_forward_hook(self._finish, always_call=True))
         for modality in family.modalities:
             self._hooks.append(_Wrapper(family.base, f"get_{modality}_features", partial(self._encode, modality)))
-        for attention in dict.fromkeys(chain(*self._watched.values())):
+        for attention, names in self._projections_to_keep().items():
             before(attention, self._watch)
+            for name in names:
+                hook = partial(self._keep_projected, attention, name)
+                self._hooks.append(attention.get_submodule(name).register_forward_hook(hook))
         before(family.decoder, self._enter)
         for index, layer in enumerate(family.layers):
             before(layer, partial(self._layer, index))
@@ -131,6 +133,18 @@ class Pruning:
         main = self._family.observed[modality]
         depths = [signal.depth for signal in self._signals]
         return [main, *(main if d is None else self._family.encoder_attention(modality, d) for d in depths)]
+
+    def _projections_to_keep(self) -> dict[nn.Module, list[str]]:
+        """Of the attentions that are watched those projections whose results are needed: keys, and some queries."""
+        found: dict[nn.Module, list[str]] = {}
+        for modality, watched in self._watched.items():
+            has_cls = self._family.vision(modality).has_cls
+            received = [not has_cls, *(not has_cls or signal.received for signal in self._signals)]
+            for attention, queries in zip(watched, received, strict=True):
+                wanted = (KEYS, FUSED, QUERIES) if queries else (KEYS, FUSED)
+                names = [name for name in wanted if hasattr(attention, name)]
+                found[attention] = list(dict.fromkeys([*found.get(attention, []), *names]))
+        return found
 
     @property
     def _running(self) -> Prefill | Decode | None:
@@ -215,7 +229,13 @@ class Pruning:
 
     def _watch(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
         if getattr(self._forward, "encoding", False):
-            self._forward.watched[attention] = _bound(attention.forward, args, kwargs)
+            self._forward.watched[attention] = Watched(attention, _bound(attention.forward, args, kwargs), {})
+
+    def _keep_projected(
+        self, attention: nn.Module, name: str, projection: nn.Module, args: tuple[Any, ...], output: Tensor
+    ) -> None:
+        if getattr(self._forward, "encoding", False):
+            self._forward.watched[attention].projected[name] = output
 
     def _encode(self, modality: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Any:
         """In place of the model's `get_image_features` or `get_video_features`, since some calls stand in the other."""
@@ -239,12 +259,12 @@ class Pruning:
             setattr(output, _OBSERVATION, observation)
         return output
 
-    def _observe(self, modality: str, call: Call, watched: dict[nn.Module, Call]) -> Observation:
+    def _observe(self, modality: str, call: Call, watched: dict[nn.Module, Watched]) -> Observation:
         main, *others = self._watched[modality]
-        observation = self._family.observe(modality, call, Watched(main, watched[main]))
+        observation = self._family.observe(modality, call, watched[main])
         signals = {}
         for signal, module in zip(self._signals, others, strict=True):
-            seen = Watched(module, watched[module], signal.received)
+            seen = replace(watched[module], received=signal.received)
             signals[signal] = self._family.observe(modality, call, seen).patches
         return replace(observation, signals=signals)
 

@@ -242,28 +242,26 @@ class Prefill:
             self.tokens = kept_tokens
             return hidden_states, None
 
-        kept = kept_tokens.slots
-        if selection.merge is not None:
-            merged = merge_hidden_states(tokens.hidden_states, selection)
-            hidden_states = hidden_states.flatten(0, 1).index_copy(0, kept, merged).view_as(hidden_states)
-        alive = self.layout.alive.flatten().scatter(0, tokens.slots, False).scatter(0, kept, True)
+        alive = self.layout.alive.flatten().index_fill(0, tokens.slots, False).index_fill(0, kept_tokens.slots, True)
         lengths = list(self.row_lengths[max(self.row_lengths)])
         for row, before, after in zip(self.rows, tokens.lengths, budget, strict=True):
             lengths[row] -= before - after
-        return self._pack(tokens.layer, hidden_states, alive.view_as(self.layout.columns), kept_tokens, tuple(lengths))
+        alive = alive.view_as(self.layout.columns)
+        hidden_states, slots = self._pack(tokens.layer, hidden_states, alive, kept_tokens, tuple(lengths))
+        if selection.merge is not None:
+            merged = merge_hidden_states(tokens.hidden_states, selection)
+            hidden_states = hidden_states.flatten(0, 1).index_copy(0, self.tokens.slots, merged).view_as(hidden_states)
+        return hidden_states, slots
 
     def _pack(
         self, layer: int, hidden_states: Tensor, alive: Tensor, tokens: VisualTokens, lengths: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         """Go on with the slots in `alive`, and with `tokens` among them. Returns what `_stage` does."""
-        width = self.layout.width
         self.layout, slots = self.layout.keep(alive, lengths)
         self.layouts[layer], self.row_lengths[layer] = self.layout, lengths
-        new_slot = torch.arange(self.layout.width, device=slots.device).expand_as(slots)
-        moved_to = torch.zeros_like(alive, dtype=torch.long).scatter(1, slots, new_slot)
-        visual = tokens.slots
-        moved = visual // width * self.layout.width + moved_to.flatten()[visual]
-        self.tokens = replace(tokens, slots=moved)
+        new_slot = torch.arange(slots.numel(), device=slots.device).view_as(slots)
+        moved_to = torch.empty_like(alive, dtype=torch.long).scatter(1, slots, new_slot)
+        self.tokens = replace(tokens, slots=moved_to.flatten()[tokens.slots])
         return gather_slots(hidden_states, slots, -2), slots
 
     def _fit(self, layer: int, hidden_states: Tensor, kwargs: Call) -> Call:

@@ -220,7 +220,8 @@ class StageSource(Source):
         return self.cached_keys[slots // self.layout.width, :, slots % self.layout.width]
 
     def _observed(self, values: Tensor, rows: Tensor) -> Tensor:
-        return values.to(rows.device)[rows]
+        values = values.to(rows.device)
+        return values if len(rows) == len(values) else values[rows]  # rows ascend: as many as there are is all of them
 
 
 def _of_row(rotary: Rotary, row: slice) -> Rotary:

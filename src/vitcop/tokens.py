@@ -450,5 +450,6 @@ def merge_hidden_states(
     total = total.index_add(0, target, hidden_states.to(wide))[:slots]
     size = target.new_zeros(slots + 1).index_add(0, target, torch.ones_like(target))[:slots, None]
     mean = total / size.clamp(min=1)
-    merged = mean if selection.reduction == "mean" else kept.to(wide) + mean
-    return torch.where(size > 0, merged.to(kept.dtype), kept)
+    if selection.reduction == "add_mean":
+        return (kept.to(wide) + mean).to(kept.dtype)  # a slot that nothing merges into has a mean of zero
+    return torch.where(size > 0, mean.to(kept.dtype), kept)

@@ -81,10 +81,15 @@ class VisionZip(EntrancePruner):
         return Selection(indices_of(keep, sum(budget)), merge, reduction="add_mean")
 
     def selection_flops(self, stage: StageShape) -> int:
-        """Saliency, and `2 n c d` for the cosines of the n tokens of a grid to c anchors, d the size of a head."""
+        """Saliency, and `2 n c d` for the cosines of the n tokens of a grid to c anchors, d the size of a head.
+
+        n and c are the largest among grids of about the same size, which are worked out together.
+        """
         contextual = [round(self.contextual_fraction * quota) for quota in share_out(stage.after, stage.grids)]
-        pairs = sum(n * c for n, c in zip(padded_lengths(stage.grids), contextual, strict=True))
-        return stage.saliency + 2 * pairs * stage.head_dim
+        padded, anchors = padded_lengths(stage.grids), dict[int, int]()
+        for n, c in zip(padded, contextual, strict=True):
+            anchors[n] = max(c, anchors.get(n, 0))
+        return stage.saliency + 2 * sum(n * anchors[n] for n in padded) * stage.head_dim
 
 
 def _number_among(member: Tensor, segments: Tensor, count: int) -> Tensor:

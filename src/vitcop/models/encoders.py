@@ -1,6 +1,7 @@
 """The vision encoders, and what one attention layer of each shows of its patches.
 
-Modules are called and no weight is read, so that adapters and quantised layers count.
+Queries and keys are those that the layer itself has made, so that adapters and quantised layers count, and that
+nothing is projected twice.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ class Encoder:
         # hidden_states[0] is the embedding, so hidden_states[k] leaves layer k - 1, and [-1] the last one.
         return layers[layer if layer < 0 else layer - 1].get_submodule(self.attention)
 
+
+QUERIES, KEYS, FUSED = "q_proj", "k_proj", "qkv"
+"""Names of projections in the attention of an encoder."""
 
 CLIP = Encoder("encoder.layers", "self_attn", has_cls=True)
 SIGLIP = Encoder("encoder.layers", "self_attn", has_cls=False)
@@ -125,11 +129,13 @@ class Watched:
     Attributes:
         module: the attention.
         inputs: its arguments.
+        projected: what its projections have made, by their names: keys always, queries where all of them are needed.
         received: ask for the attention that each patch receives from all, even where there is a [CLS].
     """
 
     module: Any
     inputs: dict[str, Any]
+    projected: dict[str, Tensor]
     received: bool = False
 
     @property
@@ -140,19 +146,21 @@ class Watched:
 def with_cls(watched: Watched) -> Patches:
     """Patches of an encoder whose first token is [CLS], by the attention of [CLS]: CLIP, InternVL's ViT."""
 
+    # Not the whole input, which would stay in memory.
+    attention, keys, cls = watched.module, watched.projected[KEYS], watched.hidden_states[:, 0].clone()
+    all_queries = watched.projected[QUERIES] if watched.received else None
+
     def show() -> tuple[Tensor, Tensor]:
-        attention, hidden_states = watched.module, watched.hidden_states
         heads = attention.num_heads, attention.head_dim
-        keys = attention.k_proj(hidden_states)
-        asking = hidden_states if watched.received else hidden_states[:, 0]
-        queries = _normalise(attention, "q_norm", attention.q_proj(asking)).unflatten(-1, heads)
+        queries = attention.q_proj(cls) if all_queries is None else all_queries
+        queries = _normalise(attention, "q_norm", queries).unflatten(-1, heads)
         attended = _normalise(attention, "k_norm", keys).unflatten(-1, heads)
-        if watched.received:
-            grids, length = hidden_states.shape[:2]
+        if all_queries is None:
+            saliency = cls_attention(queries, attended, attention.scale)
+        else:
+            grids, length = keys.shape[:2]
             both = queries.flatten(0, 1), attended.flatten(0, 1)
             saliency = attention_received(*both, attention.scale, [length] * grids).view(grids, length)[:, 1:]
-        else:
-            saliency = cls_attention(queries, attended, attention.scale)
         return keys[:, 1:].flatten(0, 1).unflatten(-1, heads), saliency.flatten()
 
     return Patches(show)
@@ -161,33 +169,30 @@ def with_cls(watched: Watched) -> Patches:
 def without_cls(watched: Watched) -> Patches:
     """Patches of an encoder without [CLS], by the attention they receive: SigLIP, Idefics3."""
 
+    attention, mask = watched.module, watched.inputs.get("attention_mask")
+    grids, length = watched.projected[KEYS].shape[:2]
+    heads = attention.num_heads, attention.head_dim
+    queries, keys = (watched.projected[name].flatten(0, 1).unflatten(-1, heads) for name in (QUERIES, KEYS))
+
     def show() -> tuple[Tensor, Tensor]:
-        attention, hidden_states = watched.module, watched.hidden_states
-        heads = attention.num_heads, attention.head_dim
-        queries = attention.q_proj(hidden_states).flatten(0, 1).unflatten(-1, heads)
-        keys = attention.k_proj(hidden_states).flatten(0, 1).unflatten(-1, heads)
-        grids, length = hidden_states.shape[:2]
-        mask = watched.inputs.get("attention_mask")
         real = None if mask is None else _real_patches(mask, grids, length)
         return keys, attention_received(queries, keys, attention.scale, [length] * grids, real)
 
     return Patches(show)
 
 
-def with_rotary(
-    watched: Watched, project: Callable[[Any, Tensor], tuple[Tensor, Tensor]], lengths: Sequence[int]
-) -> Patches:
+def with_rotary(watched: Watched, queries: Tensor, keys: Tensor, lengths: Sequence[int]) -> Patches:
     """Patches of an encoder with rotary positions, by the attention they receive: Pixtral, Qwen's.
 
     Args:
-        project: makes queries and keys, (patches, heads, head_dim), of the attention and its hidden states.
+        queries, keys: as they were projected, (patches, heads, head_dim).
         lengths: patches of each grid; the grids stand one after another.
     """
+    scale, rotary = watched.module.scaling, watched.inputs["position_embeddings"]
 
     def show() -> tuple[Tensor, Tensor]:
-        queries, keys = project(watched.module, watched.hidden_states)
-        turned = [_rotate(states, *watched.inputs["position_embeddings"]) for states in (queries, keys)]
-        return keys, attention_received(turned[0], turned[1], watched.module.scaling, lengths)
+        turned = [_rotate(states, *rotary) for states in (queries, keys)]
+        return keys, attention_received(turned[0], turned[1], scale, lengths)
 
     return Patches(show)
 

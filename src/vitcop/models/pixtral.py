@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
 
 from .base import Call, Observation
-from .encoders import Encoder, Watched, with_rotary
+from .encoders import KEYS, QUERIES, Encoder, Watched, with_rotary
 from .geometry import Geometry, Size
 
 PIXTRAL = Encoder("transformer.layers", "attention", has_cls=False)
@@ -32,12 +29,9 @@ def observe_pixtral(patch_size: int, call: Call, watched: Watched, side: int = 1
         (height // patch_size, width // patch_size) for height, width in torch.as_tensor(sizes, device="cpu").tolist()
     ]
     lengths = [rows * columns for rows, columns in shapes]
-    return Observation.of(with_rotary(watched, _project, lengths), [[shape] for shape in shapes], side)
-
-
-def _project(module: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-    heads = module.num_heads, module.head_dim
-    return module.q_proj(hidden_states[0]).unflatten(-1, heads), module.k_proj(hidden_states[0]).unflatten(-1, heads)
+    heads = watched.module.num_heads, watched.module.head_dim
+    queries, keys = (watched.projected[name][0].unflatten(-1, heads) for name in (QUERIES, KEYS))
+    return Observation.of(with_rotary(watched, queries, keys, lengths), [[shape] for shape in shapes], side)
 
 
 def pixtral_geometry(vision: PretrainedConfig, size: Size, side: int = 1) -> Geometry:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -13,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from ..errors import UnsupportedModelError
 from .base import Call, Description, ModelFamily, Observation, VisionModules
-from .encoders import Watched, with_rotary
+from .encoders import FUSED, Watched, with_rotary
 from .geometry import Geometry, Size
 from .grids import Grids, Shape
 
@@ -49,7 +48,8 @@ class Qwen2VL(ModelFamily):
         images = [[(rows, columns)] * frames for frames, rows, columns in call[f"{modality}_grid_thw"].tolist()]
         lengths = [rows * columns for image in images for rows, columns in image]
         merged = [[(rows // side, columns // side) for rows, columns in image] for image in images]
-        patches = with_rotary(watched, _project, lengths)
+        queries, keys, _ = watched.projected[FUSED].unflatten(-1, (3, watched.module.num_heads, -1)).unbind(1)
+        patches = with_rotary(watched, queries, keys, lengths)
         # The encoder has the patches of a token one after another, and its tokens in the order of its windows.
         place = torch.arange(sum(lengths) // side**2, device="cpu")
         if self._window is not None:
@@ -106,11 +106,6 @@ class Qwen2VL(ModelFamily):
         vision = self.model.config.vision_config
         window = getattr(vision, "window_size", None)
         return None if window is None else window // vision.spatial_merge_size // vision.patch_size
-
-
-def _project(module: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-    states = module.qkv(hidden_states).unflatten(-1, (3, module.num_heads, -1))
-    return states[:, 0], states[:, 1]
 
 
 def _spans(count: int, side: int) -> list[int]:
