@@ -8,10 +8,8 @@ import tiny
 import torch
 from families import FAMILIES
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vitcop
-from vitcop.ops.cluster import density_peaks
 from vitcop.prefill import Prefill
 
 VITCOP = tiny.METHODS["vitcop"]

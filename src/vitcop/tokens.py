@@ -166,22 +166,26 @@ class VisualTokens:
     @cached_property
     def images(self) -> Int[Tensor, " visual"]:
         """The image of each row, counted over the whole batch."""
-        return self.entrance.images[self.rows]
+        return self._entered(self.entrance.images)
 
     @cached_property
     def index(self) -> Int[Tensor, " visual"]:
         """Number of the token among all visual tokens that its image had."""
-        return self.entrance.index[self.rows]
+        return self._entered(self.entrance.index)
 
     @cached_property
     def segments(self) -> Int[Tensor, " visual"]:
         """The grid (picture, tile or frame) of each row, counted over the whole batch."""
-        return self.entrance.segments[self.rows]
+        return self._entered(self.entrance.segments)
 
     @cached_property
     def grid(self) -> Float[Tensor, "visual 2"]:
         """Row and column of the token in its grid, as fractions of the height and the width."""
-        return self.entrance.grid[self.rows]
+        return self._entered(self.entrance.grid)
+
+    def _entered(self, column: Tensor) -> Tensor:
+        """The rows of a column of `entrance`; they ascend, so that as many as there are is all of them."""
+        return column if len(self.rows) == len(column) else column[self.rows]
 
     @property
     def segment_sizes(self) -> tuple[tuple[int, ...], ...]:

@@ -264,19 +264,21 @@ def _insignificance(tokens: VisualTokens) -> Float[Tensor, " visual"]:
 
 
 def _merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-    """`MergeClusters` on one padded row per image. Bin `longest` of each row takes what belongs to no cluster."""
-    lengths, device = tokens.lengths, tokens.rows.device
-    images, longest = len(lengths), max(lengths)
-    insignificance, real = pad_segments(_insignificance(tokens).double(), lengths), is_real(lengths, device)
-    cluster = pad_segments(tokens.labels["cluster"], lengths).masked_fill(~real, longest)
+    """`MergeClusters` on one padded row per image. Bin `longest` of each row takes what belongs to no cluster.
+
+    Counts are kept in float64, in which they are exact, so that nothing is converted on the way.
+    """
+    lengths, device, longest = tokens.lengths, tokens.rows.device, max(tokens.lengths)
+    real, place = is_real(lengths, device), torch.arange(longest + 1, device=device)
     length, allowed = per_segment(lengths, device), per_segment(budget, device)
-    place = torch.arange(longest, device=device)
+    insignificance = pad_segments(_insignificance(tokens).double(), lengths)
+    cluster = pad_segments(tokens.labels["cluster"], lengths).masked_fill(~real, longest)
 
     size = _histogram(cluster)
-    weight = insignificance.new_zeros(images, longest + 1).scatter_add(1, cluster, insignificance)[:, :-1]
-    exists = size[:, :-1] > 0
-    clusters = exists.sum(1, keepdim=True)
-    lightest = weight.masked_fill(~exists, math.inf).argsort(dim=1, stable=True)
+    empty = size == 0
+    weight = torch.zeros_like(size).scatter_add(1, cluster, insignificance).masked_fill(empty, math.inf)
+    lightest = weight[:, :-1].argsort(dim=1, stable=True)
+    clusters = longest - empty[:, :-1].sum(1, keepdim=True)
     quota = _quotas(size[:, :-1], lightest, length - clusters, allowed - clusters)
 
     # Members in the order of their clusters, and in each by insignificance: the first `quota` of each stay.
@@ -284,46 +286,46 @@ def _merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
     of_cluster, order = cluster.gather(1, by_insignificance).sort(dim=1, stable=True)
     first_to_go = size.cumsum(1) - size
     first_to_go[:, :-1] += quota
-    few = clusters <= allowed
-    stays = (place < first_to_go.gather(1, of_cluster)) & few
-    stays = torch.zeros_like(real).scatter(1, by_insignificance.gather(1, order), stays) & real
+    stays = place[:-1] < first_to_go.gather(1, of_cluster)
+    stays = torch.empty_like(stays).scatter(1, by_insignificance.gather(1, order), stays)
 
     # The others: each cluster is a group, or, where there are too many, each of the lightest, and all the rest is one.
-    rank = torch.empty_like(lightest).scatter(1, lightest, place.expand_as(lightest))
-    rank = rank.clamp(max=allowed - 1) if isinstance(allowed, int) else rank.minimum(allowed - 1)
-    group = cluster.where(few, rank.gather(1, cluster.clamp(max=longest - 1))).masked_fill(stays | ~real, longest)
+    rank = torch.empty_like(lightest).scatter(1, lightest, place[:-1].expand_as(lightest))
+    rank = torch.where(clusters <= allowed, place[:-1], torch.minimum(rank, allowed - 1 + torch.zeros_like(clusters)))
+    group = rank.gather(1, cluster.clamp(max=longest - 1)).masked_fill(stays | ~real, longest)
 
     size = _histogram(group)
-    middle = (size.cumsum(1) - size + size // 2)[:, :-1].clamp(max=longest - 1)
+    middle = (size.cumsum(1) - size + size // 2)[:, :-1].long().clamp(max=longest - 1)
     median = group.argsort(dim=1, stable=True).gather(1, middle)
-    stands = torch.zeros_like(group).scatter_add(1, median, (size[:, :-1] > 0).long()) > 0
+    stands = torch.zeros_like(insignificance).scatter_add(1, median, size[:, :-1]) > 0
     untouched = real & (length == allowed)
     kept = stays | stands | untouched
 
     slot = kept.flatten().cumsum(0).view_as(kept) - 1
-    slot_of_group = torch.cat([slot.gather(1, median), torch.full_like(slot[:, :1], -1)], 1)
+    slot_of_group = torch.nn.functional.pad(slot.gather(1, median), (0, 1), value=-1)
     merge = slot_of_group.gather(1, group).masked_fill(untouched, -1)
     keep = indices_of(unpad_segments(kept, lengths), sum(budget))
     return Selection(keep, unpad_segments(merge, lengths), reduction="add_mean")
 
 
-def _histogram(bins: Int[Tensor, "images tokens"]) -> Int[Tensor, "images bins"]:
+def _histogram(bins: Int[Tensor, "images tokens"]) -> Float[Tensor, "images bins"]:
     """Tokens in each of as many bins as there are tokens, and one more."""
-    counts = bins.new_zeros(bins.shape[0], bins.shape[1] + 1)
-    return counts.scatter_add(1, bins, torch.ones_like(bins))
+    counts = torch.zeros(bins.shape[0], bins.shape[1] + 1, dtype=torch.float64, device=bins.device)
+    return counts.scatter(1, bins, 1, reduce="add")
 
 
 def _quotas(
-    size: Int[Tensor, "images clusters"],
+    size: Float[Tensor, "images clusters"],
     lightest: Int[Tensor, "images clusters"],
     spare: Int[Tensor, "images 1"],
     share: Int[Tensor, "images 1"],
-) -> Int[Tensor, "images clusters"]:
-    """Members that each cluster keeps unmerged: `share` of an image's `spare` tokens, in proportion.
+) -> Float[Tensor, "images clusters"]:
+    """Members that each cluster keeps unmerged: `share` of an image's `spare` tokens, in proportion; none of a negative
+    share.
 
-    Rounds half to even: a quotient of integers is exact enough in float64 to tell halves from all others. Fewer than
-    half of the clusters are rounded up or down too many, and at least as many clusters have room for the correction as
-    need it, so that one pass makes it exact.
+    Rounds half to even: in float64 a quotient of such integers is exact enough to tell halves from all others. Fewer
+    than half of the clusters are rounded up or down too many, and at least as many clusters have room for the
+    correction as need it, so that one pass makes it exact.
 
     Args:
         size: members of each cluster, 0 for none.
@@ -331,12 +333,13 @@ def _quotas(
             are taken from.
     """
     share, room = share.clamp(min=0), (size - 1).clamp(min=0)
-    quota = (room * share / spare.clamp(min=1).double()).round().long()
+    quota = (room * share / spare.clamp(min=1)).round()
     missing = share - quota.sum(1, keepdim=True)
-    can_change = torch.where(missing > 0, quota < room, quota > 0).gather(1, lightest).long()
+    gives = missing > 0
+    can_change = torch.where(gives, quota < room, quota > 0).gather(1, lightest)
     number = can_change.cumsum(1)
-    number = torch.where(missing > 0, number, number[:, -1:] + 1 - number)
-    change = can_change * (number <= missing.abs()) * missing.sign()
+    number = torch.where(gives, number, number[:, -1:] + 1 - number)
+    change = (can_change & (number <= missing.abs())) * missing.sign()
     return quota.scatter_add(1, lightest, change)
 
 

@@ -44,8 +44,11 @@ def density_peaks(
     Returns:
         The cluster of each row, counted from 0 in every segment by falling `density * separation`.
     """
+    groups = list(by_size(lengths, features.device))
+    if len(groups) == 1:
+        return _density_peaks(features, grid, lengths, centres, cutoff, radius)
     labels = torch.empty(len(features), dtype=torch.long, device=features.device)
-    for rows, segments in by_size(lengths, features.device):
+    for rows, segments in groups:
         sizes, counts = ([values[i] for i in segments] for values in (lengths, centres))
         labels[rows] = _density_peaks(features[rows], grid[rows], sizes, counts, cutoff, radius)
     return labels
@@ -67,44 +70,44 @@ def _density_peaks(
 
     index = torch.arange(longest, device=device)
     # Equal densities would make mutual parents: the lower index counts as the denser one.
-    place = _places_in(density.argsort(dim=-1, descending=True, stable=True))
-    may_follow = place[:, None] < place[:, :, None]
+    place = _places_in(density.argsort(dim=-1, descending=True, stable=True), index)
     # Positions are exact fractions: keep the comparison exact where a distance equals the radius.
     positions = pad_segments(grid.float(), lengths)
-    may_follow &= torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist") <= radius + 1e-6
-    separation, parent = torch.where(may_follow, square, math.inf).min(-1)
+    out_of_reach = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist") > radius + 1e-6
+    out_of_reach |= place[:, None] >= place[:, :, None]
+    separation, parent = square.masked_fill(out_of_reach, math.inf).min(-1)
 
     peak = density * separation.sqrt()
     if min(lengths) < longest:
         peak = peak.masked_fill(~is_real(lengths, device), -math.inf)
-    rank = _places_in(peak.argsort(dim=-1, descending=True, stable=True))
-    is_centre = rank < per_segment(centres, device)
+    rank = _places_in(peak.argsort(dim=-1, descending=True, stable=True), index)
+    follows = rank >= per_segment(centres, device)
 
-    nearest_centre = torch.where(is_centre[:, None], square, math.inf).argmin(-1)
+    nearest_centre = square.masked_fill(follows[:, None], math.inf).argmin(-1)
     parent = torch.where(separation.isinf(), nearest_centre, parent)
-    parent = torch.where(is_centre, index, parent)
+    parent = torch.where(follows, parent, index)
     # Pointer jumping: each round doubles the distance travelled up the forest.
     for _ in range(max(1, (longest - 1).bit_length())):
         parent = parent.gather(1, parent)
     return unpad_segments(rank.gather(1, parent), lengths)
 
 
-def _places_in(order: Int[Tensor, "segments rows"]) -> Int[Tensor, "segments rows"]:
-    """Where each row stands in an order of the rows."""
-    return torch.empty_like(order).scatter(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+def _places_in(order: Int[Tensor, "segments rows"], index: Int[Tensor, " rows"]) -> Int[Tensor, "segments rows"]:
+    """Where each row stands in an order of the rows, which `index` numbers."""
+    return torch.empty_like(order).scatter(1, order, index.expand_as(order))
 
 
 def _squared_distances(
     features: Float[Tensor, "rows dim"], lengths: Sequence[int]
 ) -> Float[Tensor, "segments longest longest"]:
     """Between the rows of each segment; infinite to padding. The only temporary of its size."""
-    points, real = pad_segments(features.float(), lengths), is_real(lengths, features.device)
+    points, device = pad_segments(features.float(), lengths), features.device
     # |a|^2 + |b|^2 - 2ab cancels badly when all points share a large offset: take it away first.
-    points = points - points.sum(1, keepdim=True) / real.sum(1)[:, None, None]
+    points = points - (points.sum(1) / per_segment(lengths, device))[:, None]
     length = points.square().sum(-1)
     square = torch.bmm(points, points.mT).mul_(-2).add_(length[:, :, None]).add_(length[:, None]).clamp_(min=0)
     square.diagonal(dim1=1, dim2=2).zero_()
-    return square if min(lengths) == max(lengths) else square.masked_fill_(~real[:, None], math.inf)
+    return square if min(lengths) == max(lengths) else square.masked_fill_(~is_real(lengths, device)[:, None], math.inf)
 
 
 def _derived_scale(
