@@ -28,7 +28,7 @@ class Ceilings:
 def measure_ceilings(device: torch.device, dtype: torch.dtype, stopwatch: Stopwatch) -> Ceilings:
     """The best of several, since whatever else runs only ever takes away."""
     large = device.type == "cuda"
-    side, count = (8192, 2**30) if large else (2048, 2**28)  # bytes beyond any cache
+    side, count = (8192, 2**30) if large else (1024, 2**28)  # bytes beyond any cache
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(left)
     source = torch.ones(count, dtype=torch.uint8, device=device)

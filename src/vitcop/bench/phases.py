@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -62,6 +63,11 @@ def read_prompt(model: PreTrainedModel, prompt: Prompt) -> Any:
     return model(**prompt.inputs, use_cache=True, logits_to_keep=1)
 
 
+def cache_of(output: Any) -> Any:
+    """The KV cache that a forward returns."""
+    return output["cache"] if "cache" in output else output["past_key_values"]  # before transformers 5.24
+
+
 def decode_token(model: PreTrainedModel, token: torch.Tensor, cache: Any) -> Any:
     """A later forward, of one token of each prompt."""
     # Called `past_key_values` before transformers 5.24.
@@ -82,7 +88,7 @@ class _Turns:
     def take(self) -> float:
         """Seconds between the first and the second mark, the third and the fourth, and so on, since the last time."""
         marks, self.marks = self.marks, []
-        return sum(self.stopwatch.seconds(*span) for span in zip(marks[::2], marks[1::2], strict=True))
+        return math.fsum(self.stopwatch.seconds(*span) for span in zip(marks[::2], marks[1::2], strict=True))
 
 
 def _forwards(

@@ -20,7 +20,7 @@ from ..models import ModelFamily, family_of
 from ..pruner import Pruner
 from .ceilings import Ceilings, measure_ceilings
 from .memory import peak_bytes
-from .phases import PHASES, read_prompt, time_phases
+from .phases import PHASES, cache_of, read_prompt, time_phases
 from .prompt import Prompt, make_prompt, random_picture
 from .results import DENSE, Benchmark, Block, Refusal, Row, Setting
 from .roofline import prefill_seconds
@@ -163,8 +163,8 @@ class _Run:
         average = contestant.share
 
         def work() -> None:
-            output = read_prompt(self.model, contestant.prompt)
-            held.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers))
+            cache = cache_of(read_prompt(self.model, contestant.prompt))
+            held.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
 
         if contestant.method is None:
             peak = peak_bytes(self.model.device, work)

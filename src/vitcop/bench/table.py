@@ -70,7 +70,7 @@ def _add(table: Table, row: Row, *cells: str) -> None:
         table.add_section()
 
 
-def _cell(spread: Spread, unit: float = 1) -> str:
+def _cell(spread: Spread, unit: int = 1) -> str:
     lowest, highest = _digits(spread.lowest * unit), _digits(spread.highest * unit)
     return f"{_digits(spread.median * unit)}\n{lowest}-{highest}"
 
@@ -81,11 +81,12 @@ def _digits(value: float) -> str:
 
 
 def _caption(setting: Setting) -> str:
+    rounds = "1 round" if setting.repeats == 1 else f"{setting.repeats} rounds"
     threads = "" if setting.gpu else f", {setting.threads} threads"
     return (
         f"{setting.model}, {setting.weights}, {setting.dtype}, {setting.attention} attention, on {setting.device}"
         f"{threads}. {setting.picture[0]} x {setting.picture[1]} pixels became {setting.placeholders} of "
-        f"{setting.prompt_tokens} tokens of each prompt. Median of {setting.repeats} rounds, below it the "
+        f"{setting.prompt_tokens} tokens of each prompt. Median of {rounds}, below it the "
         "lowest and the highest; a speed-up is against the dense model in the same round. Predicted: of the decoder "
         f"layers by the ceilings {setting.flops_per_second / 1e12:,.3g} TFLOP/s and "
         f"{setting.bytes_per_second / 1e9:,.3g} GB/s, measured in this run. See docs/benchmarks.md."
