@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 
@@ -10,14 +11,15 @@ import torch
 from families import FAMILIES
 from families.base import NUM_LAYERS
 from families.llava import LLAVA
+from rich.console import Console
 from tiny import ThreeStages
 from torch import nn
-from transformers import AutoModelForImageTextToText, BatchFeature, LlamaConfig, Qwen2VLImageProcessorPil
+from transformers import AutoModelForImageTextToText, BatchFeature, LlamaConfig, MixtralConfig, Qwen2VLImageProcessorPil
 from typer.testing import CliRunner
 
 import vitcop
 from vitcop import cli
-from vitcop.bench import SHAPES, Benchmark, Course, Subject, random_weights, run_benchmark
+from vitcop.bench import SHAPES, Benchmark, Block, Course, Row, Spread, Subject, random_weights, run_benchmark
 from vitcop.bench.ceilings import Ceilings
 from vitcop.bench.memory import peak_bytes
 from vitcop.bench.phases import time_phases
@@ -28,6 +30,7 @@ from vitcop.bench.roofline import prefill_seconds
 from vitcop.bench.shapes import Shape
 from vitcop.bench.stopwatch import Stopwatch
 from vitcop.bench.table import tables
+from vitcop.cost import layer_bytes
 from vitcop.decode import Decode
 from vitcop.models import Size, family_of
 from vitcop.models.llava import Llava
@@ -215,11 +218,9 @@ def test_what_does_not_depend_on_time(measured):
 
 
 def text_of(benchmark: Benchmark) -> str:
-    from rich.console import Console
-
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=120, file=io.StringIO())
     console.print(*tables(benchmark))
-    return console.export_text()
+    return console.file.getvalue()
 
 
 def test_tables_and_plot_are_made_of_the_json_alone(measured):
@@ -232,13 +233,10 @@ def test_tables_and_plot_are_made_of_the_json_alone(measured):
     assert [axes.get_title() for axes in figure.axes] == ["batch 1", "batch 2"]
 
 
-def test_speed_ups_are_of_the_same_round(measured):
-    block = measured.blocks[0]
-    dense, row = block.rows[:2]
-    samples = {"prefill": (4.0, 9.0)}, {"prefill": (2.0, 3.0)}
-    rows = [vitcop.bench.Row(r.method, 1.0, s, 4.0, 0, 0) for r, s in zip((dense, row), samples, strict=True)]
-    block = vitcop.bench.Block(1, 0.5, (), tuple(rows), ())
-    assert block.speedup(rows[1], "prefill") == vitcop.bench.Spread(median=2.5, lowest=2.0, highest=3.0)
+def test_speed_ups_are_of_the_same_round():
+    rows = tuple(Row("any", 1.0, {"prefill": samples}, 4.0, 0, 0) for samples in ((4.0, 9.0), (2.0, 3.0)))
+    block = Block(batch=1, retention=0.5, roofline=(), rows=rows, refusals=())
+    assert block.speedup(rows[1], "prefill") == Spread(median=2.5, lowest=2.0, highest=3.0)
     assert block.achieved(rows[1]) == 2.5 / 4
 
 
@@ -270,6 +268,19 @@ def test_eager_attention_multiplies_the_masked_half_as_well():
     eager = least([100, 100], 1, 1, infinite, causal=False)
     assert eager == vitcop.cost.prefill_flops(CONFIG, [100, 100])
     assert eager - least([100, 100], 1, 1, infinite) == 2 * 2 * 100 * 99 * 64
+
+
+def test_few_tokens_read_few_experts():
+    config = MixtralConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+    )
+    few, all_of_them = (layer_bytes(config, 0, tokens, 1) - 2 * 2 * 32 * tokens for tokens in (3, 100))
+    assert all_of_them - few == (8 - 3 * 2) * 3 * 64 * 96
 
 
 def test_peak_memory_is_the_most_that_is_held_at_once():

@@ -11,9 +11,6 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-# Else the profiler's library writes to stderr whenever it starts and stops.
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-
 
 def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
     """Run `work`, and tell the most bytes of tensors that it held.
@@ -28,6 +25,8 @@ def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    # Else the profiler's library writes to stderr whenever it starts and stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     gc.collect()  # what would go while the profiler looks on is none of the work's
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         work()

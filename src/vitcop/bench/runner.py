@@ -75,9 +75,13 @@ def run_benchmark(subject: Subject, course: Course, told: Told) -> Benchmark:
 
     Raises:
         UnsupportedModelError: the model cannot be pruned.
-        VitcopError: the device runs out of memory.
+        VitcopError: the GPU runs out of memory.
     """
-    return _Run(subject, course, told).benchmark()
+    try:
+        with torch.no_grad():
+            return _Run(subject, course, told).benchmark()
+    except torch.OutOfMemoryError as error:
+        raise VitcopError("The GPU runs out of memory; ask for a smaller --batch or a narrower --dtype.") from error
 
 
 @dataclass(frozen=True)
@@ -108,14 +112,8 @@ class _Run:
     def benchmark(self) -> Benchmark:
         self.told("ceilings", self.passes + 1)
         self.ceilings: Ceilings = measure_ceilings(self.model.device, self.model.dtype, self.stopwatch)
-        blocks = []
-        for batch in self.course.batches:
-            for retention in self.course.retentions:
-                try:
-                    with torch.no_grad():
-                        blocks.append(self._block(batch, retention))
-                except torch.OutOfMemoryError as error:
-                    raise VitcopError(f"The device has not the memory for a batch of {batch}; ask for less.") from error
+        course = self.course
+        blocks = [self._block(batch, retention) for batch in course.batches for retention in course.retentions]
         return Benchmark(self._setting(), tuple(blocks))
 
     def _block(self, batch: int, retention: float) -> Block:
