@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -238,6 +238,17 @@ def test_speed_ups_are_of_the_same_round():
     block = Block(batch=1, retention=0.5, roofline=(), rows=rows, refusals=())
     assert block.speedup(rows[1], "prefill") == Spread(median=2.5, lowest=2.0, highest=3.0)
     assert block.achieved(rows[1]) == 2.5 / 4
+
+
+@pytest.mark.parametrize(("slowest", "quiet"), [(1.2, True), (1.3, False)])
+def test_a_device_that_is_busy_with_something_else_is_told_by_the_encoder(measured, slowest, quiet):
+    def timed(row, *vision):
+        return replace(row, samples={**row.samples, "vision": vision})
+
+    dense, random, smaller = measured.blocks[1].rows
+    rows = timed(dense, 1.0, 1.0), timed(random, 1.0, slowest), timed(smaller, 0.1, 0.1)
+    shown = text_of(replace(measured, blocks=(replace(measured.blocks[1], rows=rows),)))
+    assert ("was not quiet" in shown) != quiet
 
 
 CONFIG = LlamaConfig(

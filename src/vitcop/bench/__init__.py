@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .results import Benchmark, Block, Refusal, Row, Setting, Spread
-from .runner import DOWNSAMPLE, Course, Subject, run_benchmark
+from .results import DOWNSAMPLE, Benchmark, Block, Refusal, Row, Setting, Spread
+from .runner import Course, Subject, run_benchmark
 from .shapes import SHAPES
 
 __all__ = [

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-DENSE = "dense"
+DENSE, DOWNSAMPLE = "dense", "downsample"
 SPED_UP = ("prefill", "first_token", "decode")
 
 
@@ -121,6 +121,12 @@ class Block:
     def achieved(self, row: Row) -> float:
         """Share of the predicted prefill speed-up."""
         return self.speedup(row, "prefill").median / row.predicted
+
+    @property
+    def same_work(self) -> Spread:
+        """Seconds of the encoder on the whole picture, the same for all: they tell how quiet the device was."""
+        rows = [row for row in self.rows if row.method != DOWNSAMPLE]
+        return Spread.of([seconds for row in rows for seconds in row.samples["vision"]])
 
     def tokens_per_second(self, row: Row) -> float:
         """Decoded by the whole batch."""

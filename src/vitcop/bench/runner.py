@@ -22,11 +22,10 @@ from .ceilings import Ceilings, measure_ceilings
 from .memory import peak_bytes
 from .phases import PHASES, cache_of, read_prompt, time_phases
 from .prompt import Prompt, make_prompt, random_picture
-from .results import DENSE, Benchmark, Block, Refusal, Row, Setting
+from .results import DENSE, DOWNSAMPLE, Benchmark, Block, Refusal, Row, Setting
 from .roofline import prefill_seconds
 from .stopwatch import Stopwatch
 
-DOWNSAMPLE = "downsample"
 _STEPS = 33  # of the predicted curve, down to 1/256
 Told = Callable[[str, int], None]
 """Is told what runs next, and how often it is told in all."""

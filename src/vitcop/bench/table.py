@@ -10,6 +10,8 @@ from rich.text import Text
 
 from .results import DENSE, SPED_UP, Benchmark, Block, Row, Setting, Spread
 
+_QUIET = 1.25  # the longest over the shortest time of the same work
+
 TIMES = {
     "vision": "vision",
     "selection": "selection",
@@ -27,6 +29,14 @@ def tables(benchmark: Benchmark) -> Iterator[RenderableType]:
         yield _gains(block, title)
         for refusal in block.refusals:
             yield Text(f"{refusal.method}: {refusal.reason}", style="italic")
+        same = block.same_work
+        if same.highest > _QUIET * same.lowest:
+            times = f"{_digits(same.lowest * 1000)} to {_digits(same.highest * 1000)} ms"
+            yield Text(
+                f"The device was not quiet: the same encoder on the same picture took {times}. End what else runs on "
+                "it, and measure again.",
+                style="bold",
+            )
     yield Text(_caption(benchmark.setting))
 
 
