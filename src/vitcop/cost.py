@@ -117,21 +117,51 @@ class StageShape:
 
 
 def prefill_flops(config: PretrainedConfig, tokens_per_layer: Sequence[int]) -> int:
-    """Floating point operations of the decoder layers for one prompt.
+    """Floating point operations of the decoder layers for one prompt: `layer_flops`, with full n x n attention.
 
-    Counts the four attention projections, the MLP, and the two products of the full n x n attention; leaves out the
-    embedding and the output head. For layer input size h, head size d, H query and K key-value heads, MLP size m and
-    n tokens: `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`. With E experts of size e, k of which see a token, `3 h m`
-    is `3 h k e + h E`, router included; without a gate it is `2 h m`. A sliding window counts as full attention.
+    Leaves out the embedding and the output head.
 
     Args:
         config: of the language model.
         tokens_per_layer: tokens that enter each decoder layer.
     """
+    return sum(layer_flops(config, layer, n) for layer, n in enumerate(tokens_per_layer))
+
+
+def layer_flops(config: PretrainedConfig, layer: int, tokens: int, *, causal: bool = False) -> int:
+    """Floating point operations of one decoder layer for one prompt.
+
+    Counts the four attention projections, the MLP, and the two products of the full n x n attention. For layer input
+    size h, head size d, H query and K key-value heads, MLP size m and n tokens:
+    `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`. With E experts of size e, k of which see a token, `3 h m` is
+    `3 h k e + h E`, router included; without a gate it is `2 h m`. A sliding window counts as full attention.
+
+    Args:
+        config: of the language model.
+        layer: number of the layer.
+        tokens: that enter it.
+        causal: leave out the masked half of attention, `2 n (n + 1) H d`, as kernels do that get no explicit mask.
+    """
     hidden, queries, keys = decoder_widths(config)
     attention = 2 * hidden * queries + 2 * hidden * keys
-    layers = enumerate(tokens_per_layer)
-    return sum(2 * n * (attention + _mlp_weights(config, layer)) + 4 * n * n * queries for layer, n in layers)
+    pairs = tokens * (tokens + 1) // 2 if causal else tokens * tokens
+    return 2 * tokens * (attention + _mlp_weights(config, layer)) + 4 * pairs * queries
+
+
+def layer_bytes(config: PretrainedConfig, layer: int, tokens: int, bytes_per_value: int) -> int:
+    """Bytes that one decoder layer cannot help moving: its weights, and the keys and values, written and read once.
+
+    Of experts, as many as the tokens can meet. Hidden states are left out.
+
+    Args:
+        config: of the language model.
+        layer: number of the layer.
+        tokens: that enter it, over the whole batch.
+        bytes_per_value: of weights, keys and values.
+    """
+    hidden, queries, keys = decoder_widths(config)
+    weights = 2 * hidden * queries + 2 * hidden * keys + _mlp_weights(config, layer, tokens)
+    return weights * bytes_per_value + 2 * kv_cache_bytes(config, [tokens], bytes_per_value)
 
 
 def kv_cache_bytes(config: PretrainedConfig, tokens_per_layer: Sequence[int], bytes_per_value: int) -> int:
@@ -147,8 +177,8 @@ def decoder_widths(config: PretrainedConfig) -> tuple[int, int, int]:
     return config.hidden_size, heads * head_dim, (key_heads or heads) * head_dim
 
 
-def _mlp_weights(config: PretrainedConfig, layer: int) -> int:
-    """Weights of the MLP that each token meets in a layer."""
+def _mlp_weights(config: PretrainedConfig, layer: int, tokens: int = 1) -> int:
+    """Weights of the MLP in a layer that so many tokens can meet; of experts, each token meets a few."""
     hidden = config.hidden_size
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
     dense_layers = getattr(config, "mlp_only_layers", None) or ()
@@ -156,7 +186,8 @@ def _mlp_weights(config: PretrainedConfig, layer: int) -> int:
         width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
         shared = getattr(config, "shared_expert_intermediate_size", None)  # one that sees all, and its gate
         always = 3 * hidden * shared + hidden if shared else 0
-        return 3 * hidden * config.num_experts_per_tok * width + hidden * experts + always
+        met = min(experts, tokens * config.num_experts_per_tok)
+        return 3 * hidden * met * width + hidden * experts + always
     return (2 if config.model_type in UNGATED else 3) * hidden * config.intermediate_size
 
 

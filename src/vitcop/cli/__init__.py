@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import compare, methods, plan, run
+from . import bench, compare, methods, plan, run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -25,3 +25,4 @@ app.command()(run.run)
 app.command()(compare.compare)
 app.command()(methods.methods)
 app.command()(plan.plan)
+app.command()(bench.bench)

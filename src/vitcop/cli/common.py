@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -131,14 +131,24 @@ def read_picture(path: Path) -> Image.Image:
 
 def check_can_write(option: str, path: Path, source: Path) -> None:
     """Refuse before the model runs, not after."""
-    if path.suffix.lower() not in PICTURE_KINDS:
-        raise VitcopError(f"{option} needs one of the extensions {', '.join(PICTURE_KINDS)}; got {path.name!r}.")
+    check_kind(option, path, PICTURE_KINDS)
+    check_place(option, path)
+    if path.exists() and path.samefile(source):
+        raise VitcopError(f"{option} would overwrite {source}; give it another name.")
+
+
+def check_kind(option: str, path: Path, kinds: Sequence[str]) -> None:
+    """Refuse a file whose name does not say how to write it."""
+    if path.suffix.lower() not in kinds:
+        raise VitcopError(f"{option} needs one of the extensions {', '.join(kinds)}; got {path.name!r}.")
+
+
+def check_place(option: str, path: Path) -> None:
+    """Refuse a file that has no folder, or is one."""
     if not path.parent.is_dir():
         raise VitcopError(f"{option} cannot be written: there is no folder {path.parent}.")
     if path.is_dir():
         raise VitcopError(f"{option} cannot be written: {path} is a folder.")
-    if path.exists() and path.samefile(source):
-        raise VitcopError(f"{option} would overwrite {source}; give it another name.")
 
 
 @contextmanager
@@ -216,8 +226,14 @@ def _visual_arguments(subject: Subject) -> dict[str, Any]:
     return {"images": subject}
 
 
-def load(name: str, modality: str) -> tuple[Any, Any]:
-    """A model, on the GPU if there is one, and its processor.
+def load(name: str, modality: str, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
+    """A model and its processor.
+
+    Args:
+        name: folder or Hugging Face name.
+        modality: that it has to take.
+        device: where to; the GPU if there is one, unless it is said.
+        dtype: of the weights; what the checkpoint has on a GPU and float32 on a CPU, unless it is said.
 
     Raises:
         VitcopError: it cannot be found, loaded or pruned, or does not take the modality.
@@ -231,7 +247,7 @@ def load(name: str, modality: str) -> tuple[Any, Any]:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with loading_errors(name):
         model_type = AutoConfig.from_pretrained(name).model_type
     if modality not in known_family(model_type).modalities:  # before gigabytes are loaded in vain
@@ -242,7 +258,7 @@ def load(name: str, modality: str) -> tuple[Any, Any]:
         )
     with loading_errors(name):
         processor = AutoProcessor.from_pretrained(name)
-        dtype = "auto" if device == "cuda" else torch.float32
+        dtype = dtype or ("auto" if device == "cuda" else "float32")
         return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device), processor
 
 

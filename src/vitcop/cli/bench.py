@@ -1,0 +1,144 @@
+"""`vitcop bench`: how much faster pruning makes a model on this machine."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from .. import builtin
+from ..errors import UnsupportedModelError, VitcopError, check_retention, unknown_name
+from .common import check_kind, check_place, load, one_line_errors, progress_bars, read_share, writing_errors
+
+if TYPE_CHECKING:
+    from ..bench import Subject
+
+METHODS = "vitcop,visionzip,random,uniformgrid,downsample"
+RANDOM, LOADED = "random weights", "loaded"
+DTYPES = ("float32", "bfloat16", "float16")
+PLOT_KINDS = (".png", ".svg", ".pdf")
+
+
+def bench(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A shape to fill with random weights (llava-1.5-7b, llava-1.5-13b, llava-next-7b, llava-next-13b, "
+            "llava-onevision-0.5b, qwen2.5-vl-7b, qwen3-vl-8b, internvl3-8b), or a folder or Hugging Face name.",
+            show_default="the small one in the box",
+        ),
+    ] = str(builtin.MODEL_PATH),
+    method: Annotated[
+        str, typer.Option(help="Methods, with commas; downsample is the dense model on fewer pixels.")
+    ] = (METHODS),
+    retention: Annotated[
+        str, typer.Option(help="Shares of the visual tokens to keep, averaged over the decoder layers, with commas.")
+    ] = "1/9",
+    batch: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda if it is there")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16.", show_default="bfloat16 on cuda, float32 on cpu"),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds in which each method takes its turn.")] = 5,
+    decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode in each.")] = 16,
+    text_tokens: Annotated[int, typer.Option(min=1, help="Text tokens behind the picture.")] = 64,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all that was measured to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the speed-up of the prefill into this file.")] = None,
+) -> None:
+    """Time dense and pruned in turn, part by part, beside what the hardware would allow."""
+    with one_line_errors():
+        methods = _read_list("--method", method)
+        shares = [read_share(text) for text in _read_list("--retention", retention)]
+        sizes = [_read_batch(text) for text in _read_list("--batch", batch)]
+        for share in shares:
+            check_retention(share)
+        if json_file:
+            check_place("--json", json_file)
+        if plot:
+            check_kind("--plot", plot, PLOT_KINDS)
+            check_place("--plot", plot)
+            if find_spec("matplotlib") is None:
+                raise VitcopError('--plot needs matplotlib: pip install "vitcop[plot]"')
+        with progress_bars() as progress:
+            loading = progress.add_task("Loading", total=None)
+            from ..bench import Course, run_benchmark
+
+            _check_methods(methods)
+            subject = _subject(model, device, dtype)
+            progress.remove_task(loading)
+            course = Course(methods, shares, sizes, repeats, decode_tokens, text_tokens)
+            benchmark = run_benchmark(subject, course, _Bar(progress))
+    from ..bench.table import tables
+
+    Console().print(*tables(benchmark), sep="\n\n")
+    if json_file:
+        with one_line_errors(), writing_errors("--json", json_file):
+            json_file.write_text(json.dumps(benchmark.to_dict(), indent=1), encoding="utf-8")
+    if plot:
+        from ..bench.plot import plot as draw
+
+        with one_line_errors(), writing_errors("--plot", plot):
+            draw(benchmark).savefig(plot, dpi=150)
+
+
+class _Bar:
+    """A progress bar that the benchmark moves."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.task = progress, progress.add_task("Measuring", total=None)
+
+    def __call__(self, text: str, total: int) -> None:
+        self.progress.update(self.task, description=text, total=total, advance=1)
+
+
+def _read_list(option: str, text: str) -> list[str]:
+    items = list(dict.fromkeys(item.strip() for item in text.split(",") if item.strip()))
+    if not items:
+        raise VitcopError(f"{option} is one or more, with commas between them; got {text!r}.")
+    return items
+
+
+def _read_batch(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise VitcopError(f"--batch is a whole number from 1 on, or several with commas; got {text!r}.")
+    return int(text)
+
+
+def _check_methods(names: list[str]) -> None:
+    from ..bench import DOWNSAMPLE
+    from ..methods import METHODS
+
+    for name in names:
+        if name not in METHODS and name != DOWNSAMPLE:
+            raise VitcopError(unknown_name("method", name, [*METHODS, DOWNSAMPLE]))
+
+
+def _subject(name: str, device: str | None, dtype: str | None) -> Subject:
+    """A shape filled with random weights, or a model that is loaded."""
+    import torch
+    import transformers
+
+    from ..bench import SHAPES, Subject
+    from ..bench.random_weights import random_model
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise VitcopError(unknown_name("device", device, ("cpu", "cuda")))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedModelError("There is no GPU that torch can use; leave out --device cuda, or say --device cpu.")
+    dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
+    if dtype not in DTYPES:
+        raise VitcopError(unknown_name("dtype", dtype, DTYPES))
+    transformers.logging.set_verbosity_error()
+    if name in SHAPES:
+        return Subject(name, RANDOM, *random_model(name, torch.device(device), getattr(torch, dtype)))
+    if "/" not in name and not Path(name).exists():
+        raise VitcopError(f"{unknown_name('shape', name, SHAPES)} A folder or a Hugging Face name will do as well.")
+    own = "the model in the box" if name == str(builtin.MODEL_PATH) else name
+    return Subject(own, LOADED, *load(name, "image", device, dtype))
