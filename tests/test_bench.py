@@ -81,8 +81,10 @@ def prompted():
 class Clock(Stopwatch):
     """Time goes on where the test says so, and nowhere else."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    is_free = True
+
+    def __init__(self, is_free: bool = True) -> None:
+        self.now, self.is_free = 0.0, is_free
 
     def mark(self):
         return self.now
@@ -118,8 +120,9 @@ def hooks(model: nn.Module) -> list[tuple[int, int, bool]]:
     ]
 
 
-def test_each_second_is_of_the_phase_that_it_was_spent_in(monkeypatch):
-    clock, (model, prompt, bare) = Clock(), prompted()
+@pytest.mark.parametrize("in_one_pass", [True, False])
+def test_each_second_is_of_the_phase_that_it_was_spent_in(in_one_pass, monkeypatch):
+    clock, (model, prompt, bare) = Clock(in_one_pass), prompted()
     base = model.base_model
     monkeypatch.setattr(base.multi_modal_projector, "forward", clock.costs(1000, base.multi_modal_projector.forward))
     for layer in base.language_model.layers:

@@ -89,7 +89,7 @@ def place_images(
         observation, row_of = _images_of_rows(modality, observations[modality], counts)
         places = indices_of(mask.flatten(), sum(counts))
         visual = torch.cat([image.visual for image in observation.images])
-        slots.append(places if visual.all() else places[visual.nonzero()[:, 0].to(places.device)])
+        slots.append(places if visual.all() else places[upload(visual.nonzero()[:, 0], places.device)])
         if family.tiles_are_images:
             observation, row_of = _join_tiles(family, prompts, observation, row_of, places)
         found.append(observation)

@@ -30,10 +30,10 @@ _ENCODE = "get_image_features"
 def time_phases(
     model: PreTrainedModel, prompt: Prompt, method: Pruner | None, stopwatch: Stopwatch
 ) -> dict[str, float]:
-    """Read a prompt and decode once, and, if it is pruned, once more with vitcop's own part timed.
+    """Read a prompt and decode once, and, if it is pruned, with vitcop's own part timed.
 
-    Twice, since marking every hook takes time on a GPU, and the dense model has no hooks: what speed-ups are made of is
-    timed with nothing but the method on the model.
+    On a GPU that part is timed in a pass of its own, since marking every hook takes time there, and the dense model has
+    no hooks: what speed-ups are made of is timed with nothing but the method on the model.
 
     Returns:
         Seconds of each of `PHASES`:
@@ -45,16 +45,18 @@ def time_phases(
         * decode_hooks: all that vitcop does in one of those, median
     """
     with ExitStack() as stack:
-        vision = stack.enter_context(_vision_timed(model, stopwatch))
-        if method is not None:
+        vision, own = stack.enter_context(_vision_timed(model, stopwatch)), _Turns(stopwatch)
+        if method is not None and stopwatch.is_free:
+            own = stack.enter_context(_pruning_timed(model, method, stopwatch))
+        elif method is not None:
             stack.enter_context(prune(model, method))
-        (first, in_vision), *steps = _forwards(model, prompt, stopwatch, vision)
-    selection, *hooks = 0.0, 0.0
-    if method is not None:
+        (first, in_vision, selection), *steps = _forwards(model, prompt, stopwatch, vision, own)
+    decode, hooks = (statistics.median(step[part] for step in steps) for part in (0, 2))
+    if method is not None and not stopwatch.is_free:
         with _pruning_timed(model, method, stopwatch) as own:
-            selection, *hooks = (seconds for _, seconds in _forwards(model, prompt, stopwatch, own))
-    decode, decode_hooks = statistics.median(seconds for seconds, _ in steps), statistics.median(hooks)
-    values = in_vision, selection, first - in_vision, first, decode, decode_hooks
+            selection, *in_hooks = (in_own for _, in_own in _forwards(model, prompt, stopwatch, own))
+        hooks = statistics.median(in_hooks)
+    values = in_vision, selection, first - in_vision, first, decode, hooks
     return dict(zip(PHASES, values, strict=True))
 
 
@@ -92,9 +94,9 @@ class _Turns:
 
 
 def _forwards(
-    model: PreTrainedModel, prompt: Prompt, stopwatch: Stopwatch, turns: _Turns
-) -> Iterator[tuple[float, float]]:
-    """Seconds of the first forward and of each later one, and how many of them are in `turns`.
+    model: PreTrainedModel, prompt: Prompt, stopwatch: Stopwatch, *parts: _Turns
+) -> Iterator[tuple[float, ...]]:
+    """Seconds of the first forward and of each later one, and how many of them are in each of `parts`.
 
     The device is waited for after each, as it is by whoever reads the tokens: else a GPU that is busy with a long
     prompt hides what launching the next forwards takes.
@@ -110,7 +112,7 @@ def _forwards(
         end = stopwatch.mark()
         stopwatch.settle()
         cache = output.past_key_values
-        yield stopwatch.seconds(start, end), turns.take()
+        yield stopwatch.seconds(start, end), *(turns.take() for turns in parts)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..downsample import downsample
 from ..engine import prune
 from ..errors import BudgetError, VitcopError
-from ..models import ModelFamily, family_of
+from ..models import ModelFamily, Size, family_of
 from ..pruner import Pruner
 from .ceilings import Ceilings, measure_ceilings
 from .memory import peak_bytes
@@ -59,6 +59,7 @@ class Course:
         repeats: rounds in which each takes its turn, after one that warms up.
         decode_tokens: steps of decoding in each.
         text_tokens: behind the picture.
+        size: of the picture; None is the family's usual one.
     """
 
     methods: Sequence[str]
@@ -67,6 +68,7 @@ class Course:
     repeats: int = 5
     decode_tokens: int = 16
     text_tokens: int = 64
+    size: Size | None = None
 
 
 def run_benchmark(subject: Subject, course: Course, told: Told) -> Benchmark:
@@ -103,7 +105,7 @@ class _Run:
         self.model = subject.model
         self.family: ModelFamily = family_of(self.model)
         self.stopwatch = Stopwatch(self.model.device)
-        self.picture = random_picture(self.family.default_size)
+        self.picture = random_picture(course.size or self.family.default_size)
         self.causal = self.family.decoder.config._attn_implementation != "eager"
         rounds = course.repeats + 1
         self.passes = len(course.batches) * len(course.retentions) * ((len(course.methods) + 1) * rounds + 1)

@@ -18,6 +18,11 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self._cuda = device if device.type == "cuda" else None
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a mark takes no time to speak of: an event on a GPU is a launch, and takes some."""
+        return self._cuda is None
+
     def mark(self) -> Any:
         """This point in time, which the host does not wait for."""
         if self._cuda is None:

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from .. import builtin
 from ..errors import UnsupportedModelError, VitcopError, check_retention, unknown_name
-from .common import check_kind, check_place, load, one_line_errors, progress_bars, read_share, writing_errors
+from .common import check_kind, check_place, load, one_line_errors, progress_bars, read_share, read_size, writing_errors
 
 if TYPE_CHECKING:
     from ..bench import Subject
@@ -45,6 +45,9 @@ def bench(
         str | None,
         typer.Option(help="float32, bfloat16 or float16.", show_default="bfloat16 on cuda, float32 on cpu"),
     ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT of the picture, in pixels.", show_default="what suits the model")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which each method takes its turn.")] = 5,
     decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode in each.")] = 16,
     text_tokens: Annotated[int, typer.Option(min=1, help="Text tokens behind the picture.")] = 64,
@@ -58,6 +61,9 @@ def bench(
         sizes = [_read_batch(text) for text in _read_list("--batch", batch)]
         for share in shares:
             check_retention(share)
+        width, height = (None, None) if image is None else read_size(image)
+        if 0 in (width, height):
+            raise VitcopError(f"--image has at least one pixel each way; got {image!r}.")
         if json_file:
             check_place("--json", json_file)
         if plot:
@@ -68,11 +74,13 @@ def bench(
         with progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
             from ..bench import Course, run_benchmark
+            from ..models import Size
 
             _check_methods(methods)
             subject = _subject(model, device, dtype)
             progress.remove_task(loading)
-            course = Course(methods, shares, sizes, repeats, decode_tokens, text_tokens)
+            picture = None if width is None or height is None else Size(height, width)
+            course = Course(methods, shares, sizes, repeats, decode_tokens, text_tokens, picture)
             benchmark = run_benchmark(subject, course, _Bar(progress))
     from ..bench.table import tables
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -76,6 +77,14 @@ def read_share(text: str) -> float:
         return float(Fraction(text))
     except (ValueError, ArithmeticError) as error:
         raise VitcopError(f"--retention is a fraction such as 1/9 or a number such as 0.2; got {text!r}.") from error
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """What `--image` says of a picture that is not there, such as 672x1008: its width and height."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise VitcopError(f"--image is a width and a height in pixels, such as 672x1008; got {text!r}.")
+    return int(match[1]), int(match[2])
 
 
 def make_method(name: str, retention: float) -> Pruner:

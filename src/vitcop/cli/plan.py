@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from ..errors import VitcopError
 from ..figures import figure
-from .common import loading_errors, make_method, one_line_errors, read_share
+from .common import loading_errors, make_method, one_line_errors, read_share, read_size
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -48,7 +47,7 @@ def plan(
         if len(named) > 1:
             raise VitcopError(f"{' and '.join(named)} exclude each other; give one of them.")
         share = read_share(RETENTION if retention is None else retention)
-        width, height = (None, None) if image is None else _read_size(image)
+        width, height = (None, None) if image is None else read_size(image)
         from ..plan import Planner
 
         pruner = make_method(method, share)
@@ -63,13 +62,6 @@ def plan(
         else:
             planned = planner.plan(pruner)
     Console().print(_table(planned))
-
-
-def _read_size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None:
-        raise VitcopError(f"--image is a width and a height in pixels, such as 672x1008; got {text!r}.")
-    return int(match[1]), int(match[2])
 
 
 def _read_config(name: str) -> Any:

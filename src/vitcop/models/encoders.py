@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..ops.saliency import attention_received, cls_attention
+from ..ops.segments import upload
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,33 @@ class Patches:
         """Attention that each patch got."""
         return self._shown[1]
 
+    def mixed(self, index: Int[Tensor, "tokens some"], weights: Float[Tensor, "tokens some"]) -> Patches:
+        """Visual tokens that are each a weighted sum of some patches.
+
+        Args:
+            index: numbers of the patches, on the CPU.
+            weights: of them, on the CPU.
+        """
+        if not (weights[:, 0] == 1).all():
+            return self._gathered(index, lambda values: (values * upload(weights, values.device)[..., None]).sum(1))
+        return self._gathered(index[:, :1], lambda values: values[:, 0])
+
+    def mean(self, index: Int[Tensor, "tokens patches_per_token"]) -> Patches:
+        """Mean over the patches of each visual token.
+
+        Args:
+            index: numbers of the patches, on the CPU.
+        """
+        return self._gathered(index, lambda values: values.mean(1))
+
+    def _gathered(self, index: Tensor, reduce: Callable[[Tensor], Tensor]) -> Patches:
+        def show() -> tuple[Tensor, Tensor]:
+            number = upload(index, self.keys.device)
+            keys = reduce(self.keys.flatten(1)[number]).unflatten(1, self.keys.shape[1:])
+            return keys.to(self.keys.dtype), reduce(self.saliency[:, None][number])[:, 0].to(self.saliency.dtype)
+
+        return Patches(show)
+
     def through(self, change: Callable[[Tensor], Tensor]) -> Patches:
         """Keys and saliency after what the model does to features: (patches, channels) -> (tokens, channels)."""
 
@@ -102,10 +130,6 @@ class Patches:
             return keys, channels[:, 0].to(self.saliency.dtype)
 
         return Patches(show)
-
-    def mean(self, index: Int[Tensor, "tokens patches_per_token"]) -> Patches:
-        """Mean over the patches of each visual token."""
-        return self.through(lambda channels: channels[index.to(channels.device)].mean(1))
 
     def take(self, spans: Sequence[tuple[int, int]]) -> Patches:
         """The rows of all `spans` (first, end), in order; spans may repeat."""

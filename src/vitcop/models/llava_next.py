@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import (
     get_anyres_image_grid_shape,
@@ -36,15 +37,12 @@ class LlavaNext(TowerFamily):
     )
 
     def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
-        tiles, images = self._tiles(call), self._images(call)
-        visual = Grids.join(images).visual.nonzero()[:, 0]
-
-        def pack(channels: Tensor) -> Tensor:
-            pictures = channels.unflatten(0, (sum(tiles), -1)).split(tiles)
-            packed = self._pack(pictures, call, channels.new_zeros(channels.shape[-1]))
-            return torch.cat(list(packed))[visual.to(channels.device)]
-
-        return Observation(images, self.patches(watched).through(pack))
+        tiles, images = self._tiles(call), self._packed(call)
+        firsts = [self.side**2 * before for before in accumulate(tiles, initial=0)]
+        columns = self._columns(call)
+        sources = [_sources(*image, self.side) for image in zip(images, columns, firsts, strict=False)]
+        index, weights = (torch.cat(parts) for parts in zip(*sources, strict=True))
+        return Observation(self._images(call), self.patches(watched).mixed(index, weights))
 
     @property
     def default_size(self) -> Size:
@@ -58,16 +56,21 @@ class LlavaNext(TowerFamily):
 
     def _images(self, call: Call) -> tuple[Grids, ...]:
         """The grids of each picture."""
-        tiles = self._tiles(call)
-        columns = [1] * len(tiles)
-        for number, (count, size) in enumerate(zip(tiles, _sizes(call), strict=True)):
-            if count > 1:
-                config = self.model.config
-                shape = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
-                columns[number] = shape[1]
-        places = [_places_of_tiles(*sizes, self.side) for sizes in zip(tiles, columns, strict=True)]
-        packed = self._pack(places, call, torch.full((3,), math.nan, device="cpu"))
-        return tuple(_grids(*image, self.side) for image in zip(packed, tiles, columns, strict=True))
+        pictures = zip(self._packed(call), self._tiles(call), self._columns(call), strict=True)
+        return tuple(_grids(*picture, self.side) for picture in pictures)
+
+    def _packed(self, call: Call) -> list[Float[Tensor, "placeholders 3"]]:
+        """`_places_of_tiles` of each picture as the model packs them, NaN at separators."""
+        sizes = zip(self._tiles(call), self._columns(call), strict=True)
+        places = [_places_of_tiles(*picture, self.side) for picture in sizes]
+        return self._pack(places, call, torch.full((3,), math.nan, device="cpu"))
+
+    def _columns(self, call: Call) -> list[int]:
+        """Tiles beside each other in each picture; 1 where there is the thumbnail alone."""
+        config = self.model.config
+        pinpoints, side = config.image_grid_pinpoints, config.vision_config.image_size
+        pictures = zip(self._tiles(call), _sizes(call), strict=True)
+        return [get_anyres_image_grid_shape(size, pinpoints, side)[1] if tiles > 1 else 1 for tiles, size in pictures]
 
     def _tiles(self, call: Call) -> list[int]:
         """Tiles of each picture, its thumbnail included."""
@@ -101,6 +104,31 @@ def _places_of_tiles(tiles: int, columns: int, side: int) -> Float[Tensor, "tile
     corner = torch.stack([number // columns, number % columns], -1)
     thumbnail = (torch.arange(tiles, device="cpu") == 0).double()
     return torch.cat([corner[:, None] + inside, thumbnail[:, None, None].expand(-1, side**2, 1)], -1)
+
+
+def _sources(
+    packed: Float[Tensor, "placeholders 3"], columns: int, first: int, side: int
+) -> tuple[Int[Tensor, "tokens 4"], Float[Tensor, "tokens 4"]]:
+    """The patches that each visual token of a picture is made of, and their weights.
+
+    Where the model has shrunk the picture, its places are interpolated between those of four patches, and say between
+    which and how.
+
+    Args:
+        packed: `_places_of_tiles` as the model packed them.
+        columns: tiles beside each other.
+        first: number of the picture's first patch among all that were encoded.
+        side: rows and columns of patches in a tile.
+    """
+    packed = packed[~packed[:, 0].isnan()]
+    place = (packed[:, :2] * side).round(decimals=6)
+    share = place.frac()  # of the patch below, or to the right
+    row, column = torch.stack([place.floor(), place.ceil()], -1).long().unbind(1)
+    of_row, of_column = torch.stack([1 - share, share], -1).unbind(1)
+    row, column = row.repeat_interleave(2, 1), column.repeat(1, 2)
+    tile = torch.where(packed[:, 2:] == 1, 0, 1 + row // side * columns + column // side)
+    weights = of_row.repeat_interleave(2, 1) * of_column.repeat(1, 2)
+    return first + (tile * side + row % side) * side + column % side, weights.float()
 
 
 def _grids(packed: Float[Tensor, "placeholders 3"], tiles: int, columns: int, side: int) -> Grids:
