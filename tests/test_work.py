@@ -8,11 +8,15 @@ import tiny
 import torch
 from families import FAMILIES
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vitcop
+from vitcop.bench.memory import peak_bytes
+from vitcop.ops.cluster import density_peaks
 from vitcop.prefill import Prefill
 
 VITCOP = tiny.METHODS["vitcop"]
+CPU = torch.device("cpu")
 
 aten = torch.ops.aten
 READING = {
@@ -83,3 +87,94 @@ def test_no_stage_of_vitcop_waits_for_the_device(name, stages):
     prefill(family.model(), tiny.batch(tiny.ragged(family), family=family), VITCOP)
     assert len(stages) == 3
     assert not sum((work.waits for work in stages), Counter())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_stage_of_vitcop_synchronises_on_a_gpu(name, monkeypatch):
+    family, stage = FAMILIES[name], Prefill._stage
+
+    def watched(self, *args):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return stage(self, *args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Prefill, "_stage", watched)
+    inputs = tiny.batch(tiny.ragged(family), family=family)
+    prefill(family.model().cuda(), {key: value.cuda() for key, value in inputs.items()}, VITCOP)
+
+
+def operators(stages, prompts):
+    """How many run in each stage of ViTCoP, and in the decoder's entrance."""
+    stages.clear()
+    prefill(tiny.LLAVA.model(), tiny.batch(prompts), VITCOP)
+    return [work.counts.total() for work in stages]
+
+
+def test_stages_of_vitcop_run_few_operators(stages):
+    """Each is a launch, or several, which is what a prompt alone pays for. Lower the numbers where they have fallen."""
+    alone = operators(stages, [tiny.ONE_IMAGE])
+    assert all(count <= most for count, most in zip(alone, (74, 125, 22), strict=True)), alone
+
+
+def test_no_operator_runs_once_per_image(stages):
+    several = operators(stages, tiny.RAGGED)
+    assert operators(stages, tiny.RAGGED * 3) == several
+    assert operators(stages, [tiny.ONE_IMAGE] * 9) == operators(stages, [tiny.ONE_IMAGE] * 2)
+
+
+def test_decoding_needs_no_operator_of_ours_but_for_positions():
+    """Without padding no mask is made; positions that nobody has given are two operators."""
+    model, inputs = tiny.LLAVA.model(), tiny.batch([tiny.ONE_IMAGE])
+
+    def decoding():
+        cache = DynamicCache()
+        with torch.no_grad():
+            model(**inputs, past_key_values=cache)
+            model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            with Work() as work:
+                model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        return work.counts
+
+    dense = decoding()
+    with vitcop.prune(model, VITCOP):
+        pruned = decoding()
+    assert (pruned - dense).total() <= 2, pruned - dense
+
+
+@pytest.mark.parametrize("cutoff", [8.0, None])
+def test_clustering_a_large_picture_takes_less_than_100_mb(cutoff):
+    generator = torch.Generator().manual_seed(0)
+    keys, places = torch.randn(2880, 1024, generator=generator), torch.rand(2880, 2, generator=generator)
+    taken = peak_bytes(CPU, lambda: density_peaks(keys, places, [2880], [345], cutoff=cutoff, radius=0.6))
+    assert taken < 100e6
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("retention", [1 / 3, 1 / 9])
+def test_peak_memory_falls_by_keys_values_and_activations(batch, retention):
+    """Activations: those of an MLP, and two hidden states, of the tokens that no layer holds any more."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=336, patch_size=14
+    )
+    text = LlamaConfig(
+        hidden_size=128, intermediate_size=352, num_hidden_layers=8, num_attention_heads=4, vocab_size=100
+    )
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=99)).eval()
+    ids = torch.tensor([[1] * 5 + [99] * 576 + [2] * 20] * batch)
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(batch, 3, 336, 336)}
+
+    def taken():
+        with torch.no_grad():
+            return peak_bytes(CPU, lambda: model(**inputs, logits_to_keep=1))
+
+    dense = taken()
+    with vitcop.prune(model, vitcop.ViTCoP(retention)) as pruning:
+        pruned = taken()
+    dense_cache, cache = pruning.report.kv_cache_bytes
+    gone = batch * (ids.shape[1] - max(pruning.report.tokens()))
+    activations = gone * (3 * text.intermediate_size + 2 * text.hidden_size) * torch.float32.itemsize
+    assert dense - pruned >= dense_cache - cache + activations

@@ -37,10 +37,15 @@ class Request:
     ends: Int[Tensor, " batch"]
     text_after_images: Int[Tensor, ""]
 
-    @property
+    @functools.cached_property
     def next_position(self) -> Int[Tensor, " batch"]:
         """Rotary position of the first token after the prompt."""
         return self.positions.behind(self.layouts[0].alive)
+
+    @functools.cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Tokens of the prompt, padding included, that each decoder layer holds."""
+        return tuple(self.layout_at(layer).width for layer in range(self.num_layers))
 
     @property
     def batch(self) -> int:
@@ -106,8 +111,9 @@ class PrunedCache(Cache):
             UnsupportedModelError: the layers do not hold what the request left in them.
         """
         assert self.request is not None
-        tails = {layer.get_seq_length() - self.request.layout_at(i).width for i, layer in enumerate(self.layers)}
-        if len(self.layers) != self.request.num_layers or len(tails) != 1 or min(tails) < 0:
+        widths = self.request.widths
+        tails = {layer.get_seq_length() - width for layer, width in zip(self.layers, widths, strict=False)}
+        if len(self.layers) != len(widths) or len(tails) != 1 or min(tails) < 0:
             raise UnsupportedModelError(
                 "This KV cache no longer holds what pruning left in it (an interrupted prefill, or an edit of single "
                 "layers); start again with a new cache."

@@ -1,0 +1,86 @@
+"""Writes what the runs in benchmarks/runs say about speed into the README, and draws a plot of each.
+
+A run is made by `vitcop bench --json benchmarks/runs/NAME.json`; see docs/benchmarks.md. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from vitcop.bench import Benchmark, Block, Row, Spread
+from vitcop.bench.plot import plot
+from vitcop.bench.results import DENSE
+
+HERE = Path(__file__).parent
+README, IMAGES = HERE.parent / "README.md", HERE.parent / "docs" / "images"
+BEGIN, END = "<!-- speed: made by `make results` -->\n", "<!-- end of speed -->\n"
+HEADING = (
+    "| method | average | selection | prefill | speed-up | predicted | achieved | first token | decode | peak memory |\n"
+    "|---|---|---|---|---|---|---|---|---|---|\n"
+)
+
+
+def main() -> None:
+    """Rewrite the part of the README between its two marks, and the plots."""
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    behind = rest.split(END)[1]
+    README.write_text(before + BEGIN + section() + END + behind, encoding="utf-8")
+    for name, benchmark in runs().items():
+        plot(benchmark).savefig(IMAGES / f"speed-{name}.png", dpi=120)
+
+
+def runs() -> dict[str, Benchmark]:
+    """All runs, by the names of their files."""
+    files = sorted((HERE / "runs").glob("*.json"))
+    return {file.stem: Benchmark.from_dict(json.loads(file.read_text(encoding="utf-8"))) for file in files}
+
+
+def section() -> str:
+    """The part of the README."""
+    parts = list(_parts())
+    if not any(benchmark.setting.gpu for benchmark in runs().values()):
+        parts.append(
+            "On a GPU: **not measured**; none was at hand. `vitcop bench --model llava-1.5-7b --batch 1,8` measures it."
+        )
+    return "\n".join(f"{part}\n" for part in parts)
+
+
+def _parts() -> Iterator[str]:
+    for name, benchmark in runs().items():
+        setting = benchmark.setting
+        threads = "" if setting.gpu else f", {setting.threads} threads"
+        yield (
+            f"{setting.model}, {setting.weights}, {setting.dtype}, {setting.device}{threads}; {setting.placeholders} of "
+            f"{setting.prompt_tokens} tokens are visual; median (lowest to highest) of {setting.repeats} rounds:"
+        )
+        rows = [_line(block, row) for block in benchmark.blocks for row in block.rows if row.method != DENSE]
+        yield HEADING + "\n".join(rows)
+        yield f"![Prefill speed-up against average retention](docs/images/speed-{name}.png)"
+
+
+def _line(block: Block, row: Row) -> str:
+    dense, prefill = block.rows[0], row.seconds("prefill")
+    selection = Spread.of([a / b for a, b in zip(row.samples["selection"], row.samples["prefill"], strict=True)])
+    cells = (
+        f"{row.method}" + (f", batch {block.batch}" if block.batch > 1 else ""),
+        f"{row.average_retention:.1%}",
+        f"{selection.median:.1%}",
+        f"{dense.seconds('prefill').median:.2f} s to {prefill.median:.2f} s",
+        _times(block.speedup(row, "prefill")),
+        f"{row.predicted:.1f}x",
+        f"{block.achieved(row):.0%}",
+        f"{block.speedup(row, 'first_token').median:.2f}x",
+        f"{block.speedup(row, 'decode').median:.2f}x",
+        f"{row.peak_bytes / dense.peak_bytes:.0%}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _times(spread: Spread) -> str:
+    return f"{spread.median:.1f}x ({spread.lowest:.1f} to {spread.highest:.1f})"
+
+
+if __name__ == "__main__":
+    main()
