@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 PROCESSORS := .venv-processors
 
-.PHONY: demo test test-slow test-oldest test-processors test-all lint docs format train clean
+.PHONY: demo test test-slow test-oldest test-processors test-all lint docs results format train clean
 
 demo: $(VENV)/.installed
 	mkdir -p build
@@ -38,6 +38,10 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.installed
 	$(BIN)/python docs/models_page.py > docs/models.md
 	$(BIN)/python docs/methods_page.py > docs/methods.md
+
+# The README's table and the plots, from the runs in benchmarks/runs.
+results: $(VENV)/.dev
+	$(BIN)/python benchmarks/report.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

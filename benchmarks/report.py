@@ -6,7 +6,7 @@ A run is made by `vitcop bench --json benchmarks/runs/NAME.json`; see docs/bench
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vitcop.bench import Benchmark, Block, Row, Spread
@@ -16,9 +16,17 @@ from vitcop.bench.results import DENSE
 HERE = Path(__file__).parent
 README, IMAGES = HERE.parent / "README.md", HERE.parent / "docs" / "images"
 BEGIN, END = "<!-- speed: made by `make results` -->\n", "<!-- end of speed -->\n"
-HEADING = (
-    "| method | average | selection | prefill | speed-up | predicted | achieved | first token | decode | peak memory |\n"
-    "|---|---|---|---|---|---|---|---|---|---|\n"
+COLUMNS = (
+    "method",
+    "average",
+    "selection",
+    "prefill",
+    "speed-up",
+    "predicted",
+    "achieved",
+    "first token",
+    "decode",
+    "peak memory",
 )
 
 
@@ -52,11 +60,11 @@ def _parts() -> Iterator[str]:
         setting = benchmark.setting
         threads = "" if setting.gpu else f", {setting.threads} threads"
         yield (
-            f"{setting.model}, {setting.weights}, {setting.dtype}, {setting.device}{threads}; {setting.placeholders} of "
-            f"{setting.prompt_tokens} tokens are visual; median (lowest to highest) of {setting.repeats} rounds:"
+            f"{setting.model}, {setting.weights}, {setting.dtype}, {setting.device}{threads}; {setting.placeholders} "
+            f"of {setting.prompt_tokens} tokens are visual; median (lowest to highest) of {setting.repeats} rounds:"
         )
         rows = [_line(block, row) for block in benchmark.blocks for row in block.rows if row.method != DENSE]
-        yield HEADING + "\n".join(rows)
+        yield "\n".join([_joined(COLUMNS), _joined(["---"] * len(COLUMNS)), *rows])
         yield f"![Prefill speed-up against average retention](docs/images/speed-{name}.png)"
 
 
@@ -75,6 +83,10 @@ def _line(block: Block, row: Row) -> str:
         f"{block.speedup(row, 'decode').median:.2f}x",
         f"{row.peak_bytes / dense.peak_bytes:.0%}",
     )
+    return _joined(cells)
+
+
+def _joined(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

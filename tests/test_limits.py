@@ -154,17 +154,28 @@ def test_compiled_models_raise(model, inputs):
         vitcop.prune(model, VITCOP)
 
 
+WHOLE = "model = torch.compile(model, backend='eager')"
+LAYERS = """
+for layer in model.model.vision_tower.encoder.layers:
+    layer.forward = torch.compile(layer.forward, backend="eager")
+for layer in model.model.language_model.layers:
+    layer.forward = torch.compile(layer.forward, backend="eager", dynamic=True)
+"""
+
+
 @pytest.mark.slow
-def test_compiling_a_pruned_model_breaks_the_graph_but_not_the_answer():
+@pytest.mark.parametrize("compiling", [WHOLE, LAYERS])
+def test_compiling_a_pruned_model_breaks_the_graph_but_not_the_answer(compiling):
     """In a process of its own: Dynamo cannot trace the shape checks that this test run adds to every function."""
-    script = """
+    script = f"""
 import torch, vitcop
 from tiny import LLAVA, ONE_IMAGE, batch
 model, inputs = LLAVA.model(), batch([ONE_IMAGE])
 with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(retention=0.3)) as pruning:
-    expected, kept = model(**inputs).logits, pruning.report.stages[-1].kept()
-    torch.testing.assert_close(torch.compile(model, backend="eager")(**inputs).logits, expected)
-    assert pruning.report.stages[-1].kept() == kept
+    expected, kept = model(**inputs).logits, [stage.kept() for stage in pruning.report.stages]
+    {compiling.replace(chr(10), chr(10) + "    ")}
+    torch.testing.assert_close(model(**inputs).logits, expected)
+    assert [stage.kept() for stage in pruning.report.stages] == kept
 """
     subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, check=True)
 
