@@ -156,7 +156,7 @@ def test_compiled_models_raise(model, inputs):
 
 WHOLE = "model = torch.compile(model, backend='eager')"
 LAYERS = """
-for layer in model.model.vision_tower.encoder.layers:
+for layer in (model.model.vision_tower.encoder.layers[0], model.model.vision_tower.encoder.layers[2]):
     layer.forward = torch.compile(layer.forward, backend="eager")
 for layer in model.model.language_model.layers:
     layer.forward = torch.compile(layer.forward, backend="eager", dynamic=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -60,6 +61,16 @@ class Decode:
         layout, embeds = self.request.layouts[0], kwargs["inputs_embeds"]
         mask = entering_mask(self.family, self._real(layout), lambda layer: self._mask(layer, layout, embeds))
         return kwargs | {"attention_mask": mask}
+
+    def leaves_alone(self, kwargs: Call) -> bool:
+        """Whether a layer, whose arguments these are, needs nothing from us."""
+        return self.is_plain and kwargs.get("attention_mask") is None
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether no layer has padding or a window, so that a single new token needs no mask anywhere."""
+        layouts = self.request.layouts.values()
+        return not self.family.has_windows and all(self._real(layout) is None for layout in layouts)
 
     def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:
         kind = self.family.layer_kinds[layer]

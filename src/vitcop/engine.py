@@ -178,15 +178,16 @@ class Pruning:
             return None  # the model raises
         if cache is not None and not isinstance(cache, Cache):
             raise UnsupportedModelError(f"A {type(cache).__name__} cannot be pruned; use the default DynamicCache.")
-        if cache is not None and cache.get_seq_length() > 0:
+        pruned = cache if isinstance(cache, PrunedCache) and cache.request is not None else None
+        if pruned is not None or (cache is not None and cache.get_seq_length() > 0):
             if _brings_images(call):
                 raise UnsupportedModelError(
                     "Images or videos arrive at a cache that is not empty, but only a prompt's first forward can be "
                     "pruned: put them all into the first turn, start again with a new cache, or leave out "
                     "prefill_chunk_size."
                 )
-            if isinstance(cache, PrunedCache) and cache.request is not None:
-                return Decode(self._family, cache, *tokens.shape[:2])
+            if pruned is not None:
+                return Decode(self._family, pruned, *tokens.shape[:2])
             check_dense(cache)
             return None
 
@@ -274,9 +275,10 @@ class Pruning:
     def _layer(
         self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: Call
     ) -> tuple[tuple[Any, ...], Call] | None:
-        if self._running is None:
+        running = self._running
+        if running is None or running.leaves_alone(kwargs):
             return None
-        hidden_states, kwargs = self._running.before_layer(index, args[0], kwargs)
+        hidden_states, kwargs = running.before_layer(index, args[0], kwargs)
         return (hidden_states, *args[1:]), kwargs
 
 

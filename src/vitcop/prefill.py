@@ -121,10 +121,12 @@ class Prefill:
         kept = kept - (entering.ranks.gather(1, slots) - self.layout.ranks)
         return RotaryPositions(kept, shift=dropped.sum(1), floor=zero)
 
+    def leaves_alone(self, kwargs: Call) -> bool:
+        """Whether no layer needs anything from us, since nothing is dropped."""
+        return not self.stage_layers
+
     def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:
         """Apply the stage that stands before `layer`, and give the layer what fits its tokens."""
-        if not self.stage_layers:
-            return hidden_states, kwargs
         if layer == 0:
             self._take_cache(cache_in(kwargs))
         elif layer in self.stage_layers:

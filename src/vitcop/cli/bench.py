@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 METHODS = "vitcop,visionzip,random,uniformgrid,downsample"
 RANDOM, LOADED = "random weights", "loaded"
 DTYPES = ("float32", "bfloat16", "float16")
+WIDTH = 120
 PLOT_KINDS = (".png", ".svg", ".pdf")
 
 
@@ -84,7 +85,10 @@ def bench(
             benchmark = run_benchmark(subject, course, _Bar(progress))
     from ..bench.table import tables
 
-    Console().print(*tables(benchmark), sep="\n\n")
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH  # a file has no width, and the usual guess cuts numbers off
+    console.print(*tables(benchmark), sep="\n\n")
     if json_file:
         with one_line_errors(), writing_errors("--json", json_file):
             json_file.write_text(json.dumps(benchmark.to_dict(), indent=1), encoding="utf-8")

@@ -166,13 +166,26 @@ class Watched:
     def hidden_states(self) -> Tensor:
         return self.inputs["hidden_states"]
 
+    def made_by(self, name: str) -> Tensor:
+        """What a projection has made.
+
+        Raises:
+            UnsupportedModelError: nobody saw it run.
+        """
+        if name not in self.projected:
+            raise UnsupportedModelError(
+                f"The encoder layer that is observed has run without its {name} being seen; leave this layer out of what "
+                "is compiled or replaced."
+            )
+        return self.projected[name]
+
 
 def with_cls(watched: Watched) -> Patches:
     """Patches of an encoder whose first token is [CLS], by the attention of [CLS]: CLIP, InternVL's ViT."""
 
     # Not the whole input, which would stay in memory.
-    attention, keys, cls = watched.module, watched.projected[KEYS], watched.hidden_states[:, 0].clone()
-    all_queries = watched.projected[QUERIES] if watched.received else None
+    attention, keys, cls = watched.module, watched.made_by(KEYS), watched.hidden_states[:, 0].clone()
+    all_queries = watched.made_by(QUERIES) if watched.received else None
 
     def show() -> tuple[Tensor, Tensor]:
         heads = attention.num_heads, attention.head_dim
@@ -194,9 +207,9 @@ def without_cls(watched: Watched) -> Patches:
     """Patches of an encoder without [CLS], by the attention they receive: SigLIP, Idefics3."""
 
     attention, mask = watched.module, watched.inputs.get("attention_mask")
-    grids, length = watched.projected[KEYS].shape[:2]
+    grids, length = watched.made_by(KEYS).shape[:2]
     heads = attention.num_heads, attention.head_dim
-    queries, keys = (watched.projected[name].flatten(0, 1).unflatten(-1, heads) for name in (QUERIES, KEYS))
+    queries, keys = (watched.made_by(name).flatten(0, 1).unflatten(-1, heads) for name in (QUERIES, KEYS))
 
     def show() -> tuple[Tensor, Tensor]:
         real = None if mask is None else _real_patches(mask, grids, length)

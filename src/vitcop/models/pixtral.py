@@ -30,7 +30,7 @@ def observe_pixtral(patch_size: int, call: Call, watched: Watched, side: int = 1
     ]
     lengths = [rows * columns for rows, columns in shapes]
     heads = watched.module.num_heads, watched.module.head_dim
-    queries, keys = (watched.projected[name][0].unflatten(-1, heads) for name in (QUERIES, KEYS))
+    queries, keys = (watched.made_by(name)[0].unflatten(-1, heads) for name in (QUERIES, KEYS))
     return Observation.of(with_rotary(watched, queries, keys, lengths), [[shape] for shape in shapes], side)
 
 

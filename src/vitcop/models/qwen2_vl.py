@@ -48,7 +48,7 @@ class Qwen2VL(ModelFamily):
         images = [[(rows, columns)] * frames for frames, rows, columns in call[f"{modality}_grid_thw"].tolist()]
         lengths = [rows * columns for image in images for rows, columns in image]
         merged = [[(rows // side, columns // side) for rows, columns in image] for image in images]
-        queries, keys, _ = watched.projected[FUSED].unflatten(-1, (3, watched.module.num_heads, -1)).unbind(1)
+        queries, keys, _ = watched.made_by(FUSED).unflatten(-1, (3, watched.module.num_heads, -1)).unbind(1)
         patches = with_rotary(watched, queries, keys, lengths)
         # The encoder has the patches of a token one after another, and its tokens in the order of its windows.
         place = torch.arange(sum(lengths) // side**2, device="cpu")
