@@ -174,8 +174,8 @@ class Watched:
         """
         if name not in self.projected:
             raise UnsupportedModelError(
-                f"The encoder layer that is observed has run without its {name} being seen; leave this layer out of what "
-                "is compiled or replaced."
+                f"The encoder layer that is observed has run without its {name} being seen; leave this layer out of "
+                "what is compiled or replaced."
             )
         return self.projected[name]
 
