@@ -61,7 +61,8 @@ def _parts() -> Iterator[str]:
         threads = "" if setting.gpu else f", {setting.threads} threads"
         yield (
             f"{setting.model}, {setting.weights}, {setting.dtype}, {setting.device}{threads}; {setting.placeholders} "
-            f"of {setting.prompt_tokens} tokens are visual; median (lowest to highest) of {setting.repeats} rounds:"
+            f"of {setting.prompt_tokens} tokens stand for the picture. Median (lowest to highest) of {setting.repeats} "
+            "rounds:"
         )
         rows = [_line(block, row) for block in benchmark.blocks for row in block.rows if row.method != DENSE]
         yield "\n".join([_joined(COLUMNS), _joined(["---"] * len(COLUMNS)), *rows])

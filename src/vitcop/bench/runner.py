@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..downsample import downsample
 from ..engine import prune
 from ..errors import BudgetError, VitcopError
+from ..methods import Random
 from ..models import ModelFamily, Size, family_of
 from ..pruner import Pruner
 from .ceilings import Ceilings, measure_ceilings
@@ -126,7 +127,10 @@ class _Run:
             self.told(f"batch {batch}, retention {retention:.3g}: {contestant}", self.passes + 1)
 
         tell(DENSE)
-        read_prompt(self.model, dense.prompt)
+        with prune(self.model, Random(retention=1.0)) as pruning:  # drops nothing, leaves the model alone, and reports
+            read_prompt(self.model, dense.prompt)
+        assert pruning.report is not None
+        visual = pruning.report.image_lengths[0]
         for name in (DENSE, *self.course.methods):
             tell(name)
             try:
@@ -143,7 +147,7 @@ class _Run:
             Row(contestant.name, samples={phase: tuple(each[phase] for each in timed) for phase in PHASES}, **known)
             for (contestant, known), timed in zip(entered, rounds, strict=True)
         ]
-        return Block(batch, retention, self._roofline(dense.prompt, batch), tuple(rows), tuple(refusals))
+        return Block(batch, retention, self._roofline(dense.prompt, batch, visual), tuple(rows), tuple(refusals))
 
     def _prompt(self, picture: Image.Image, batch: int) -> Prompt:
         course = self.course
@@ -176,8 +180,9 @@ class _Run:
         predicted = self._least(whole, batch) / self._least(tokens, batch)
         return {"average_retention": average, "predicted": predicted, "peak_bytes": peak, "kv_bytes": held[0]}
 
-    def _roofline(self, prompt: Prompt, batch: int) -> tuple[tuple[float, float], ...]:
-        layers, visual = len(self.family.layers), self._placeholders(prompt)
+    def _roofline(self, prompt: Prompt, batch: int, visual: int) -> tuple[tuple[float, float], ...]:
+        """Average retentions of each prompt's visual tokens, separators left out, and the speed-up predicted."""
+        layers = len(self.family.layers)
         dense = self._least([prompt.length] * layers, batch)
         kept = (max(1, round(visual * 2 ** (-step / 4))) for step in range(_STEPS))
         return tuple(
