@@ -99,6 +99,15 @@ def test_derived_cutoff_is_free_of_scale(scale):
     assert torch.equal(density_peaks(keys + 100, places, (36,), **settings), plain)
 
 
+@pytest.mark.parametrize("cutoff", [None, 2.5])
+def test_autocast_does_not_round_distances(cutoff):
+    keys, places = picture(6, 12, dim=64)
+    settings = {"centre_fraction": 0.15, "cutoff": cutoff, "radius": 0.6}
+    plain = density_peaks(keys, places, (144,), **settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(density_peaks(keys, places, (144,), **settings), plain)
+
+
 def test_partition_does_not_depend_on_the_order():
     keys, places = picture(6, 6)
     order = torch.randperm(36, generator=torch.Generator().manual_seed(0))

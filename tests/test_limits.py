@@ -253,8 +253,23 @@ def test_inference_mode_and_autocast_work(model, inputs):
     assert pruning.report.average_retention() < 0.35
 
 
+def test_an_adapter_that_comes_after_counts(model, inputs):
+    """It is put around the projection whose results were to be kept."""
+    lora = LoraConfig(target_modules=["k_proj"], init_lora_weights=False)
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        torch.manual_seed(0)
+        get_peft_model(model, lora)
+        model(**inputs)
+    after = pruning.report
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        model(**inputs)
+    for stage, again in zip(after.stages, pruning.report.stages, strict=True):
+        assert torch.equal(stage.keep, again.keep)
+        assert torch.equal(stage.cluster, again.cluster)
+
+
 def test_lora_works(model, inputs):
-    """The observation calls the wrapped projections, so that an adapter on them changes what is kept."""
+    """What is observed is what the wrapped projections make, so that an adapter on them changes what is kept."""
     wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj", "k_proj"], init_lora_weights=False))
     with torch.no_grad(), vitcop.prune(wrapped, VITCOP) as pruning:
         adapted = wrapped(**inputs).logits

@@ -122,6 +122,14 @@ def literal_merge(norms, clusters, budget):
     return dict(sorted(kept.items()))
 
 
+def test_clusters_may_lose_all_their_members_before_they_are_merged():
+    """Then they are numbered beyond the tokens that are left."""
+    left = clustered([1.0] * 12, list(range(12))).take(torch.tensor([2, 5, 7, 8, 11]), (5,))
+    selection = merge_clusters(left, (3,))
+    assert selection.allows((5,), (3,))
+    assert selection.merge.bincount().tolist() == [1, 1, 3]  # the two lightest, and the rest
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_merging_equals_its_definition(data):

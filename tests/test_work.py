@@ -24,6 +24,8 @@ READING = {
     aten.nonzero.default,
     aten.masked_select.default,
     aten._unique2.default,
+    aten.unique_dim.default,
+    aten.unique_consecutive.default,
     aten.bincount.default,
     aten.equal.default,
 }
@@ -54,6 +56,18 @@ class Work(TorchDispatchMode):
         return operator in READING
 
 
+def _reading(name, method):
+    """A method of tensors that tells the work going on that it was called."""
+
+    def read(self, *args, **kwargs):
+        for mode in torch.utils._python_dispatch._get_current_dispatch_mode_stack():
+            if isinstance(mode, Work):
+                mode.waits[name] += 1
+        return method(self, *args, **kwargs)
+
+    return read
+
+
 def _is_called(name):
     frame = sys._getframe()
     while frame is not None and frame.f_code.co_name != name:
@@ -65,6 +79,8 @@ def _is_called(name):
 def stages(monkeypatch):
     """The work of each stage: observing, selecting, merging and packing."""
     found, stage = [], Prefill._stage
+    for name in ("tolist", "numpy", "cpu"):  # which run no operator where a tensor is on the CPU already
+        monkeypatch.setattr(torch.Tensor, name, _reading(name, getattr(torch.Tensor, name)))
 
     def worked(self, *args):
         with Work() as work:
@@ -116,7 +132,7 @@ def operators(stages, prompts):
 def test_stages_of_vitcop_run_few_operators(stages):
     """Each is a launch, or several, which is what a prompt alone pays for. Lower the numbers where they have fallen."""
     alone = operators(stages, [tiny.ONE_IMAGE])
-    assert all(count <= most for count, most in zip(alone, (74, 125, 22), strict=True)), alone
+    assert all(count <= most for count, most in zip(alone, (75, 127, 23), strict=True)), alone
 
 
 def test_no_operator_runs_once_per_image(stages):

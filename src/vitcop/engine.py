@@ -235,8 +235,10 @@ class Pruning:
     def _keep_projected(
         self, attention: nn.Module, name: str, projection: nn.Module, args: tuple[Any, ...], output: Tensor
     ) -> None:
-        if getattr(self._forward, "encoding", False):
-            self._forward.watched[attention].projected[name] = output
+        watched = getattr(self._forward, "watched", {}).get(attention)
+        # Where an adapter has been put around the projection since, what it makes is not all.
+        if watched is not None and attention.get_submodule(name) is projection:
+            watched.projected[name] = output
 
     def _encode(self, modality: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Any:
         """In place of the model's `get_image_features` or `get_video_features`, since some calls stand in the other."""

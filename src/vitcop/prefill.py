@@ -236,6 +236,7 @@ class Prefill:
             raise VitcopError("select must return a Selection, whose reduction is 'mean' or 'add_mean'.")
         selection.check_shapes(sum(tokens.lengths), sum(budget))
         self.selections.append((selection, tokens.lengths, budget))
+        selection = selection.clamped(sum(tokens.lengths))  # what is wrong with it is told at the end
         labels = tokens.labels | selection.labels
         self.stages.append(StageReport.of(tokens, selection, budget, labels.get("cluster")))
         # Without its source, which holds activations.
@@ -262,7 +263,7 @@ class Prefill:
         self.layout, slots = self.layout.keep(alive, lengths)
         self.layouts[layer], self.row_lengths[layer] = self.layout, lengths
         new_slot = torch.arange(slots.numel(), device=slots.device).view_as(slots)
-        moved_to = torch.empty_like(alive, dtype=torch.long).scatter(1, slots, new_slot)
+        moved_to = torch.zeros_like(alive, dtype=torch.long).scatter(1, slots, new_slot)
         self.tokens = replace(tokens, slots=moved_to.flatten()[tokens.slots])
         return gather_slots(hidden_states, slots, -2), slots
 

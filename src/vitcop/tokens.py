@@ -413,6 +413,11 @@ class Selection:
         if self.keep.dtype != torch.int64 or (self.merge is not None and self.merge.dtype != torch.int64):
             raise VitcopError("A selection's keep and merge must be integer indices.")
 
+    def clamped(self, rows: int) -> Selection:
+        """The selection with no row or slot out of range, which a GPU would not survive."""
+        merge = None if self.merge is None else self.merge.clamp(-1, len(self.keep) - 1)
+        return replace(self, keep=self.keep.clamp(0, rows - 1), merge=merge)
+
     def to(self, device: str) -> Selection:
         """What is to be kept and merged, on another device."""
         return replace(self, keep=self.keep.to(device), merge=None if self.merge is None else self.merge.to(device))
@@ -429,12 +434,13 @@ class Selection:
         """
         keep, merge, device = self.keep, self.merge, self.keep.device
         images, kept_images = segment_ids(lengths, device), segment_ids(budget, device)
-        valid = (keep.diff() > 0).all() & (images[keep] == kept_images).all()
+        known = keep.clamp(0, len(images) - 1)
+        valid = (keep.diff() > 0).all() & (keep == known).all() & (images[known] == kept_images).all()
         if merge is not None:
             slot = merge.clamp(0, len(keep) - 1)
             shrinks = upload([after < before for before, after in zip(lengths, budget, strict=True)], device)
             valid &= ((merge == -1) | ((merge == slot) & (kept_images[slot] == images) & shrinks[images])).all()
-        return bool(valid & (keep >= 0).all())
+        return bool(valid)
 
 
 def merge_hidden_states(

@@ -19,6 +19,7 @@ def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
     sees, so that the number is exact and the same in every run; the resident size of a process is neither.
     """
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

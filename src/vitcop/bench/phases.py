@@ -111,7 +111,7 @@ def _forwards(
             output = decode_token(model, prompt.continuation[:, step - 1 : step], cache)
         end = stopwatch.mark()
         stopwatch.settle()
-        cache = output.past_key_values
+        cache = cache_of(output)
         yield stopwatch.seconds(start, end), *(turns.take() for turns in parts)
 
 

@@ -6,6 +6,7 @@ How long a forward takes does not depend on what the weights are.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from transformers import AutoModelForImageTextToText, BatchFeature, PreTrainedMo
 from ..errors import UnsupportedModelError
 from ..models import ModelFamily, Size, family_of
 from .shapes import SHAPES
+
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
 def random_model(name: str, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, RandomProcessor]:
@@ -39,10 +42,12 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype) -> tuple[P
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes for weights: what is free of a GPU's, and all of a CPU's, whose caches make way."""
+    """Bytes for weights: what is free of a GPU's, and what a container may use of a CPU's, where caches make way."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _CONTAINER.read_text(encoding="utf-8").strip() if _CONTAINER.exists() else "max"
+    return min(physical, int(limit)) if limit.isdecimal() else physical
 
 
 class RandomProcessor:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..downsample import downsample
 from ..engine import prune
-from ..errors import BudgetError, VitcopError
+from ..errors import VitcopError
 from ..methods import Random
 from ..models import ModelFamily, Size, family_of
 from ..pruner import Pruner
@@ -107,7 +107,8 @@ class _Run:
         self.family: ModelFamily = family_of(self.model)
         self.stopwatch = Stopwatch(self.model.device)
         self.picture = random_picture(course.size or self.family.default_size)
-        self.causal = self.family.decoder.config._attn_implementation != "eager"
+        # Eager attention multiplies all pairs, and so does what gets an explicit mask.
+        self.causal = self.family.decoder.config._attn_implementation != "eager" and not self.family.has_windows
         rounds = course.repeats + 1
         self.passes = len(course.batches) * len(course.retentions) * ((len(course.methods) + 1) * rounds + 1)
 
@@ -136,11 +137,15 @@ class _Run:
             try:
                 contestant = dense if name == DENSE else self._contestant(name, dense, retention)
                 entered.append((contestant, self._warm_up(contestant, dense, batch)))
-            except BudgetError as error:
+            except VitcopError as error:
+                if name == DENSE:
+                    raise
                 refusals.append(Refusal(name, str(error)))
         rounds: list[list[dict[str, float]]] = [[] for _ in entered]
-        for _ in range(self.course.repeats):
-            for (contestant, _), timed in zip(entered, rounds, strict=True):
+        for turn in range(self.course.repeats):
+            # Another goes first in each round, so that no one is always behind the same other.
+            order = [(number + turn) % len(entered) for number in range(len(entered))]
+            for (contestant, _), timed in ((entered[number], rounds[number]) for number in order):
                 tell(contestant.name)
                 timed.append(time_phases(self.model, contestant.prompt, contestant.method, self.stopwatch))
         rows = [

@@ -264,21 +264,23 @@ def _insignificance(tokens: VisualTokens) -> Float[Tensor, " visual"]:
 
 
 def _merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-    """`MergeClusters` on one padded row per image. Bin `longest` of each row takes what belongs to no cluster.
+    """`MergeClusters` on one padded row per image. The last bin of each row takes what belongs to no cluster.
 
     Counts are kept in float64, in which they are exact, so that nothing is converted on the way.
     """
     lengths, device, longest = tokens.lengths, tokens.rows.device, max(tokens.lengths)
-    real, place = is_real(lengths, device), torch.arange(longest + 1, device=device)
+    # As many clusters as tokens came to the decoder: some may have lost all their members since.
+    none = max(tokens.entered_lengths)
+    real, place = is_real(lengths, device), torch.arange(none, device=device)
     length, allowed = per_segment(lengths, device), per_segment(budget, device)
     insignificance = pad_segments(_insignificance(tokens).double(), lengths)
-    cluster = pad_segments(tokens.labels["cluster"], lengths).masked_fill(~real, longest)
+    cluster = pad_segments(tokens.labels["cluster"], lengths).masked_fill(~real, none)
 
-    size = _histogram(cluster)
+    size = _histogram(cluster, none + 1)
     empty = size == 0
     weight = torch.zeros_like(size).scatter_add(1, cluster, insignificance).masked_fill(empty, math.inf)
     lightest = weight[:, :-1].argsort(dim=1, stable=True)
-    clusters = longest - empty[:, :-1].sum(1, keepdim=True)
+    clusters = none - empty[:, :-1].sum(1, keepdim=True)
     quota = _quotas(size[:, :-1], lightest, length - clusters, allowed - clusters)
 
     # Members in the order of their clusters, and in each by insignificance: the first `quota` of each stay.
@@ -286,15 +288,15 @@ def _merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
     of_cluster, order = cluster.gather(1, by_insignificance).sort(dim=1, stable=True)
     first_to_go = size.cumsum(1) - size
     first_to_go[:, :-1] += quota
-    stays = place[:-1] < first_to_go.gather(1, of_cluster)
+    stays = place[:longest] < first_to_go.gather(1, of_cluster)
     stays = torch.empty_like(stays).scatter(1, by_insignificance.gather(1, order), stays)
 
     # The others: each cluster is a group, or, where there are too many, each of the lightest, and all the rest is one.
-    rank = torch.empty_like(lightest).scatter(1, lightest, place[:-1].expand_as(lightest))
-    rank = torch.where(clusters <= allowed, place[:-1], torch.minimum(rank, allowed - 1 + torch.zeros_like(clusters)))
-    group = rank.gather(1, cluster.clamp(max=longest - 1)).masked_fill(stays | ~real, longest)
+    rank = torch.empty_like(lightest).scatter(1, lightest, place.expand_as(lightest))
+    rank = torch.where(clusters <= allowed, place, torch.minimum(rank, allowed - 1 + torch.zeros_like(clusters)))
+    group = rank.gather(1, cluster.clamp(max=none - 1)).masked_fill(stays | ~real, none)
 
-    size = _histogram(group)
+    size = _histogram(group, none + 1)
     middle = (size.cumsum(1) - size + size // 2)[:, :-1].long().clamp(max=longest - 1)
     median = group.argsort(dim=1, stable=True).gather(1, middle)
     stands = torch.zeros_like(insignificance).scatter_add(1, median, size[:, :-1]) > 0
@@ -308,9 +310,9 @@ def _merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
     return Selection(keep, unpad_segments(merge, lengths), reduction="add_mean")
 
 
-def _histogram(bins: Int[Tensor, "images tokens"]) -> Float[Tensor, "images bins"]:
-    """Tokens in each of as many bins as there are tokens, and one more."""
-    counts = torch.zeros(bins.shape[0], bins.shape[1] + 1, dtype=torch.float64, device=bins.device)
+def _histogram(bins: Int[Tensor, "images tokens"], count: int) -> Float[Tensor, "images bins"]:
+    """Tokens in each of `count` bins."""
+    counts = torch.zeros(len(bins), count, dtype=torch.float64, device=bins.device)
     return counts.scatter(1, bins, 1, reduce="add")
 
 

@@ -101,9 +101,17 @@ class Patches:
             index: numbers of the patches, on the CPU.
             weights: of them, on the CPU.
         """
-        if not (weights[:, 0] == 1).all():
-            return self._gathered(index, lambda values: (values * upload(weights, values.device)[..., None]).sum(1))
-        return self._gathered(index[:, :1], lambda values: values[:, 0])
+        if (weights[:, 0] == 1).all():
+            return self._gathered(lambda values: values[upload(index[:, 0], values.device)])
+
+        # A patch of each token at a time: all at once would take several times as much memory.
+        def mix(values: Tensor) -> Tensor:
+            total = torch.zeros((), device=values.device)
+            for number, weight in zip(index.unbind(1), weights.unbind(1), strict=True):
+                total = total + values[upload(number, values.device)] * upload(weight, values.device)[:, None]
+            return total
+
+        return self._gathered(mix)
 
     def mean(self, index: Int[Tensor, "tokens patches_per_token"]) -> Patches:
         """Mean over the patches of each visual token.
@@ -111,13 +119,12 @@ class Patches:
         Args:
             index: numbers of the patches, on the CPU.
         """
-        return self._gathered(index, lambda values: values.mean(1))
+        return self._gathered(lambda values: values[upload(index, values.device)].mean(1))
 
-    def _gathered(self, index: Tensor, reduce: Callable[[Tensor], Tensor]) -> Patches:
+    def _gathered(self, gather: Callable[[Tensor], Tensor]) -> Patches:
         def show() -> tuple[Tensor, Tensor]:
-            number = upload(index, self.keys.device)
-            keys = reduce(self.keys.flatten(1)[number]).unflatten(1, self.keys.shape[1:])
-            return keys.to(self.keys.dtype), reduce(self.saliency[:, None][number])[:, 0].to(self.saliency.dtype)
+            keys = gather(self.keys.flatten(1)).unflatten(1, self.keys.shape[1:])
+            return keys.to(self.keys.dtype), gather(self.saliency[:, None])[:, 0].to(self.saliency.dtype)
 
         return Patches(show)
 
@@ -153,7 +160,7 @@ class Watched:
     Attributes:
         module: the attention.
         inputs: its arguments.
-        projected: what its projections have made, by their names: keys always, queries where all of them are needed.
+        projected: what its projections were seen to make, by their names: keys, and queries where all are needed.
         received: ask for the attention that each patch receives from all, even where there is a [CLS].
     """
 
@@ -167,17 +174,10 @@ class Watched:
         return self.inputs["hidden_states"]
 
     def made_by(self, name: str) -> Tensor:
-        """What a projection has made.
-
-        Raises:
-            UnsupportedModelError: nobody saw it run.
-        """
-        if name not in self.projected:
-            raise UnsupportedModelError(
-                f"The encoder layer that is observed has run without its {name} being seen; leave this layer out of "
-                "what is compiled or replaced."
-            )
-        return self.projected[name]
+        """What a projection has made; again, if nobody saw it run, as where it is compiled or fused."""
+        if name in self.projected:
+            return self.projected[name]
+        return getattr(self.module, name)(self.hidden_states)
 
 
 def with_cls(watched: Watched) -> Patches:

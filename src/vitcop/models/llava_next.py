@@ -37,12 +37,13 @@ class LlavaNext(TowerFamily):
     )
 
     def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
-        tiles, images = self._tiles(call), self._packed(call)
+        call = call | {"image_sizes": _sizes(call)}
+        tiles, packed = self._tiles(call), self._packed(call)
         firsts = [self.side**2 * before for before in accumulate(tiles, initial=0)]
         columns = self._columns(call)
-        sources = [_sources(*image, self.side) for image in zip(images, columns, firsts, strict=False)]
+        sources = [_sources(*picture, self.side) for picture in zip(packed, columns, firsts, strict=False)]
         index, weights = (torch.cat(parts) for parts in zip(*sources, strict=True))
-        return Observation(self._images(call), self.patches(watched).mixed(index, weights))
+        return Observation(self._images(call, packed), self.patches(watched).mixed(index, weights))
 
     @property
     def default_size(self) -> Size:
@@ -52,11 +53,11 @@ class LlavaNext(TowerFamily):
     def geometry(self, size: Size) -> Geometry:
         call: Call = {"image_sizes": [[size.height, size.width]]}
         shapes = [self.square] * self._tiles(call)[0]
-        return Geometry.of(shapes, image=self._images(call)[0], cls=self.encoder.has_cls)
+        return Geometry.of(shapes, image=self._images(call, self._packed(call))[0], cls=self.encoder.has_cls)
 
-    def _images(self, call: Call) -> tuple[Grids, ...]:
-        """The grids of each picture."""
-        pictures = zip(self._packed(call), self._tiles(call), self._columns(call), strict=True)
+    def _images(self, call: Call, packed: Sequence[Tensor]) -> tuple[Grids, ...]:
+        """The grids of each picture, of which `_packed` says where its patches went."""
+        pictures = zip(packed, self._tiles(call), self._columns(call), strict=True)
         return tuple(_grids(*picture, self.side) for picture in pictures)
 
     def _packed(self, call: Call) -> list[Float[Tensor, "placeholders 3"]]:

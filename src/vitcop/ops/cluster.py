@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .precision import full_precision
 from .segments import by_size, is_real, pad_segments, per_segment, unpad_segments, upload
 
 # The rule of thumb of Rodriguez and Laio (Science 2014): within the cutoff, a point has 1 to 2 % of all others. It
@@ -105,7 +106,9 @@ def _squared_distances(
     # |a|^2 + |b|^2 - 2ab cancels badly when all points share a large offset: take it away first.
     points = points - (points.sum(1) / per_segment(lengths, device))[:, None]
     length = points.square().sum(-1)
-    square = torch.bmm(points, points.mT).mul_(-2).add_(length[:, :, None]).add_(length[:, None]).clamp_(min=0)
+    with full_precision(device):
+        products = torch.bmm(points, points.mT)
+    square = products.mul_(-2).add_(length[:, :, None]).add_(length[:, None]).clamp_(min=0)
     square.diagonal(dim1=1, dim2=2).zero_()
     return square if min(lengths) == max(lengths) else square.masked_fill_(~is_real(lengths, device)[:, None], math.inf)
 

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .precision import full_precision
 from .segments import by_size, is_real, pad_segments, unpad_segments
 
-# Largest temporary of `attention_received`, in values. On a CPU it has to stay in the cache: 64 MiB take 14 times as
-# long as 4 MiB (benchmarks/NOTES.md). Elsewhere a launch costs more.
+# Largest temporary of `attention_received`, in values. On a CPU it has to stay in the cache: 64 MiB take more than
+# twice as long as 4 MiB (benchmarks/NOTES.md). Elsewhere a launch costs more.
 _BLOCK_VALUES, _LARGE_BLOCK_VALUES = 2**20, 2**24
 
 
@@ -35,7 +36,8 @@ def cls_attention(
         keys: of [CLS], which comes first, and of all patches; the softmax runs over all of them.
         scale: what the layer multiplies its logits with.
     """
-    logits = scale * torch.einsum("ihd,ithd->ith", query.float(), keys.float())
+    with full_precision(keys.device):
+        logits = scale * torch.einsum("ihd,ithd->ith", query.float(), keys.float())
     return logits.softmax(dim=1)[:, 1:].sum(-1)
 
 
@@ -52,7 +54,8 @@ def attention_rows(
         scale: what the layer multiplies its logits with.
     """
     grouped = queries.float().transpose(1, 2).unflatten(1, (keys.shape[1], -1))  # (batch, kv_heads, group, rows, d)
-    logits = scale * (grouped @ keys.float()[:, :, None].transpose(-1, -2))
+    with full_precision(keys.device):
+        logits = scale * (grouped @ keys.float()[:, :, None].transpose(-1, -2))
     weights = logits.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1)
     return weights.flatten(1, 2).mean(1)
 
@@ -104,7 +107,8 @@ def _received(queries: Tensor, keys: Tensor, scale: float, lengths: Sequence[int
         pairs = slice(first, first + together)
         for start in range(0, longest, asking):
             some = queries[pairs, start : start + asking]
-            weights = torch.baddbmm(nothing, some, keys[pairs], beta=0, alpha=scale)
+            with full_precision(device):
+                weights = torch.baddbmm(nothing, some, keys[pairs], beta=0, alpha=scale)
             if hidden is not None:
                 weights = weights.masked_fill(hidden[pairs, None], -torch.inf)
             weights = weights.softmax(-1, dtype=torch.float32)
