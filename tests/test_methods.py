@@ -270,7 +270,7 @@ def test_a_wrong_selection_is_never_taken(mistake, stage):
     with torch.no_grad(), vitcop.prune(model, Wrong(mistake=mistake, stage=stage)):
         with pytest.raises(vitcop.VitcopError, match="election"):
             model(**tiny.batch(tiny.RAGGED), past_key_values=cache)
-        if cache.get_seq_length():  # what is seen at the entrance leaves it empty
+        if cache.layers:  # what is seen at the entrance leaves it empty
             with pytest.raises(vitcop.UnsupportedModelError, match="no longer holds"):
                 model(input_ids=torch.tensor([[5]] * 3), past_key_values=cache)
 
