@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, BatchFeature, LlamaConfig,
 from typer.testing import CliRunner
 
 import vitcop
+from benchmarks.report import README, section
 from vitcop import cli
 from vitcop.bench import SHAPES, Benchmark, Block, Course, Row, Spread, Subject, random_weights, run_benchmark
 from vitcop.bench.ceilings import Ceilings
@@ -402,3 +403,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, complaint, tmp_path,
 def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch):
     monkeypatch.setattr(cli.bench, "find_spec", lambda name: None)
     assert 'pip install "vitcop[plot]"' in bench("--plot", "out.png").stderr
+
+
+def test_the_readme_says_what_the_stored_runs_say():
+    assert section() in README.read_text(encoding="utf-8"), "run `make results`"

@@ -123,7 +123,7 @@ def test_no_stage_of_vitcop_synchronises_on_a_gpu(name, monkeypatch):
 
 
 def operators(stages, prompts):
-    """How many run in each stage of ViTCoP, and in the decoder's entrance."""
+    """How many run in each stage of ViTCoP."""
     stages.clear()
     prefill(tiny.LLAVA.model(), tiny.batch(prompts), VITCOP)
     return [work.counts.total() for work in stages]

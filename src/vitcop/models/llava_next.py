@@ -37,13 +37,15 @@ class LlavaNext(TowerFamily):
     )
 
     def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
-        call = call | {"image_sizes": _sizes(call)}
-        tiles, packed = self._tiles(call), self._packed(call)
-        firsts = [self.side**2 * before for before in accumulate(tiles, initial=0)]
-        columns = self._columns(call)
-        sources = [_sources(*picture, self.side) for picture in zip(packed, columns, firsts, strict=False)]
+        pictures = self._pictures(call | {"image_sizes": _sizes(call)})
+        firsts = accumulate((self.side**2 * tiles for _, tiles, _ in pictures), initial=0)
+        sources = [
+            _sources(packed, columns, first, self.side)
+            for (packed, _, columns), first in zip(pictures, firsts, strict=False)
+        ]
         index, weights = (torch.cat(parts) for parts in zip(*sources, strict=True))
-        return Observation(self._images(call, packed), self.patches(watched).mixed(index, weights))
+        grids = tuple(_grids(*picture, self.side) for picture in pictures)
+        return Observation(grids, self.patches(watched).mixed(index, weights))
 
     @property
     def default_size(self) -> Size:
@@ -51,27 +53,24 @@ class LlavaNext(TowerFamily):
         return Size(pixels, pixels)
 
     def geometry(self, size: Size) -> Geometry:
-        call: Call = {"image_sizes": [[size.height, size.width]]}
-        shapes = [self.square] * self._tiles(call)[0]
-        return Geometry.of(shapes, image=self._images(call, self._packed(call))[0], cls=self.encoder.has_cls)
+        (picture,) = self._pictures({"image_sizes": [[size.height, size.width]]})
+        _, tiles, _ = picture
+        image = _grids(*picture, self.side)
+        return Geometry.of([self.square] * tiles, image=image, cls=self.encoder.has_cls)
 
-    def _images(self, call: Call, packed: Sequence[Tensor]) -> tuple[Grids, ...]:
-        """The grids of each picture, of which `_packed` says where its patches went."""
-        pictures = zip(packed, self._tiles(call), self._columns(call), strict=True)
-        return tuple(_grids(*picture, self.side) for picture in pictures)
-
-    def _packed(self, call: Call) -> list[Float[Tensor, "placeholders 3"]]:
-        """`_places_of_tiles` of each picture as the model packs them, NaN at separators."""
-        sizes = zip(self._tiles(call), self._columns(call), strict=True)
-        places = [_places_of_tiles(*picture, self.side) for picture in sizes]
-        return self._pack(places, call, torch.full((3,), math.nan, device="cpu"))
-
-    def _columns(self, call: Call) -> list[int]:
-        """Tiles beside each other in each picture; 1 where there is the thumbnail alone."""
-        config = self.model.config
-        pinpoints, side = config.image_grid_pinpoints, config.vision_config.image_size
-        pictures = zip(self._tiles(call), _sizes(call), strict=True)
-        return [get_anyres_image_grid_shape(size, pinpoints, side)[1] if tiles > 1 else 1 for tiles, size in pictures]
+    def _pictures(self, call: Call) -> list[tuple[Float[Tensor, "placeholders 3"], int, int]]:
+        """Of each picture `_places_of_tiles` as the model packs them, NaN at separators; its tiles, and how many of
+        them stand beside each other, 1 where there is the thumbnail alone.
+        """
+        config, tiles = self.model.config, self._tiles(call)
+        pinpoints, pixels = config.image_grid_pinpoints, config.vision_config.image_size
+        columns = [
+            get_anyres_image_grid_shape(size, pinpoints, pixels)[1] if count > 1 else 1
+            for size, count in zip(_sizes(call), tiles, strict=True)
+        ]
+        places = [_places_of_tiles(*picture, self.side) for picture in zip(tiles, columns, strict=True)]
+        packed = self._pack(places, call, torch.full((3,), math.nan, device="cpu"))
+        return list(zip(packed, tiles, columns, strict=True))
 
     def _tiles(self, call: Call) -> list[int]:
         """Tiles of each picture, its thumbnail included."""
