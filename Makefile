@@ -49,7 +49,6 @@ format: $(VENV)/.dev
 
 # An hour or more on two cores; goes on from its last checkpoint. Replaces the model in the box.
 train: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train]"
 	$(BIN)/python -m training
 
 clean:

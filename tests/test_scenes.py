@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("skimage", reason="the photos behind the scenes come with scikit-image, of the extra vitcop[train]")
-
-from training.scenes import scene
-from training.world import HELD_OUT_PAIRS, SHAPES
+from vitcop.scenes import SIZE, scene
+from vitcop.scenes.world import HELD_OUT_PAIRS, SHAPES
 
 SEEDS = range(60)
 
@@ -33,7 +31,7 @@ def test_masks_and_answers_fit_the_items():
         drawn = scene(seed, "test")
         for number, item in enumerate(drawn.items, start=1):
             rows, columns = np.nonzero(drawn.owner == number)
-            left, top, right, bottom = (96 * edge for edge in item.box)
+            left, top, right, bottom = (SIZE * edge for edge in item.box)
             assert columns.min() >= left - 1 and columns.max() <= right + 1
             assert rows.min() >= top - 1 and rows.max() <= bottom + 1
         for question in drawn.questions:

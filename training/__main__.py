@@ -10,12 +10,12 @@ from training.evaluate import evaluate
 from training.export import export, export_example
 from training.pretrain_vision import BATCH as VISION_BATCH
 from training.pretrain_vision import pretrain
-from training.questions import PER_SCENE
 from training.train import BATCH, DEPTHS, checkpoint, load, train
 from training.vocabulary import make_tokenizer
+from vitcop.scenes.questions import PER_SCENE
 
-VISION_STEPS = 1900
-DECODER_STEPS = (2100, 140)  # at each of DEPTHS
+VISION_STEPS = 2600
+DECODER_STEPS = (2400, 700)  # at each of DEPTHS
 TEST_SCENES = 250
 
 
@@ -41,9 +41,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/training"), help="checkpoints")
     parser.add_argument("--target", type=Path, default=Path("src/vitcop/builtin"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--earlier", type=Path, help="an earlier model, whose encoder to begin from")
     options = parser.parse_args()
 
-    pretrain(options.folder, VISION_STEPS, options.threads)
+    pretrain(options.folder, VISION_STEPS, options.threads, options.earlier)
     train(options.folder, DECODER_STEPS, options.threads)
     model = load(options.folder, DEPTHS[-1])
     scores = evaluate(model, TEST_SCENES)

@@ -1,7 +1,7 @@
 """The model card: what the model was trained on and what it scored."""
 
 from training.evaluate import PICTURES, Scores
-from training.world import EMOJI, HELD_OUT_PAIRS, TEST_PHOTOS, TRAIN_PHOTOS
+from vitcop.scenes.world import EMOJI, HELD_OUT_PAIRS, TEST_PHOTOS, TRAIN_PHOTOS
 
 CARD = """\
 ---

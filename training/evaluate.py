@@ -9,9 +9,9 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from training.model import SIDE, make_processor
-from training.questions import AXES, TYPES, Question
-from training.scenes import scene
 from training.vocabulary import prompt
+from vitcop.scenes import scene
+from vitcop.scenes.questions import AXES, TYPES, Question
 
 KEY_LAYERS = (1, 7, 13, 19)
 PICTURES = 100  # for what is measured per patch

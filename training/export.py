@@ -9,7 +9,7 @@ from transformers import LlavaForConditionalGeneration
 
 from training.evaluate import answers
 from training.model import make_processor
-from training.scenes import scene
+from vitcop.scenes import scene
 
 EXAMPLE_SEED = 117
 EXAMPLE_SIZE = 384  # four times what the model sees, for people

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from training.scenes import Scene, scene
+from vitcop.scenes import Scene, scene
 
 
 class Scenes(Dataset[Any]):
@@ -44,6 +44,11 @@ def prepare(seed: int, threads: int) -> None:
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # denormals in fading gradients slow a CPU down many times
+
+
+def half_precision() -> torch.autocast:
+    """Matrix products in bfloat16, which halves the time of a step on a CPU that has them."""
+    return torch.autocast("cpu", torch.bfloat16)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:

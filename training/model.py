@@ -11,8 +11,8 @@ from transformers import (
     LlavaProcessor,
 )
 
-from training.scenes import SIZE
 from training.vocabulary import CHAT_TEMPLATE, make_tokenizer
+from vitcop.scenes import SIZE
 
 PATCH = 8
 SIDE = SIZE // PATCH  # patches on a side
@@ -54,12 +54,12 @@ def make_model(depth: int = DEPTH) -> LlavaForConditionalGeneration:
     }
     text = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
+        hidden_size=128,
+        intermediate_size=352,
         num_hidden_layers=depth,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=512,
+        max_position_embeddings=1024,
         initializer_range=0.08,  # the usual 0.02 is meant for layers many times as wide
         **special,
     )

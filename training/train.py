@@ -14,18 +14,17 @@ import torch
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
-from training.loop import Trainer, batches, prepare
+from training.loop import Trainer, batches, half_precision, prepare
 from training.model import SIDE, make_model
-from training.pretrain_vision import DIGITS, PATCH_CLASSES, Pretraining, image_tensor, normalize
-from training.questions import TYPES
-from training.scenes import Scene
+from training.pretrain_vision import PATCH_CLASSES, PATCH_HEADS, Pretraining, image_tensor, normalize
 from training.vocabulary import make_tokenizer, prompt
-from training.world import COLORS, KINDS, WORDS
+from vitcop.scenes import Scene
+from vitcop.scenes.questions import TYPES
 
 BATCH = 16
 DEPTHS = (5, 20)
-PEAKS = (2e-3, 7e-4)  # learning rate by depth
-FIRST_TYPES = ("existence", "count", "color")
+PEAKS = (1.5e-3, 7e-4)  # learning rate by depth
+FIRST_TYPES = ("existence", "color", "place", "reading", "small", "background")
 FEATURE_SPREAD = 2.0  # standard deviation of the pretrained encoder's features within a patch
 TOKENIZER = make_tokenizer()
 IGNORED = -100  # the label of a token that predicts nothing
@@ -163,13 +162,12 @@ def align(model: LlavaForConditionalGeneration, pretraining: Pretraining) -> Non
     is one way of matching equal words rather than a translation of every word.
     """
     norm, head = pretraining.patch_head
-    words = [*KINDS, *COLORS, *WORDS, *DIGITS]
-    starts = torch.tensor([0, *PATCH_CLASSES]).cumsum(0).tolist()
-    outputs = [
-        output
-        for start, length in zip(starts[:3], PATCH_CLASSES[:3], strict=True)
-        for output in range(start + 1, start + length)
-    ]
+    words, outputs = [], []
+    for start, told in zip(torch.tensor([0, *PATCH_CLASSES]).cumsum(0).tolist(), PATCH_HEADS.values(), strict=False):
+        for number, word in enumerate(told.words, start=start + told.or_nothing):
+            if word in TOKENIZER.vocab:
+                words.append(word)
+                outputs.append(number)
     projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings().weight
     with torch.no_grad():
         # The head reads normalised features; their spread hardly varies, so it can be folded in.
@@ -202,11 +200,13 @@ def train(folder: Path, steps: tuple[int, ...], threads: int) -> None:
         model.model.vision_tower.requires_grad_(False)
         warmup = min(200, count // 10)
         trainer = Trainer(model, checkpoint(folder, depth), count, PEAKS[stage], warmup)
-        # Finding things comes first; comparing places and reading build upon it.
+        # Finding things comes first; counting and comparing them build upon it.
         for types, end in ((FIRST_TYPES, count // 2 if stage == 0 else 0), (TYPES, count)):
             left = max(0, end - trainer.step)
             seed = first_seed + trainer.step * BATCH
             row = partial(encode, asked_types=types)
             for batch in batches(seed, left, BATCH, row, collate):
-                trainer.update(*answer_loss(model, batch))
+                with half_precision():
+                    loss, report = answer_loss(model, batch)
+                trainer.update(loss, report)
         first_seed += count * BATCH

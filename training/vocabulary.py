@@ -9,13 +9,14 @@ import string
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from training.world import COLORS, EMOJI, SHAPES, SIGN, WORDS
+from vitcop.scenes.world import BACKDROPS, COLORS, EMOJI, MARKS, SHAPES, SIGN, WORDS
 
 PAD, UNK, BOS, EOS, IMAGE = "<pad>", "<unk>", "<s>", "</s>", "<image>"
 TEMPLATE_WORDS = (
     *("user", "assistant", "is", "there", "a", "an", "in", "the", "picture", "image", "do", "you"),
     *("see", "can", "how", "many", "are", "what", "color", "of", "left", "or", "right", "above"),
     *("below", "number", "word", "on", "does", "say", "read", "shape", "shapes", "yes", "no"),
+    *("at", "top", "bottom", "background", "behind", "objects"),
 )
 ENDINGS = ("##s", "##es")
 CHAT_TEMPLATE = (
@@ -50,6 +51,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         *EMOJI,
         SIGN,
         *WORDS,
+        *MARKS,
+        *BACKDROPS,
     ]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK))

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from training.world import COLORS, EMOJI, HELD_OUT_PAIRS, SHAPES, SIGN
+from vitcop.scenes.world import COLORS, EMOJI, HELD_OUT_PAIRS, SHAPES, SIGN
 
 if TYPE_CHECKING:
-    from training.scenes import Item
+    from vitcop.scenes.compose import Item
 
-TYPES = ("existence", "count", "color", "relation", "reading")
-PER_SCENE = {"existence": 3, "count": 2, "color": 2, "relation": 2, "reading": 1}
-MOST = 5  # the highest count that is asked for
+# ``small`` asks about a mark and ``background`` about what no object covers: neither is salient.
+TYPES = ("existence", "count", "color", "place", "relation", "reading", "small", "background")
+PER_SCENE = dict(zip(TYPES, (2, 2, 2, 1, 2, 1, 1, 1), strict=True))
+MOST = 4  # the highest count that is asked for
 APART = 0.12  # how far two centres must lie apart to be told left from right, in picture sides
+OFF_CENTER = 0.06  # how far a centre must lie from the picture's to be told to lie on one side
 AXES = (("left", "right"), ("above", "below"))
+EDGES = (("on the left", "on the right"), ("at the top", "at the bottom"))
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Question:
+    """A question of one of TYPES and its only right answer, both in lower case."""
+
     type: str
     text: str
     answer: str
 
 
 def plural(noun: str) -> str:
+    """The plural of one of the words for objects."""
     if noun == "fish":
         return noun
     return noun + ("es" if noun.endswith(("s", "x")) else "s")
 
 
-def _choose(rng: np.random.Generator, options: list | tuple):
+def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
@@ -128,9 +137,28 @@ def _color(rng: np.random.Generator, items: list[Item], split: str) -> Question 
     return Question("color", text, str(item.color))
 
 
-def _relation(rng: np.random.Generator, items: list[Item], split: str) -> Question | None:
+def _named_once(items: list[Item]) -> list[tuple[Item, str]]:
+    """Objects with a name that fits no other, and that name."""
     counts = Counter(name for item in items for name in _names(item))
-    named = [(item, name) for item in items for name in _names(item) if counts[name] == 1]
+    return [(item, name) for item in items for name in _names(item) if counts[name] == 1]
+
+
+def _place(rng: np.random.Generator, items: list[Item], split: str) -> Question | None:
+    options = [
+        (name, item.center[axis], EDGES[axis])
+        for item, name in _named_once(items)
+        for axis in (0, 1)
+        if abs(item.center[axis] - 0.5) > OFF_CENTER and _may_ask(name, split)
+    ]
+    if not options:
+        return None
+    name, center, (first, second) = _choose(rng, options)
+    side = (first if center < 0.5 else second).split()[-1]
+    return Question("place", f"is the {name} {first} or {second}?", side)
+
+
+def _relation(rng: np.random.Generator, items: list[Item], split: str) -> Question | None:
+    named = _named_once(items)
     pairs = [
         (one, other, axis)
         for one in named
@@ -161,21 +189,32 @@ def _reading(rng: np.random.Generator, items: list[Item], split: str) -> Questio
     return Question("reading", text, str(sign.text))
 
 
-_ASKERS = {
+def _small(rng: np.random.Generator, marks: list[Item]) -> Question:
+    mark = _choose(rng, marks)
+    return Question("small", f"what color is the {mark.kind}?", str(mark.color))
+
+
+def _background(rng: np.random.Generator, backdrop: str) -> Question:
+    return Question("background", _choose(rng, ("what is the background?", "what is behind the objects?")), backdrop)
+
+
+_ABOUT_OBJECTS = {
     "existence": _existence,
     "count": _count,
     "color": _color,
+    "place": _place,
     "relation": _relation,
     "reading": _reading,
 }
 
 
-def ask(rng: np.random.Generator, items: list[Item], split: str) -> list[Question]:
+def ask(rng: np.random.Generator, items: list[Item], backdrop: str, split: str) -> list[Question]:
     """Different questions about the scene, as many of each type as PER_SCENE has and it allows."""
-    questions: dict[str, Question] = {}
-    for type_, many in PER_SCENE.items():
-        for _ in range(many):
-            question = _ASKERS[type_](rng, items, split)
-            if question is not None:
-                questions.setdefault(question.text, question)
-    return list(questions.values())
+    objects = [item for item in items if not item.small]
+    marks = [item for item in items if item.small]
+    asked: list[Question | None] = [
+        _ABOUT_OBJECTS[kind](rng, objects, split) for kind in _ABOUT_OBJECTS for _ in range(PER_SCENE[kind])
+    ]
+    asked.append(_small(rng, marks) if marks else None)
+    asked.append(_background(rng, backdrop))
+    return list({question.text: question for question in asked if question}.values())

@@ -1,16 +1,20 @@
-"""Generated scenes: a few objects on a background. The same seed always gives the same scene."""
+"""Generated scenes: objects and small marks on a background. The same seed always gives the same scene."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training import pieces
-from training.questions import Question, ask
-from training.world import COLORS, EMOJI, HELD_OUT_PAIRS, SHAPES, SIGN, SPLITS, WORDS
+from vitcop.scenes import pieces
+from vitcop.scenes.questions import Question, ask
+from vitcop.scenes.world import BACKDROPS, COLORS, DIGITS, EMOJI, HELD_OUT_PAIRS, MARKS, SHAPES, SIGN, SPLITS, WORDS
 
-SIZE = 96  # pixels on a side of the picture that the model sees
-MOST_OBJECTS = 6
+SIZE = 144  # pixels on a side of the picture that the model sees
+LEAST_OBJECTS, MOST_OBJECTS = 4, 8
+PHOTO_SHARE = 0.4  # of the backgrounds; the other backdrops share the rest
+# The longer side of a thing, as a share of the picture's: a mark of 8 pixels, a sign of 55.
+SIDES = {"sign": (0.28, 0.38), "mark": (0.06, 0.085), "object": (0.12, 0.24)}
+COVERED = 0.12  # the least share of a patch that a thing must cover to be what the patch shows
 CLEARANCE = 0.01  # between the boxes of two objects, as a share of the picture's side
 
 
@@ -20,8 +24,13 @@ class Item:
 
     kind: str
     box: tuple[float, float, float, float]
-    color: str | None = None  # shapes only
+    color: str | None = None  # shapes and marks only
     text: str | None = None  # signs only
+
+    @property
+    def small(self) -> bool:
+        """Whether it is a mark, which no caption would name."""
+        return self.kind in MARKS
 
     @property
     def center(self) -> tuple[float, float]:
@@ -31,18 +40,21 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
+    """A picture, what is in it, and questions about it."""
+
     picture: Image.Image
-    items: tuple[Item, ...]
+    backdrop: str
+    items: tuple[Item, ...]  # objects first, then marks
     owner: np.ndarray  # uint8, picture height x width: 0 for background, else index of item + 1
     questions: tuple[Question, ...]
 
     def patch_owner(self, side: int) -> np.ndarray:
-        """Which item covers most of each patch, and at least a fifth: side x side, as owner."""
+        """Which item covers most of each patch, and at least COVERED: side x side, as owner."""
         cell = self.owner.shape[0] // side
-        cells = self.owner.reshape(side, cell, side, cell).transpose(0, 2, 1, 3)
-        cells = cells.reshape(side, side, cell * cell)
+        pixels = self.owner.reshape(side, cell, side, cell).transpose(0, 2, 1, 3)
+        cells = pixels.reshape(side, side, cell * cell)
         shares = np.stack([(cells == i).mean(-1) for i in range(len(self.items) + 1)])
-        shares[0] = 0.2
+        shares[0] = COVERED
         return shares.argmax(0)
 
 
@@ -62,13 +74,12 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 def _draft_shape(rng: np.random.Generator, kind: str, color: str, split: str) -> _Draft:
     while split == "train" and (color, kind) in HELD_OUT_PAIRS:
         color = _pick(rng, tuple(COLORS))
-    paint = np.clip(np.array(COLORS[color]) + rng.integers(-16, 17, 3), 0, 255)
-    mask = pieces.shape_mask(kind)
-    return _Draft(kind, color, None, mask, tuple(int(c) for c in paint))
+    red, green, blue = np.clip(np.array(COLORS[color]) + rng.integers(-16, 17, 3), 0, 255)
+    return _Draft(kind, color, None, pieces.shape_mask(kind), (int(red), int(green), int(blue)))
 
 
 def _draft_sign(rng: np.random.Generator) -> _Draft:
-    text = _pick(rng, WORDS) if rng.random() < 0.5 else str(rng.integers(100))
+    text = _pick(rng, WORDS if rng.random() < 0.6 else DIGITS)
     style = int(rng.integers(len(pieces.SIGN_STYLES)))
     return _Draft(SIGN, None, text, pieces.sign_sprite(text, style), None)
 
@@ -99,24 +110,32 @@ def _draft_repeats(rng: np.random.Generator, count: int, split: str) -> list[_Dr
     return drafts
 
 
+def _draft_marks(rng: np.random.Generator) -> list[_Draft]:
+    """One to three marks, each of another kind, so that its kind names it."""
+    drafts = []
+    for mark in rng.permutation(MARKS)[: rng.integers(1, len(MARKS) + 1)]:
+        color = _pick(rng, tuple(COLORS))
+        drafts.append(_Draft(str(mark), color, None, pieces.mark_mask(mark), COLORS[color]))
+    return drafts
+
+
 def _draft_all(rng: np.random.Generator, split: str) -> list[_Draft]:
-    drafts = [_draft_sign(rng)] if rng.random() < 0.5 else []
+    drafts = [_draft_sign(rng)] if rng.random() < 0.6 else []
     if rng.random() < 0.7:
-        drafts += _draft_repeats(rng, int(rng.integers(2, 6)), split)
-    least = max(3, len(drafts))
-    total = int(rng.integers(least, MOST_OBJECTS + 1)) if least < MOST_OBJECTS else MOST_OBJECTS
+        drafts += _draft_repeats(rng, int(rng.integers(2, 5)), split)
+    total = int(rng.integers(max(LEAST_OBJECTS, len(drafts)), MOST_OBJECTS + 1))
     while len(drafts) < total:
         drafts.append(_draft_any(rng, split))
-    return drafts
+    return drafts + _draft_marks(rng)
 
 
 def _place(
     rng: np.random.Generator, draft: _Draft, taken: list[tuple[float, float, float, float]]
 ) -> tuple[float, float, float, float] | None:
     """A box for ``draft`` that touches no other, or None where no room was found."""
+    least, most = SIDES["sign" if draft.kind == SIGN else "mark" if draft.kind in MARKS else "object"]
     for attempt in range(30):
-        side = rng.uniform(0.36, 0.48) if draft.kind == SIGN else rng.uniform(0.20, 0.34)
-        side *= 1 - attempt / 60  # the harder the search, the smaller the object
+        side = max(least, rng.uniform(least, most) * (1 - attempt / 60))  # the longer the search, the smaller
         scale = side / max(draft.sprite.size)
         width, height = draft.sprite.width * scale, draft.sprite.height * scale
         left, top = rng.uniform(0.01, 0.99 - width), rng.uniform(0.01, 0.99 - height)
@@ -136,13 +155,13 @@ def _clutter(rng: np.random.Generator, picture: Image.Image) -> None:
     """Thin lines and specks that no question asks about."""
     draw = ImageDraw.Draw(picture)
     size = picture.width
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 7)):
         ink = tuple(int(c) for c in rng.integers(0, 256, 3))
         points = rng.uniform(0, size, 4)
         if rng.random() < 0.5:
-            draw.line(tuple(points), fill=ink, width=max(1, size // 96))
+            draw.line(tuple(points), fill=ink, width=max(1, size // 144))
         else:
-            reach = size / 96 * rng.uniform(0.6, 1.5)
+            reach = size / 144 * rng.uniform(0.6, 1.4)
             x, y = points[:2]
             draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=ink)
 
@@ -154,7 +173,8 @@ def scene(seed: int, split: str = "train", size: int = SIZE) -> Scene:
     seeds are disjoint from training's too.
     """
     rng = np.random.default_rng((SPLITS.index(split), seed))
-    picture = pieces.background(rng, size, split)
+    backdrop = "photo" if rng.random() < PHOTO_SHARE else _pick(rng, BACKDROPS[1:])
+    picture = pieces.background(rng, size, split, backdrop)
     _clutter(np.random.default_rng((2, SPLITS.index(split), seed)), picture)
     owner = Image.new("L", (size, size))
     items: list[Item] = []
@@ -162,13 +182,13 @@ def scene(seed: int, split: str = "train", size: int = SIZE) -> Scene:
         box = _place(rng, draft, [item.box for item in items])
         if box is None:
             continue
-        pixels = tuple(round(edge * size) for edge in box)
-        extent = (max(1, pixels[2] - pixels[0]), max(1, pixels[3] - pixels[1]))
+        left, top, right, bottom = (round(edge * size) for edge in box)
+        extent = (max(1, right - left), max(1, bottom - top))
         sprite = draft.sprite.resize(extent, Image.Resampling.BILINEAR, reducing_gap=2.0)
         mask = sprite if draft.paint else sprite.getchannel("A")
-        picture.paste(draft.paint or sprite.convert("RGB"), pixels[:2], mask)
+        picture.paste(draft.paint or sprite.convert("RGB"), (left, top), mask)
         items.append(Item(draft.kind, box, draft.color, draft.text))
         solid = mask.point(lambda alpha: 255 * (alpha > 127))
-        owner.paste(len(items), pixels[:2], solid)
-    questions = ask(rng, items, split)
-    return Scene(picture, tuple(items), np.asarray(owner), tuple(questions))
+        owner.paste(len(items), (left, top), solid)
+    questions = ask(rng, items, backdrop, split)
+    return Scene(picture, backdrop, tuple(items), np.asarray(owner), tuple(questions))

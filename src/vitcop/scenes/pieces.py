@@ -11,10 +11,9 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from training.world import SPRITES, TEST_PHOTOS, TRAIN_PHOTOS
+from vitcop.scenes.world import PHOTOS, SPRITES, TEST_PHOTOS, TRAIN_PHOTOS
 
 MASTER = 128
-PHOTO_SIDE = 512
 SIGN_STYLES = (
     ((244, 244, 244), (24, 24, 24)),
     ((24, 24, 24), (244, 244, 244)),
@@ -26,7 +25,7 @@ SIGN_STYLES = (
 def _outline(shape: str) -> list[tuple[float, float]]:
     """The corners of ``shape`` inside the unit circle around the origin."""
 
-    def ring(count: int, radius: float = 1.0, start: float = -90.0) -> list[tuple[float, float]]:
+    def ring(count: int, radius: float = 1.0, start: int = -90) -> list[tuple[float, float]]:
         angles = [math.radians(start + 360 * i / count) for i in range(count)]
         return [(radius * math.cos(a), radius * math.sin(a)) for a in angles]
 
@@ -101,13 +100,26 @@ def sign_sprite(text: str, style: int) -> Image.Image:
 
 
 @cache
-def _photo(name: str) -> Image.Image:
-    """A photo of scikit-image's, as RGB with its shorter side at most PHOTO_SIDE pixels."""
-    from skimage import data  # only the backgrounds need it
+def mark_mask(mark: str) -> Image.Image:
+    """The ``L`` mask of a small mark, cropped tight."""
+    mask = Image.new("L", (MASTER, MASTER))
+    draw = ImageDraw.Draw(mask)
+    edge = MASTER - 1
+    if mark == "dot":
+        draw.ellipse((0, 0, edge, edge), fill=255)
+    elif mark == "ring":
+        draw.ellipse((0, 0, edge, edge), outline=255, width=MASTER // 4)
+    elif mark == "bar":
+        draw.rectangle((0, 0, edge, MASTER * 2 // 5), fill=255)
+    else:
+        raise ValueError(f"no such mark: {mark}")
+    return mask.crop(mask.getbbox())
 
-    photo = Image.fromarray(getattr(data, name)()).convert("RGB")
-    scale = min(1.0, PHOTO_SIDE / min(photo.size))
-    return photo.resize((round(photo.width * scale), round(photo.height * scale)))
+
+@cache
+def _photo(name: str) -> Image.Image:
+    with Image.open(PHOTOS / f"{name}.jpg") as photo:
+        return photo.convert("RGB")
 
 
 def _photo_background(rng: np.random.Generator, size: int, split: str) -> Image.Image:
@@ -131,34 +143,33 @@ def _photo_background(rng: np.random.Generator, size: int, split: str) -> Image.
     return picture
 
 
-def _texture_background(rng: np.random.Generator, size: int) -> Image.Image:
-    """Smooth noise of two scales between two colours, at times with stripes or checks."""
+def _texture_background(rng: np.random.Generator, size: int, backdrop: str) -> Image.Image:
+    """Smooth noise of two scales between two colours, with stripes or checks if asked for."""
     axis = (np.arange(96) + 0.5) / 96
     amount = np.zeros((96, 96))
     for cells, weight in ((3, 1.0), (int(rng.integers(8, 33)), rng.uniform(0.1, 0.7))):
         grid = Image.fromarray(rng.random((cells, cells), dtype=np.float32))
         amount += weight * np.asarray(grid.resize((96, 96), Image.Resampling.BICUBIC))
-    pattern, waves, angle = rng.integers(3), rng.uniform(2, 8), rng.uniform(0, math.pi)
+    waves, angle = rng.uniform(3, 8), rng.uniform(0, math.pi)
     u = np.cos(angle) * axis[:, None] + np.sin(angle) * axis[None, :]
     v = np.cos(angle) * axis[None, :] - np.sin(angle) * axis[:, None]
-    if pattern == 1:
+    if backdrop == "stripes":
         amount += 0.4 * np.sin(2 * math.pi * waves * u)
-    elif pattern == 2:
+    elif backdrop == "checks":
         amount += 0.3 * np.sign(np.sin(2 * math.pi * waves * u) * np.sin(2 * math.pi * waves * v))
     amount = (amount - amount.min()) / np.ptp(amount)
     first = rng.uniform(20, 235, 3)
-    second = np.clip(first + rng.uniform(-70, 70, 3), 0, 255)
+    second = np.clip(first + rng.uniform(30, 70, 3) * rng.choice((-1, 1), 3), 0, 255)
     pixels = first + amount[..., None] * (second - first)
-    texture = Image.fromarray(pixels.astype(np.uint8))
-    return texture.resize((size, size), Image.Resampling.BICUBIC) if size != 96 else texture
+    return Image.fromarray(pixels.astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
 
 
-def background(rng: np.random.Generator, size: int, split: str) -> Image.Image:
+def background(rng: np.random.Generator, size: int, split: str, backdrop: str) -> Image.Image:
     """A photo or a texture, ``size`` x ``size`` RGB, a little washed out so that objects stand out.
 
     The test split has photos of its own; textures never repeat.
     """
-    from_photo = rng.random() < 0.6
-    picture = _photo_background(rng, size, split) if from_photo else _texture_background(rng, size)
+    from_photo = backdrop == "photo"
+    picture = _photo_background(rng, size, split) if from_photo else _texture_background(rng, size, backdrop)
     veil = Image.new("RGB", picture.size, tuple(int(c) for c in rng.integers(60, 200, 3)))
     return Image.blend(picture, veil, rng.uniform(0.0, 0.4))
