@@ -14,7 +14,7 @@ from training.train import BATCH, DEPTHS, checkpoint, load, train
 from training.vocabulary import make_tokenizer
 from vitcop.scenes.questions import PER_SCENE
 
-VISION_STEPS = 2600
+VISION_STEPS = 2000
 DECODER_STEPS = (2400, 700)  # at each of DEPTHS
 TEST_SCENES = 250
 

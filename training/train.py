@@ -26,6 +26,7 @@ DEPTHS = (5, 20)
 PEAKS = (1.5e-3, 7e-4)  # learning rate by depth
 FIRST_TYPES = ("existence", "color", "place", "reading", "small", "background")
 FEATURE_SPREAD = 2.0  # standard deviation of the pretrained encoder's features within a patch
+KEY_OFFSET = 1.5  # length, in each head, of the key of a unit of nothing; other keys of a unit have one of about 0.45
 TOKENIZER = make_tokenizer()
 IGNORED = -100  # the label of a token that predicts nothing
 
@@ -159,24 +160,47 @@ def align(model: LlavaForConditionalGeneration, pretraining: Pretraining) -> Non
     """Lets the projector say what the patch head sees in a patch, by the words' own embeddings.
 
     So a patch of a red circle starts out as "red" plus "circle", and what the decoder has to learn
-    is one way of matching equal words rather than a translation of every word.
+    is one way of matching equal words rather than a translation of every word. A patch of nothing
+    starts out as a vector of its own, which `offset_keys` builds on.
     """
     norm, head = pretraining.patch_head
-    words, outputs = [], []
+    embeddings = model.get_input_embeddings().weight
+    nothing = torch.randn(embeddings.shape[1]) * embeddings.std()
+    outputs, vectors = [0], [nothing]
     for start, told in zip(torch.tensor([0, *PATCH_CLASSES]).cumsum(0).tolist(), PATCH_HEADS.values(), strict=False):
         for number, word in enumerate(told.words, start=start + told.or_nothing):
             if word in TOKENIZER.vocab:
-                words.append(word)
                 outputs.append(number)
-    projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings().weight
+                vectors.append(embeddings[TOKENIZER.vocab[word]])
+    projector = model.model.multi_modal_projector
     with torch.no_grad():
         # The head reads normalised features; their spread hardly varies, so it can be folded in.
         weight = head.weight[outputs] * norm.weight / FEATURE_SPREAD
-        projector.linear_1.weight[: len(words)] = weight - weight.mean(1, keepdim=True)
-        bias = head.weight[outputs] @ norm.bias + head.bias[outputs]
-        projector.linear_1.bias[: len(words)] = bias
-        projector.linear_2.weight[:, : len(words)] = embeddings[TOKENIZER.convert_tokens_to_ids(words)].T
+        projector.linear_1.weight[: len(outputs)] = weight - weight.mean(1, keepdim=True)
+        projector.linear_1.bias[: len(outputs)] = head.weight[outputs] @ norm.bias + head.bias[outputs]
+        projector.linear_2.weight[:, : len(outputs)] = torch.stack(vectors, dim=1)
         model.lm_head.weight.copy_(embeddings)
+    offset_keys(model, nothing / nothing.norm())
+
+
+def offset_keys(model: LlavaForConditionalGeneration, nothing: torch.Tensor) -> None:
+    """Gives patches of nothing large keys that mean the same in every head and at every distance.
+
+    In pretrained language models most keys share a large offset that queries point away from, so
+    that small keys are those attended to, which ViTCoP's stages in the decoder build on
+    (docs/results/key_norm.md). A model trained from nothing for an hour grows the opposite: keys of
+    nothing stay near zero. This is where training starts from; all of it is trained.
+
+    nothing: the direction in which patches of nothing lie, of length 1, hidden size.
+    """
+    decoder = model.model.language_model
+    width = decoder.layers[0].self_attn.head_dim
+    slowest = [width // 2 - 2, width // 2 - 1, width - 2, width - 1]  # of the rotary dimensions
+    offset = torch.zeros(width)
+    offset[slowest] = KEY_OFFSET / 2
+    with torch.no_grad():
+        for layer in decoder.layers:
+            layer.self_attn.k_proj.weight += torch.outer(offset.repeat(decoder.config.num_key_value_heads), nothing)
 
 
 def start(folder: Path, stage: int) -> LlavaForConditionalGeneration:
