@@ -76,8 +76,20 @@ class SalientClusters(Selector):
         return stage.saliency + sum(2 * share**2 * stage.key_width for share in shares)
 
 
+class Ranking(Selector):
+    """A stage that ranks tokens by how little they matter."""
+
+    def insignificance(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
+        """How little each token matters, never negative, so that sums over clusters favour small ones: its key norm,
+        or, where keys are normalised, what its saliency lacks of its image's largest.
+        """
+        if tokens.normalised_keys:
+            return lack_of_largest(tokens.saliency, tokens.lengths)
+        return key_norm(tokens.keys)
+
+
 @dataclass(frozen=True)
-class MergeClusters(Selector):
+class MergeClusters(Ranking):
     """ViTCoP's stage II: every cluster keeps its quota of members and leaves the rest as one merged token.
 
     Small key norms matter; where the decoder normalises keys, large saliency does in their place.
@@ -95,15 +107,15 @@ class MergeClusters(Selector):
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         if "cluster" not in tokens.labels:
             raise VitcopError("MergeClusters needs clusters; put SalientClusters before it.")
-        return _merge_clusters(tokens, budget)
+        return _merge_clusters(tokens, self.insignificance(tokens), budget)
 
 
 @dataclass(frozen=True)
-class SmallestKeyNorms(Selector):
+class SmallestKeyNorms(Ranking):
     """ViTCoP's stage III: keeps the tokens of smallest key norm, or, where keys are normalised, largest saliency."""
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-        return Selection(smallest_per_segment(_insignificance(tokens), tokens.lengths, budget))
+        return Selection(smallest_per_segment(self.insignificance(tokens), tokens.lengths, budget))
 
 
 @dataclass(frozen=True)
@@ -211,7 +223,7 @@ class ViTCoP(Pruner):
         return self.stages[stage.stage].selection_flops(stage)
 
     @property
-    def stages(self) -> tuple[Selector, Selector, Selector]:
+    def stages(self) -> tuple[Selector, ...]:
         """The three stages, each of which can be a stage of a `Pipeline` as well."""
         centre_fraction = self.centre_fraction or _centre_fraction(self.retention)
         clusters = SalientClusters(centre_fraction, self.cutoff, self.radius)
@@ -267,17 +279,15 @@ class ViTCoP(Pruner):
         return entering, shallow, deep_count(shallow)
 
 
-def _insignificance(tokens: VisualTokens) -> Float[Tensor, " visual"]:
-    """How little each token matters, never negative: its key norm, or, where keys are normalised, what its saliency
-    lacks of its image's largest. Sums over clusters then favour small ones, by either signal.
-    """
-    if not tokens.normalised_keys:
-        return key_norm(tokens.keys)
-    saliency = pad_segments(tokens.saliency, tokens.lengths)  # never negative, so that padding is not the largest
-    return unpad_segments(saliency.amax(1, keepdim=True) - saliency, tokens.lengths)
+def lack_of_largest(values: Float[Tensor, " rows"], lengths: tuple[int, ...]) -> Float[Tensor, " rows"]:
+    """What each value, none of which is negative, lacks of its segment's largest."""
+    padded = pad_segments(values, lengths)
+    return unpad_segments(padded.amax(1, keepdim=True) - padded, lengths)
 
 
-def _merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+def _merge_clusters(
+    tokens: VisualTokens, insignificance: Float[Tensor, " visual"], budget: tuple[int, ...]
+) -> Selection:
     """`MergeClusters` on one padded row per image. The last bin of each row takes what belongs to no cluster.
 
     Counts are kept in float64, in which they are exact, so that nothing is converted on the way.
@@ -287,7 +297,7 @@ def _merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
     none = max(tokens.entered_lengths)
     real, place = is_real(lengths, device), torch.arange(none, device=device)
     length, allowed = per_segment(lengths, device), per_segment(budget, device)
-    insignificance = pad_segments(_insignificance(tokens).double(), lengths)
+    insignificance = pad_segments(insignificance.double(), lengths)
     cluster = pad_segments(tokens.labels["cluster"], lengths).masked_fill(~real, none)
 
     size = _histogram(cluster, none + 1)
