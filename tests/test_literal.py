@@ -521,3 +521,15 @@ def test_models(name, family, recorded):
             slots = [columns[row].tolist().index(prompt[token]) for token in kept]
             left = pruned.after[stage.layer][row, slots]
             torch.testing.assert_close(left, merged(name, states, kept, groups), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vitcop_by_the_last_query(family, recorded):
+    """Stage III, before which two others have dropped and merged."""
+    family, method = FAMILIES[family], vitcop.ViTCoP(retention=0.4, deep_signal="last_query")
+    inputs = tiny.batch(tiny.RAGGED, family=family)
+    run = Recording(family, inputs, recorded, method)
+    deep = run.report.stages[2]
+    for image, (picture, _, alive) in enumerate(pictures_in(family, inputs, run.report, run, deep.layer)):
+        kept = [alive[token] for token in literal.fastv(picture.last, deep.after[image])]
+        assert deep.kept(image) == kept and len(kept) < len(alive)

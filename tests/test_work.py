@@ -15,7 +15,7 @@ from vitcop.bench.memory import peak_bytes
 from vitcop.ops.cluster import density_peaks
 from vitcop.prefill import Prefill
 
-VITCOP = tiny.METHODS["vitcop"]
+VITCOP, LAST_QUERY = tiny.METHODS["vitcop"], tiny.METHODS["vitcop_last_query"]
 CPU = torch.device("cpu")
 
 aten = torch.ops.aten
@@ -97,17 +97,19 @@ def prefill(model, inputs, method):
         model(**inputs)
 
 
+@pytest.mark.parametrize("method", [VITCOP, LAST_QUERY], ids=lambda method: method.deep_signal)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_no_stage_of_vitcop_waits_for_the_device(name, stages):
+def test_no_stage_of_vitcop_waits_for_the_device(name, method, stages):
     family = FAMILIES[name]
-    prefill(family.model(), tiny.batch(tiny.ragged(family), family=family), VITCOP)
+    prefill(family.model(), tiny.batch(tiny.ragged(family), family=family), method)
     assert len(stages) == 3
     assert not sum((work.waits for work in stages), Counter())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", [VITCOP, LAST_QUERY], ids=lambda method: method.deep_signal)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_no_stage_of_vitcop_synchronises_on_a_gpu(name, monkeypatch):
+def test_no_stage_of_vitcop_synchronises_on_a_gpu(name, method, monkeypatch):
     family, stage = FAMILIES[name], Prefill._stage
 
     def watched(self, *args):
@@ -119,13 +121,13 @@ def test_no_stage_of_vitcop_synchronises_on_a_gpu(name, monkeypatch):
 
     monkeypatch.setattr(Prefill, "_stage", watched)
     inputs = tiny.batch(tiny.ragged(family), family=family)
-    prefill(family.model().cuda(), {key: value.cuda() for key, value in inputs.items()}, VITCOP)
+    prefill(family.model().cuda(), {key: value.cuda() for key, value in inputs.items()}, method)
 
 
-def operators(stages, prompts):
+def operators(stages, prompts, method=VITCOP):
     """How many run in each stage of ViTCoP."""
     stages.clear()
-    prefill(tiny.LLAVA.model(), tiny.batch(prompts), VITCOP)
+    prefill(tiny.LLAVA.model(), tiny.batch(prompts), method)
     return [work.counts.total() for work in stages]
 
 
@@ -133,12 +135,15 @@ def test_stages_of_vitcop_run_few_operators(stages):
     """Each is a launch, or several, which is what a prompt alone pays for. Lower the numbers where they have fallen."""
     alone = operators(stages, [tiny.ONE_IMAGE])
     assert all(count <= most for count, most in zip(alone, (75, 127, 23), strict=True)), alone
+    *_, deep = operators(stages, [tiny.ONE_IMAGE], LAST_QUERY)
+    assert deep <= 90, deep
 
 
-def test_no_operator_runs_once_per_image(stages):
-    several = operators(stages, tiny.RAGGED)
-    assert operators(stages, tiny.RAGGED * 3) == several
-    assert operators(stages, [tiny.ONE_IMAGE] * 9) == operators(stages, [tiny.ONE_IMAGE] * 2)
+@pytest.mark.parametrize("method", [VITCOP, LAST_QUERY], ids=lambda method: method.deep_signal)
+def test_no_operator_runs_once_per_image(method, stages):
+    several = operators(stages, tiny.RAGGED, method)
+    assert operators(stages, tiny.RAGGED * 3, method) == several
+    assert operators(stages, [tiny.ONE_IMAGE] * 9, method) == operators(stages, [tiny.ONE_IMAGE] * 2, method)
 
 
 def test_decoding_needs_no_operator_of_ours_but_for_positions():

@@ -108,12 +108,15 @@ METHODS = (
     | {name: method(retention=0.5) for name, method in vitcop.METHODS.items()}
     | {
         "vitcop": vitcop.ViTCoP(retention=0.3),
+        "vitcop_last_query": vitcop.ViTCoP(retention=0.3, deep_signal="last_query"),
         "pipeline": vitcop.Pipeline(
             [vitcop.Stage(vitcop.VisionZip(), 0, 0.6), vitcop.Stage(vitcop.KNorm(), 4, 0.2)], retention=0.4
         ),
     }
 )
-MERGING = {"pipeline"} | {name for name, method in vitcop.METHODS.items() if method.described.merges}
-READING_TEXT = {"fastv", "pyramiddrop", "sparsevlm", "dart", "cdpruner", "vscan", "mmtok"}
+MERGING = {"pipeline", "vitcop_last_query"} | {
+    name for name, method in vitcop.METHODS.items() if method.described.merges
+}
+READING_TEXT = {"vitcop_last_query", "fastv", "pyramiddrop", "sparsevlm", "dart", "cdpruner", "vscan", "mmtok"}
 """What these keep of a picture changes with what is said behind it."""
 KEEP_ONLY = {name: method for name, method in METHODS.items() if name not in MERGING}

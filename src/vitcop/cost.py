@@ -74,6 +74,7 @@ class StageShape:
 
     Attributes:
         layer: the decoder layer about to run; 0 is the entrance of the language model.
+        stage: number of this stage in the schedule, from 0.
         before, after: visual tokens that come to the stage, and that stay.
         grids: visual tokens of each grid before pruning.
         prompt: all tokens of the prompt that come to the stage, visual and text.
@@ -87,6 +88,7 @@ class StageShape:
     """
 
     layer: int
+    stage: int
     before: int
     after: int
     grids: tuple[int, ...]

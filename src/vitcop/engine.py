@@ -217,7 +217,7 @@ class Pruning:
     def _finish(self, base: nn.Module, args: tuple[Any, ...], output: object) -> None:
         running = self._release()
         if isinstance(running, Prefill) and output is not None:
-            running.check_selections()
+            running.check_stages()
             self.report = running.report()
             logger.debug("%s", self.report)
 

@@ -300,6 +300,7 @@ class Planner:
             method.selection_flops(
                 StageShape(
                     layer=layer,
+                    stage=number,
                     before=before,
                     after=after,
                     grids=image.sizes,
@@ -313,7 +314,7 @@ class Planner:
                     received=self._vision.received,
                 )
             )
-            for layer, (before, after) in zip(stages, pairwise(counts), strict=True)
+            for number, (layer, (before, after)) in enumerate(zip(stages, pairwise(counts), strict=True))
         )
 
     @property

@@ -16,7 +16,7 @@ from .layout import Layout, gather_slots
 from .masks import entering_mask, layer_mask
 from .models import ModelFamily, Observation
 from .models.base import Call
-from .models.decoder import Rotary
+from .models.decoder import Rotary, refuse_rows
 from .models.grids import Grids
 from .placement import Placeholders, place_images
 from .positions import RotaryPositions, position_behind
@@ -35,6 +35,7 @@ class Prefill:
         self.observations: dict[str, list[Observation]] = {modality: [] for modality in family.modalities}
         self.stages: list[StageReport] = []
         self.selections: list[tuple[Selection, tuple[int, ...], tuple[int, ...]]] = []
+        self.doubts: list[Tensor] = []
         self.cache: PrunedCache | None = None
         # By kind of layer, what layers get instead of what the model passes on, since the last stage.
         self.fitted: dict[str, Call] = {}
@@ -168,6 +169,7 @@ class Prefill:
         before = self.previous
         return replace(
             source,
+            doubts=self.doubts,
             cached_keys=self.cache.last_keys.to(device),
             previous=LayerInput(before.layer, before.hidden_states.to(device), _on(device, before.rotary)),
             ahead=lambda: LayerInput(layer, hidden_states, self._rotary(rotary)),
@@ -184,11 +186,15 @@ class Prefill:
         if self.cache is not None:
             self.cache.release()
 
-    def check_selections(self) -> None:
-        """Raise if a stage's selection was not what it has to be; all at once, so that no stage waits for the host."""
-        if not all(selection.to("cpu").allows(lengths, budget) for selection, lengths, budget in self.selections):
-            if self.cache is not None and self.cache.request is not None:
-                self.cache.request = replace(self.cache.request, num_layers=0)  # never to be continued
+    def check_stages(self) -> None:
+        """Raise if a stage saw or selected what it must not; all at once, so that none waits for the device."""
+        known = all(map(bool, self.doubts))
+        valid = all(selection.to("cpu").allows(lengths, budget) for selection, lengths, budget in self.selections)
+        if not (known and valid) and self.cache is not None and self.cache.request is not None:
+            self.cache.request = replace(self.cache.request, num_layers=0)  # never to be continued
+        if not known:
+            refuse_rows(self.family.decoder.config)
+        if not valid:
             raise VitcopError(
                 f"{self.method.name} made a selection that is not valid: keep must be ascending rows, as many of each "
                 "image as its budget says, and merge must name slots of the same image, or be -1."

@@ -236,7 +236,7 @@ def question(tokens: VisualTokens, method: type[Pruner]) -> TextTokens:
     if 0 in tokens.text.lengths:
         raise VitcopError(
             f"{method.__name__} looks at the text behind each image, and one has none; put the question there, or use "
-            "a method that does not look at the text, such as ViTCoP."
+            "a method that does not look at the text, such as ViTCoP by key norms."
         )
     return tokens.text
 

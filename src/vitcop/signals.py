@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from .errors import VitcopError
 from .layout import Layout, gather_slots
 from .models import ModelFamily, Observation
-from .models.decoder import Rotary, check_rows, layer_keys, layer_queries, refuse_rows, rotated
+from .models.decoder import Rotary, check_rows, layer_keys, layer_queries, rotated
 from .ops.saliency import attention_rows
 from .ops.segments import segment_ids, upload
 from .placement import Placeholders
@@ -94,6 +94,7 @@ class StageSource(Source):
         cached_keys: of the layer before; None at the entrance.
         previous: what the layer before got; None at the entrance.
         ahead: makes what the layer about to run would get, if nothing were dropped; None at the entrance.
+        doubts: takes what has to be true of what was worked out, to be looked at when no stage waits for it any more.
     """
 
     family: ModelFamily
@@ -104,6 +105,7 @@ class StageSource(Source):
     cached_keys: Float[Tensor, "batch kv_heads width head_dim"] | None = None
     previous: LayerInput | None = None
     ahead: Callable[[], LayerInput] | None = None
+    doubts: list[Bool[Tensor, ""]] = field(default_factory=list)
 
     def hidden_states(self, slots: Tensor) -> Tensor:
         return self.states.flatten(0, 1)[slots]
@@ -163,15 +165,14 @@ class StageSource(Source):
 
     @cached_property
     def _checked_previous(self) -> LayerInput:
-        """What the layer before got, if it made the keys of it that we would make; raise otherwise."""
+        """What the layer before got. That we make the keys of it which the layer made is a doubt, to be looked at."""
         assert self.previous is not None and self.cached_keys is not None
         module, last = self.family.layers[self.previous.layer], self._last
         check_rows(module, self.family.decoder.config)
         asked = self.previous.at(last)
         made = layer_keys(module, asked.hidden_states, asked.rotary)[:, 0].float()
         held = self.cached_keys[torch.arange(len(last), device=last.device), :, last[:, 0]].float()
-        if not (made - held).norm() <= 0.1 * held.norm():  # rounding of half precision is far below
-            refuse_rows(self.family.decoder.config)
+        self.doubts.append((made - held).norm() <= 0.1 * held.norm())  # rounding of half precision is far below
         return self.previous
 
     def _weighted(self, got: LayerInput, keys: Tensor, tokens: VisualTokens, weights: Tensor) -> Tensor:

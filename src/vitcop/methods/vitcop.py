@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -29,8 +29,12 @@ from ..ops.segments import (
 )
 from ..pruner import LITERATURE_TOKENS, Description, Positions, Pruner, Selector, check_retention
 from ..tokens import Selection, VisualTokens
+from .fastv import FastV
 
 DEEP_RATIO = 1 / 5
+
+DeepSignal = Literal["key_norm", "last_query"]
+"""What stage III ranks by: see `ViTCoP.deep_signal`."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,20 @@ class SalientClusters(Selector):
         return stage.saliency + sum(2 * share**2 * stage.key_width for share in shares)
 
 
+class Ranking(Selector):
+    """A stage that ranks tokens by how little they matter."""
+
+    def insignificance(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
+        """How little each token matters, never negative, so that sums over clusters favour small ones: its key norm,
+        or, where keys are normalised, what its saliency lacks of its image's largest.
+        """
+        if tokens.normalised_keys:
+            return lack_of_largest(tokens.saliency, tokens.lengths)
+        return key_norm(tokens.keys)
+
+
 @dataclass(frozen=True)
-class MergeClusters(Selector):
+class MergeClusters(Ranking):
     """ViTCoP's stage II: every cluster keeps its quota of members and leaves the rest as one merged token.
 
     Small key norms matter; where the decoder normalises keys, large saliency does in their place.
@@ -91,15 +107,15 @@ class MergeClusters(Selector):
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         if "cluster" not in tokens.labels:
             raise VitcopError("MergeClusters needs clusters; put SalientClusters before it.")
-        return _merge_clusters(tokens, budget)
+        return _merge_clusters(tokens, self.insignificance(tokens), budget)
 
 
 @dataclass(frozen=True)
-class SmallestKeyNorms(Selector):
+class SmallestKeyNorms(Ranking):
     """ViTCoP's stage III: keeps the tokens of smallest key norm, or, where keys are normalised, largest saliency."""
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-        return Selection(smallest_per_segment(_insignificance(tokens), tokens.lengths, budget))
+        return Selection(smallest_per_segment(self.insignificance(tokens), tokens.lengths, budget))
 
 
 @dataclass(frozen=True)
@@ -114,10 +130,14 @@ class ViTCoP(Pruner):
        share the budget of their image or video by their sizes, and are ranked and clustered each by itself.
     2. Before `shallow_layer`, small key norms say which members of a cluster stay; the rest of each
        cluster is merged into one token.
-    3. Before `deep_layer`, the tokens of smallest key norm stay.
+    3. Before `deep_layer`, the tokens of smallest key norm stay, or, on demand, those to which the last token of the
+       prompt attends most.
 
     Decoders that normalise their keys (QK-norm: Qwen3, Gemma 3) give all keys of a head much the same norm.
-    There, stages 2 and 3 take the saliency of stage 1 in its place.
+    There, stages 2 and 3 take the saliency of stage 1 in the place of key norms.
+
+    What is kept of a picture that stands before the question is the same for every question, unless `deep_signal` is
+    "last_query".
 
     Differences from the authors' code: the schedule follows the model's own number of layers; density
     ties and tokens without a denser neighbour get a cluster by rule, not by accident; stage 3 keeps the
@@ -133,6 +153,9 @@ class ViTCoP(Pruner):
         deep_layer: decoder layer before which stage 3 runs; None is 22 of 32 layers, in proportion.
         deep_ratio: tokens that stage 3 leaves, as a share of those that stage 2 left; None is 1/5, and
             grows where a high retention needs it.
+        deep_signal: what stage 3 ranks by. "key_norm" is the paper's; "last_query" is the attention of the last token
+            of the prompt in the layer before, one softmax row, as in `FastV`. What is kept then depends on the
+            question.
         cutoff: density cutoff of the clustering, in units of the vision encoder's keys; None takes the
             one known for the encoder, and otherwise derives it from the data.
         radius: how far apart, as a share of the picture's side, a token and the one it follows may be.
@@ -162,6 +185,7 @@ class ViTCoP(Pruner):
     shallow_layer: int | None = None
     deep_layer: int | None = None
     deep_ratio: float | None = None
+    deep_signal: DeepSignal = "key_norm"
     cutoff: float | None = None
     radius: float = 0.6
     positions: Positions = "compact"
@@ -176,8 +200,10 @@ class ViTCoP(Pruner):
             raise BudgetError(f"cutoff is a distance and must be above 0; got {self.cutoff}.")
         if not self.radius >= 0:
             raise BudgetError(f"radius is a distance and cannot be negative; got {self.radius}.")
-        if self.positions not in ("compact", "keep"):
-            raise BudgetError(f"positions is 'compact' or 'keep'; got {self.positions!r}.")
+        for name, known in (("deep_signal", DeepSignal), ("positions", Positions)):
+            if getattr(self, name) not in get_args(known):
+                allowed = " or ".join(map(repr, get_args(known)))
+                raise BudgetError(f"{name} is {allowed}; got {getattr(self, name)!r}.")
 
     @classmethod
     def preset(cls, name: str, *, tokens: int, **settings: Any) -> ViTCoP:
@@ -194,14 +220,14 @@ class ViTCoP(Pruner):
         return self.stages[tokens.stage].select(tokens, budget)
 
     def selection_flops(self, stage: StageShape) -> int:
-        return self.stages[0].selection_flops(stage) if stage.layer == 0 else 0
+        return self.stages[stage.stage].selection_flops(stage)
 
     @property
-    def stages(self) -> tuple[Selector, Selector, Selector]:
+    def stages(self) -> tuple[Selector, ...]:
         """The three stages, each of which can be a stage of a `Pipeline` as well."""
         centre_fraction = self.centre_fraction or _centre_fraction(self.retention)
         clusters = SalientClusters(centre_fraction, self.cutoff, self.radius)
-        return clusters, MergeClusters(), SmallestKeyNorms()
+        return clusters, MergeClusters(), SmallestKeyNorms() if self.deep_signal == "key_norm" else FastV()
 
     def _stage_layers(self, num_layers: int, first_layer: int) -> tuple[int, int]:
         shallow = self.shallow_layer if self.shallow_layer is not None else max(2, 2 * num_layers // 32, first_layer)
@@ -253,17 +279,15 @@ class ViTCoP(Pruner):
         return entering, shallow, deep_count(shallow)
 
 
-def _insignificance(tokens: VisualTokens) -> Float[Tensor, " visual"]:
-    """How little each token matters, never negative: its key norm, or, where keys are normalised, what its saliency
-    lacks of its image's largest. Sums over clusters then favour small ones, by either signal.
-    """
-    if not tokens.normalised_keys:
-        return key_norm(tokens.keys)
-    saliency = pad_segments(tokens.saliency, tokens.lengths)  # never negative, so that padding is not the largest
-    return unpad_segments(saliency.amax(1, keepdim=True) - saliency, tokens.lengths)
+def lack_of_largest(values: Float[Tensor, " rows"], lengths: tuple[int, ...]) -> Float[Tensor, " rows"]:
+    """What each value, none of which is negative, lacks of its segment's largest."""
+    padded = pad_segments(values, lengths)
+    return unpad_segments(padded.amax(1, keepdim=True) - padded, lengths)
 
 
-def _merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+def _merge_clusters(
+    tokens: VisualTokens, insignificance: Float[Tensor, " visual"], budget: tuple[int, ...]
+) -> Selection:
     """`MergeClusters` on one padded row per image. The last bin of each row takes what belongs to no cluster.
 
     Counts are kept in float64, in which they are exact, so that nothing is converted on the way.
@@ -273,7 +297,7 @@ def _merge_clusters(tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
     none = max(tokens.entered_lengths)
     real, place = is_real(lengths, device), torch.arange(none, device=device)
     length, allowed = per_segment(lengths, device), per_segment(budget, device)
-    insignificance = pad_segments(_insignificance(tokens).double(), lengths)
+    insignificance = pad_segments(insignificance.double(), lengths)
     cluster = pad_segments(tokens.labels["cluster"], lengths).masked_fill(~real, none)
 
     size = _histogram(cluster, none + 1)

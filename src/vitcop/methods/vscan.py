@@ -106,7 +106,7 @@ class VScan(Pruner):
         return self.stages[tokens.stage].select(tokens, budget)
 
     def selection_flops(self, stage: StageShape) -> int:
-        return self.stages[min(stage.layer, 1)].selection_flops(stage)
+        return self.stages[stage.stage].selection_flops(stage)
 
 
 def _windows(tokens: VisualTokens) -> tuple[Tensor, int]:

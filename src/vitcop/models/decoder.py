@@ -32,7 +32,7 @@ def refuse_rows(config: PretrainedConfig) -> NoReturn:
     """Raise for a decoder whose rows cannot be worked out."""
     raise UnsupportedModelError(
         f"The attention of the {config.model_type!r} decoder is not a plain softmax of q_proj and k_proj with rotary "
-        "embeddings, so that its rows cannot be worked out; use a method that needs none, such as ViTCoP."
+        "embeddings, so that its rows cannot be worked out; use a method that needs none, such as ViTCoP by key norms."
     )
 
 

@@ -1,0 +1,125 @@
+"""ViTCoP with one thing changed, to see what that thing is worth, at the same average retention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..methods.vitcop import MergeClusters, Ranking, SalientClusters, SmallestKeyNorms, ViTCoP, lack_of_largest
+from ..ops.saliency import key_norm
+from ..pruner import Pruner, Selector
+from ..schedule import solve
+from ..tokens import Selection, VisualTokens
+
+
+@dataclass(frozen=True)
+class WithoutStage(ViTCoP):
+    """ViTCoP but for one of its stages. The others share what is kept in the proportions that they have there.
+
+    Without stage I all tokens enter the decoder, in the clusters that stage II needs.
+
+    Attributes:
+        left_out: number of the stage, from 0.
+    """
+
+    left_out: int = 0
+
+    @property
+    def stages(self) -> tuple[Selector, ...]:
+        stages = super().stages
+        return stages if self.left_out == 0 else stages[: self.left_out] + stages[self.left_out + 1 :]
+
+    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
+        whole = super().budgets(num_tokens, num_layers, first_layer)
+        layers = [layer for number, layer in enumerate(whole) if number != self.left_out]
+        shares = tuple(whole[layer] / num_tokens for layer in layers)
+        return {0: num_tokens} | solve(self.name, self.retention, num_tokens, num_layers, layers, [shares])
+
+
+class MergeByMean(MergeClusters):
+    """Stage II whose merged tokens are means, to which no median member is added."""
+
+    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        return replace(super().select(tokens, budget), reduction="mean")
+
+
+class LargestMatter(Ranking):
+    """Ranks by key norm the other way round, also where keys are normalised."""
+
+    def insignificance(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
+        return lack_of_largest(key_norm(tokens.keys), tokens.lengths)
+
+
+class MergeByLargestNorms(LargestMatter, MergeClusters):
+    """Stage II that keeps the members of largest key norm, and favours clusters of large norms."""
+
+
+class LargestKeyNorms(LargestMatter, SmallestKeyNorms):
+    """Stage III that keeps the tokens of largest key norm."""
+
+
+class ScaleFreeClusters(SalientClusters):
+    """Stage I that derives its cutoff from the data, also where one is known for the encoder."""
+
+    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        return super().select(replace(tokens, key_cutoff=None), budget)
+
+
+class MergedByMean(ViTCoP):
+    """ViTCoP with `MergeByMean`."""
+
+    @property
+    def stages(self) -> tuple[Selector, ...]:
+        clusters, _, deep = super().stages
+        return clusters, MergeByMean(), deep
+
+
+class LargestNorms(ViTCoP):
+    """ViTCoP with `MergeByLargestNorms` and `LargestKeyNorms`."""
+
+    @property
+    def stages(self) -> tuple[Selector, ...]:
+        return super().stages[0], MergeByLargestNorms(), LargestKeyNorms()
+
+
+class ScaleFree(ViTCoP):
+    """ViTCoP with `ScaleFreeClusters`."""
+
+    @property
+    def stages(self) -> tuple[Selector, ...]:
+        own, *later = super().stages
+        return ScaleFreeClusters(**vars(own)), *later
+
+
+VARIANTS: dict[str, Callable[[float], Pruner]] = {
+    "paper": ViTCoP,
+    "without stage I": partial(WithoutStage, left_out=0),
+    "without stage II": partial(WithoutStage, left_out=1),
+    "without stage III": partial(WithoutStage, left_out=2),
+    "clusters without space": partial(ViTCoP, radius=math.inf),
+    "merge by mean": MergedByMean,
+    "largest norms": LargestNorms,
+    "positions keep": partial(ViTCoP, positions="keep"),
+    "cutoff fixed 8": partial(ViTCoP, cutoff=8.0),
+    "cutoff scale-free": ScaleFree,
+    "last query": partial(ViTCoP, deep_signal="last_query"),
+}
+"""Name -> the variant at a retention; it raises `BudgetError` where its schedule cannot average that.
+
+* paper: the method as it is by default
+* without stage I: all tokens enter, in clusters; stages II and III keep less
+* without stage II: clusters are neither thinned out nor merged; stages I and III keep less
+* without stage III: what stage II leaves goes through to the last layer; stages I and II keep less
+* clusters without space: a token may follow one at the other end of the picture
+* merge by mean: a merged token is the mean of its group, without the median member besides
+* largest norms: stages II and III take large key norms for important
+* positions keep: tokens stay at their places in the unpruned prompt; the default numbers them anew
+* cutoff fixed 8: the density cutoff of CLIP ViT-L/14-336, whatever the encoder
+* cutoff scale-free: the cutoff derived from the data, whatever the encoder; the default where none is known for it
+* last query: stage III by the attention of the last prompt token
+"""

@@ -1,0 +1,35 @@
+"""Variants of ViTCoP keep as much as it does, and something else."""
+
+import pytest
+import tiny
+import torch
+from test_vitcop import average
+
+import vitcop
+from vitcop.quality.variants import VARIANTS
+
+RETENTION = 0.3
+
+
+def run(method):
+    model = tiny.LLAVA.model()
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
+        pruning._family.key_cutoff = 0.2  # neither a fixed one nor the one derived from the data
+        logits = model(**tiny.batch([tiny.ONE_IMAGE])).logits[:, -1]
+    return logits, pruning.report.average_retention()
+
+
+@pytest.fixture(scope="module")
+def paper():
+    logits, _ = run(vitcop.ViTCoP(RETENTION))
+    return logits
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_keeps_as_much_and_something_else(name, paper):
+    for retention in (1 / 9, 2 / 9, 1 / 3):
+        budgets = VARIANTS[name](retention).budgets(576, 32)
+        assert abs(average(budgets, 32) - retention * 576) <= 1
+    logits, kept = run(VARIANTS[name](RETENTION))
+    assert abs(kept - RETENTION) * tiny.TOKENS_PER_IMAGE <= 1
+    assert torch.equal(logits, paper) == (name == "paper")
