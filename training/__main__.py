@@ -8,6 +8,7 @@ import torch
 from training.card import write_card
 from training.evaluate import evaluate
 from training.export import export, export_example
+from training.model import SIDE
 from training.pretrain_vision import BATCH as VISION_BATCH
 from training.pretrain_vision import pretrain
 from training.train import BATCH, DEPTHS, checkpoint, load, train
@@ -16,7 +17,7 @@ from vitcop.scenes.questions import PER_SCENE
 
 VISION_STEPS = 2000
 DECODER_STEPS = (2400, 700)  # at each of DEPTHS
-TEST_SCENES = 250
+QUESTIONS = 2000  # of the test
 
 
 def recipe(folder: Path) -> list[str]:
@@ -47,9 +48,9 @@ def main() -> None:
     pretrain(options.folder, VISION_STEPS, options.threads, options.earlier)
     train(options.folder, DECODER_STEPS, options.threads)
     model = load(options.folder, DEPTHS[-1])
-    scores = evaluate(model, TEST_SCENES)
+    scores = evaluate(model, QUESTIONS)
     parameters = sum(weight.numel() for weight in model.parameters())
-    card = write_card(scores, recipe(options.folder), parameters, len(make_tokenizer()))
+    card = write_card(scores, recipe(options.folder), parameters, len(make_tokenizer()), SIDE * SIDE)
     export_example(model, options.target)
     export(model, card, options.target)
     print(card)

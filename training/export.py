@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from training.evaluate import answers
 from training.model import make_processor
+from vitcop.quality import Case
+from vitcop.quality.reader import Reader
 from vitcop.scenes import scene
 
 EXAMPLE_SEED = 117
-EXAMPLE_SIZE = 384  # four times what the model sees, for people
+EXAMPLE_SIZE = 432  # three times what the model sees, for people
 
 
 def export(model: LlavaForConditionalGeneration, card: str, target: Path) -> None:
@@ -33,9 +34,10 @@ def export(model: LlavaForConditionalGeneration, card: str, target: Path) -> Non
 def export_example(model: LlavaForConditionalGeneration, target: Path) -> None:
     """A scene of the test split with a question about a colour that the model answers right."""
     drawn = scene(EXAMPLE_SEED, "test", EXAMPLE_SIZE)
-    given = answers(model, make_processor(), drawn.picture, [q.text for q in drawn.questions])
-    pairs = zip(drawn.questions, given, strict=True)
-    question = next(q for q, a in pairs if a == q.answer and q.type == "color")
+    cases = [Case(EXAMPLE_SEED, q.type, q.text, q.answer) for q in drawn.questions]
+    given = Reader(model, make_processor(), cases, len(cases)).read(None).answers
+    pairs = zip(cases, given, strict=True)
+    question = next(case for case, answer in pairs if answer == case.answer and case.type == "color")
     drawn.picture.save(target / "example.png", optimize=True)
-    example = {"question": question.text, "answer": question.answer}
+    example = {"question": question.question, "answer": question.answer}
     (target / "example.json").write_text(json.dumps(example, indent=2) + "\n")

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..records import taken
+
 DENSE, DOWNSAMPLE = "dense", "downsample"
 SPED_UP = ("prefill", "first_token", "decode")
 
@@ -161,15 +163,10 @@ class Benchmark:
                 batch=block["batch"],
                 retention=block["retention"],
                 roofline=tuple((share, predicted) for share, predicted in block["roofline"]),
-                rows=tuple(_taken(Row, row) for row in block["rows"]),
-                refusals=tuple(_taken(Refusal, refusal) for refusal in block["refusals"]),
+                rows=tuple(taken(Row, row) for row in block["rows"]),
+                refusals=tuple(taken(Refusal, refusal) for refusal in block["refusals"]),
             )
             for block in values["blocks"]
         ]
         picture = tuple(values["setting"]["picture"])
-        return Benchmark(_taken(Setting, {**values["setting"], "picture": picture}), tuple(blocks))
-
-
-def _taken(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """A dataclass from those of the values that it has fields for."""
-    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
+        return Benchmark(taken(Setting, {**values["setting"], "picture": picture}), tuple(blocks))

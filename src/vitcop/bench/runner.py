@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from PIL import Image
 from transformers import PreTrainedModel
 
 from ..downsample import downsample
 from ..engine import prune
+from ..environment import device_name, versions
 from ..errors import VitcopError
 from ..methods import Random
 from ..models import ModelFamily, Size, family_of
@@ -204,24 +202,18 @@ class _Run:
         return prefill_seconds(config, tokens, batch, itemsize, self.ceilings, causal=self.causal)
 
     def _setting(self) -> Setting:
-        from .. import __version__
 
         course, subject = self.course, self.subject
         prompt = self._prompt(self.picture, 1)
         return Setting(
             model=subject.name,
             weights=subject.weights,
-            device=_device_name(self.model.device),
+            device=device_name(self.model.device),
             gpu=self.model.device.type == "cuda",
             threads=torch.get_num_threads(),
             dtype=str(self.model.dtype).removeprefix("torch."),
             attention=self.family.decoder.config._attn_implementation,
-            versions={
-                "vitcop": __version__,
-                "torch": str(torch.__version__),
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
+            versions=versions(),
             picture=self.picture.size,
             prompt_tokens=prompt.length,
             placeholders=self._placeholders(prompt),
@@ -230,14 +222,3 @@ class _Run:
             flops_per_second=self.ceilings.flops_per_second,
             bytes_per_second=self.ceilings.bytes_per_second,
         )
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (names or [platform.processor() or platform.machine()])[0]

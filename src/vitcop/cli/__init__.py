@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench, compare, methods, plan, run
+from . import bench, compare, eval, methods, plan, run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -26,3 +26,4 @@ app.command()(compare.compare)
 app.command()(methods.methods)
 app.command()(plan.plan)
 app.command()(bench.bench)
+app.command("eval")(eval.eval_)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from .. import builtin
 from ..errors import UnsupportedModelError, VitcopError, check_retention, unknown_name
-from .common import check_kind, check_place, load, one_line_errors, progress_bars, read_share, read_size, writing_errors
+from .common import (
+    CountingBar,
+    check_place,
+    check_plot,
+    load,
+    one_line_errors,
+    progress_bars,
+    read_list,
+    read_share,
+    read_size,
+    writing_errors,
+)
 
 if TYPE_CHECKING:
     from ..bench import Subject
@@ -22,7 +31,6 @@ METHODS = "vitcop,visionzip,random,uniformgrid,downsample"
 RANDOM, LOADED = "random weights", "loaded"
 DTYPES = ("float32", "bfloat16", "float16")
 WIDTH = 120
-PLOT_KINDS = (".png", ".svg", ".pdf")
 
 
 def bench(
@@ -57,9 +65,9 @@ def bench(
 ) -> None:
     """Time dense and pruned in turn, part by part, beside what the hardware would allow."""
     with one_line_errors():
-        methods = _read_list("--method", method)
-        shares = [read_share(text) for text in _read_list("--retention", retention)]
-        sizes = [_read_batch(text) for text in _read_list("--batch", batch)]
+        methods = read_list("--method", method)
+        shares = [read_share(text) for text in read_list("--retention", retention)]
+        sizes = [_read_batch(text) for text in read_list("--batch", batch)]
         for share in shares:
             check_retention(share)
         width, height = (None, None) if image is None else read_size(image)
@@ -68,10 +76,7 @@ def bench(
         if json_file:
             check_place("--json", json_file)
         if plot:
-            check_kind("--plot", plot, PLOT_KINDS)
-            check_place("--plot", plot)
-            if find_spec("matplotlib") is None:
-                raise VitcopError('--plot needs matplotlib: pip install "vitcop[plot]"')
+            check_plot(plot)
         with progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
             from ..bench import Course, run_benchmark
@@ -82,7 +87,7 @@ def bench(
             progress.remove_task(loading)
             picture = None if width is None or height is None else Size(height, width)
             course = Course(methods, shares, sizes, repeats, decode_tokens, text_tokens, picture)
-            benchmark = run_benchmark(subject, course, _Bar(progress))
+            benchmark = run_benchmark(subject, course, CountingBar(progress, "Measuring"))
     from ..bench.table import tables
 
     console = Console()
@@ -97,23 +102,6 @@ def bench(
 
         with one_line_errors(), writing_errors("--plot", plot):
             draw(benchmark).savefig(plot, dpi=150)
-
-
-class _Bar:
-    """A progress bar that the benchmark moves."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress, self.task = progress, progress.add_task("Measuring", total=None)
-
-    def __call__(self, text: str, total: int) -> None:
-        self.progress.update(self.task, description=text, total=total, advance=1)
-
-
-def _read_list(option: str, text: str) -> list[str]:
-    items = list(dict.fromkeys(item.strip() for item in text.split(",") if item.strip()))
-    if not items:
-        raise VitcopError(f"{option} is one or more, with commas between them; got {text!r}.")
-    return items
 
 
 def _read_batch(text: str) -> int:

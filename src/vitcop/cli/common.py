@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from .. import builtin
 from ..errors import VitcopError, unknown_name
 from ..overlay import as_seen, tiles_as_seen
+from ..prompts import placeholder_of, prompt_about
 from ..video import Clip, middles, read_clip
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 FRAMES = 16
 MAX_NEW_TOKENS = 64
+PLOT_KINDS = (".png", ".svg", ".pdf")
 PICTURE_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff")
 GENERAL_QUESTION = "What is in this picture?"
 VIDEO_QUESTION = "What happens in this video?"
@@ -77,6 +80,14 @@ def read_share(text: str) -> float:
         return float(Fraction(text))
     except (ValueError, ArithmeticError) as error:
         raise VitcopError(f"--retention is a fraction such as 1/9 or a number such as 0.2; got {text!r}.") from error
+
+
+def read_list(option: str, text: str) -> list[str]:
+    """What an option says with commas in it, each item once."""
+    items = list(dict.fromkeys(item.strip() for item in text.split(",") if item.strip()))
+    if not items:
+        raise VitcopError(f"{option} is one or more, with commas between them; got {text!r}.")
+    return items
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -152,6 +163,14 @@ def check_kind(option: str, path: Path, kinds: Sequence[str]) -> None:
         raise VitcopError(f"{option} needs one of the extensions {', '.join(kinds)}; got {path.name!r}.")
 
 
+def check_plot(path: Path) -> None:
+    """Refuse a plot that could not be drawn or written."""
+    check_kind("--plot", path, PLOT_KINDS)
+    check_place("--plot", path)
+    if find_spec("matplotlib") is None:
+        raise VitcopError('--plot needs matplotlib: pip install "vitcop[plot]"')
+
+
 def check_place(option: str, path: Path) -> None:
     """Refuse a file that has no folder, or is one."""
     if not path.parent.is_dir():
@@ -190,6 +209,16 @@ class TokenBar:
         self.progress.update(self.task, completed=MAX_NEW_TOKENS)
 
 
+class CountingBar:
+    """A progress bar that is told what comes next, and how much there is in all."""
+
+    def __init__(self, progress: Progress, text: str) -> None:
+        self.progress, self.task = progress, progress.add_task(text, total=None)
+
+    def __call__(self, text: str, total: int) -> None:
+        self.progress.update(self.task, description=text, total=total, advance=1)
+
+
 @dataclass(frozen=True)
 class Chat:
     """A loaded model, and a question about a picture or a video as it takes it."""
@@ -201,13 +230,10 @@ class Chat:
     @staticmethod
     def about(subject: Subject, question: str, model: Any, processor: Any) -> Chat:
         modality = modality_of(subject)
-        token = getattr(processor, f"{modality}_token", f"<{modality}>")
+        token = placeholder_of(processor, modality)
         if token in question:
             raise VitcopError(f"The question {question!r} holds {token!r}, which stands for the {modality}.")
-        prompt = f"USER: {token}\n{question} ASSISTANT:"
-        if getattr(processor, "chat_template", None) is not None:
-            content = [{"type": modality}, {"type": "text", "text": question}]
-            prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        prompt = prompt_about(question, processor, modality)
         try:
             inputs = processor(text=prompt, return_tensors="pt", **_visual_arguments(subject))
         except ValueError as error:

@@ -1,1 +1,8 @@
-"""How good a pruned model still is, and what each part of ViTCoP does for it."""
+"""Does a pruned model still see? Questions with known answers, put to it under every method."""
+
+from .contenders import Subject
+from .results import Evaluation
+from .runner import Course, evaluate
+from .suite import Case, Suite, builtin_suite
+
+__all__ = ["Case", "Course", "Evaluation", "Subject", "Suite", "builtin_suite", "evaluate"]

@@ -1,0 +1,112 @@
+"""Prints docs/results/quality.md, from the answers that `make quality` has stored beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from vitcop.quality import Evaluation
+from vitcop.quality.results import RANDOM, Row
+from vitcop.quality.table import ONCE, caption, cells, headings, rows_at, share_cell
+
+RESULTS = Path(__file__).parent / "results"
+_TEXT = """\
+# What the model in the box still sees
+
+Made by `make quality`, which asks all questions anew, from the answers in [quality.json](quality.json); a test checks
+that this page says what they say. **The model in the box is small, was trained on drawn scenes and is no evidence
+about large models**; its [card](../../src/vitcop/builtin/model/README.md) says what its scores can and cannot show.
+[evaluation.md](../evaluation.md) says how to measure large ones.
+
+{caption}
+
+## Accuracy, in percent of the dense model's
+
+{shares}
+
+![Accuracy against operations](../images/quality.png)
+
+{details}
+"""
+_ABLATIONS = """\
+# What each part of ViTCoP is worth
+
+Made by `make quality` from the answers in [{file}]({file}), on a {kind} seed, on the model in the box: **no evidence
+about large models**. All variants spend the same average retention. `vitcop eval --methods ablations` measures them
+on any model; `src/vitcop/quality/variants.py` says what each is.
+
+{caption}
+
+## Accuracy, in percent of the dense model's
+
+{shares}
+
+{details}
+"""
+
+
+def evaluation(name: str) -> Evaluation:
+    """A stored run."""
+    return Evaluation.from_dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def page(text: str, found: Evaluation, **words: str) -> str:
+    """A page about a run."""
+    details = "\n\n".join(_details(found))
+    return text.format(caption=caption(found), shares=_shares(found), details=details, **words)
+
+
+def _shares(found: Evaluation) -> str:
+    names = dict.fromkeys(each.name for each in (*found.rows, *found.refusals) if each.name not in ONCE)
+    rows = [[name, *(_share(found, name, retention) for retention in found.retentions)] for name in names]
+    once = [[row.name, *[share_cell(found, row)] * len(found.retentions)] for row in found.rows if row.name in ONCE]
+    return _table(["", *map(_fraction, found.retentions)], once + rows)
+
+
+def _share(found: Evaluation, name: str, retention: float) -> str:
+    for row in found.rows:
+        if (row.name, row.retention) == (name, retention):
+            return share_cell(found, row)
+    (refusal,) = (each for each in found.refusals if (each.name, each.retention) == (name, retention))
+    return "-" if refusal.floor is None else f"from {refusal.floor:.3f} on"
+
+
+def _details(found: Evaluation) -> Iterator[str]:
+    for retention in found.retentions:
+        yield f"## Retention {_fraction(retention)}"
+        rows = rows_at(found, retention)
+        yield _table(headings(found), [cells(found, row) for row in rows])
+        lines = [_seeds(found, row) for row in rows if row.name == RANDOM and len(row.answers) > 1]
+        refusals = [refusal for refusal in found.refusals if refusal.retention == retention]
+        lines += [f"{refusal.name}: {refusal.reason}" for refusal in refusals]
+        if lines:
+            yield "\n".join(f"* {line}" for line in lines)
+
+
+def _seeds(found: Evaluation, row: Row) -> str:
+    lowest, highest = found.spread(row)
+    return f"random: {100 * lowest:.1f} to {100 * highest:.1f} over its {len(row.answers)} seeds."
+
+
+def _fraction(retention: float) -> str:
+    return str(Fraction(retention).limit_denominator(100))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Write the pages whose runs are there."""
+    (RESULTS / "quality.md").write_text(page(_TEXT, evaluation("quality")), encoding="utf-8")
+    for kind in ("validation", "test"):
+        name = f"ablations-{kind}"
+        text = page(_ABLATIONS, evaluation(name), file=f"{name}.json", kind=kind)
+        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""`vitcop eval`: what a pruned model still answers right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .. import builtin
+from ..errors import VitcopError, check_retention, unknown_name
+from .common import (
+    CountingBar,
+    check_place,
+    check_plot,
+    load,
+    one_line_errors,
+    progress_bars,
+    read_list,
+    read_share,
+    writing_errors,
+)
+
+ALL, ABLATIONS, SUITES = "all", "ablations", ("builtin",)
+WIDTH = 160
+
+
+def eval_(
+    suite: Annotated[str, typer.Option(help="Questions to ask: builtin, about generated scenes.")] = SUITES[0],
+    model: Annotated[
+        str, typer.Option(help="Folder or Hugging Face name.", show_default="the small one in the box")
+    ] = str(builtin.MODEL_PATH),
+    methods: Annotated[
+        str, typer.Option(help=f"Methods, with commas; {ALL} of them, or {ABLATIONS}: ViTCoP with parts left out.")
+    ] = ALL,
+    retention: Annotated[
+        str, typer.Option(help="Shares of the visual tokens to keep, averaged over the decoder layers, with commas.")
+    ] = "1,1/3,2/9,1/9,1/18,1/36",
+    questions: Annotated[int, typer.Option(min=1, help="How many, as many of each type.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the scenes: 0 to report, others to choose by.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 25,
+    folder: Annotated[Path | None, typer.Option(help="Keep what is done here, and go on from it after a stop.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every answer to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy against operations into this file.")] = None,
+) -> None:
+    """Ask questions with known answers under every method, from one retention to the next."""
+    with one_line_errors():
+        if suite not in SUITES:
+            raise VitcopError(unknown_name("suite", suite, SUITES))
+        shares = [read_share(text) for text in read_list("--retention", retention)]
+        for share in shares:
+            check_retention(share)
+        if json_file:
+            check_place("--json", json_file)
+        if plot:
+            check_plot(plot)
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise VitcopError(f"--folder {folder} is a file; name a folder.")
+        with progress_bars() as progress:
+            loading = progress.add_task("Loading", total=None)
+            from ..quality import Course, Subject, builtin_suite, evaluate
+
+            names = _read_methods(methods)
+            own = "the model in the box" if model == str(builtin.MODEL_PATH) else model
+            subject = Subject(own, *load(model, "image"))
+            progress.remove_task(loading)
+            course = Course(names, shares, batch)
+            bar = CountingBar(progress, "Asking")
+            evaluation = evaluate(subject, builtin_suite(questions, seed), course, bar, folder)
+    from ..quality.table import tables
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH  # a file has no width, and the usual guess cuts numbers off
+    console.print(*tables(evaluation), sep="\n\n")
+    if json_file:
+        with one_line_errors(), writing_errors("--json", json_file):
+            json_file.write_text(json.dumps(evaluation.to_dict(), indent=1), encoding="utf-8")
+    if plot:
+        from ..quality.plot import plot as draw
+
+        with one_line_errors(), writing_errors("--plot", plot):
+            draw(evaluation).savefig(plot, dpi=150)
+
+
+def _read_methods(text: str) -> list[str]:
+    """What `--methods` says: names of methods and of variants, or words for many of them."""
+    from ..methods import METHODS
+    from ..quality.variants import VARIANTS
+
+    many = {ALL: tuple(METHODS), ABLATIONS: tuple(VARIANTS)}
+    names = [name for word in read_list("--methods", text) for name in many.get(word, (word,))]
+    for name in names:
+        if name not in METHODS and name not in VARIANTS:
+            raise VitcopError(unknown_name("method", name, [*METHODS, *VARIANTS, *many]))
+    return list(dict.fromkeys(names))

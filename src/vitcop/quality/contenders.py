@@ -1,0 +1,133 @@
+"""Who answers: the dense model, methods, and what they have to be better than."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..cost import prefill_flops
+from ..downsample import downsample
+from ..errors import BudgetError, VitcopError
+from ..methods import Random
+from ..models import Size
+from ..plan import Planner
+from ..pruner import Pruner
+from .oracle import oracle_for
+from .reader import Answered, Reader
+from .results import BLIND, DENSE, DOWNSAMPLE, MAJORITY, ORACLE, RANDOM, Row
+from .suite import Case, Suite
+
+RANDOM_SEEDS = 5
+LOWEST, STEPS = 1e-4, 24  # of the search for a floor
+Pruners = Callable[[float], Pruner]
+"""A method by the retention that is asked of it."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is asked.
+
+    Attributes:
+        name: for the record.
+        model, processor: of transformers.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+
+
+def constant(method: Pruner) -> Callable[[Sequence[Case]], Pruner]:
+    """The same method for every batch."""
+    return lambda cases: method
+
+
+class Contest:
+    """A model before a suite, ready to be asked under any contender."""
+
+    def __init__(self, subject: Subject, suite: Suite, batch: int) -> None:
+        self.subject, self.suite = subject, suite
+        self.reader = Reader(subject.model, subject.processor, suite.cases, batch)
+        self.picture = suite.cases[0].picture()
+        width, height = self.picture.size
+        text = self.reader.text_tokens
+        self.planner = Planner.of(subject.model.config, width=width, height=height, text_tokens=text)
+
+    def row(self, name: str, retention: float, methods: Mapping[str, Pruners]) -> Row:
+        """What the contender answers.
+
+        Raises:
+            VitcopError: it cannot, at this retention or on this model.
+        """
+        special = {
+            DENSE: self._dense,
+            MAJORITY: self._majority,
+            BLIND: self._blind,
+            ORACLE: self._oracle,
+            DOWNSAMPLE: self._downsample,
+            RANDOM: self._random,
+        }
+        if name in special:
+            return special[name](retention)
+        method = methods[name](retention)
+        return self._answered(name, retention, [self.reader.read(constant(method))], self._flops(method))
+
+    def floor(self, name: str, methods: Mapping[str, Pruners]) -> float | None:
+        """The lowest retention that a method can reach here, by bisection; None if it reaches none."""
+        if name not in methods:
+            return None
+        low, high = LOWEST, 1.0
+        if not self._reaches(methods[name], high):
+            return None
+        for _ in range(STEPS):
+            middle = (low * high) ** 0.5
+            low, high = (low, middle) if self._reaches(methods[name], middle) else (middle, high)
+        return high
+
+    def _reaches(self, method: Pruners, retention: float) -> bool:
+        try:
+            self.planner.plan(method(retention))
+        except BudgetError:
+            return False
+        return True
+
+    def _dense(self, retention: float) -> Row:
+        return self._answered(DENSE, 1.0, [self.reader.read(None)], self._flops(Random(retention=1.0)))
+
+    def _majority(self, retention: float) -> Row:
+        return Row(MAJORITY, 1.0, 0.0, 0, [self.suite.guesses()])
+
+    def _blind(self, retention: float) -> Row:
+        decoder, layers = self.planner.family.decoder.config, len(self.planner.family.layers)
+        flops = prefill_flops(decoder, [self.reader.text_tokens] * layers)
+        return self._answered(BLIND, 1.0, [self.reader.read_blind()], flops)
+
+    def _random(self, retention: float) -> Row:
+        methods = [Random(retention, seed=seed) for seed in range(RANDOM_SEEDS if retention < 1 else 1)]
+        answered = [self.reader.read(constant(method)) for method in methods]
+        return self._answered(RANDOM, retention, answered, self._flops(methods[0]))
+
+    def _oracle(self, retention: float) -> Row:
+        shapes = self.planner.geometry.image.shapes
+        if len(shapes) != 1 or shapes[0][0] != shapes[0][1]:
+            raise VitcopError("The oracle is for models that see a square picture as one square grid.")
+        side = shapes[0][0]
+
+        def pruner_for(cases: Sequence[Case]) -> Pruner:
+            return oracle_for(cases, side, retention)
+
+        answered = self.reader.read(pruner_for)
+        return self._answered(ORACLE, retention, [answered], self._flops(Random(retention=retention)))
+
+    def _downsample(self, retention: float) -> Row:
+        smaller, share = downsample(self.picture, self.subject.processor, retention)
+        planner = replace(self.planner, size=Size(smaller.height, smaller.width))
+        flops = planner.plan(Random(retention=1.0)).flops.total
+        return self._answered(DOWNSAMPLE, retention, [self.reader.read_resized(smaller.size, share)], flops)
+
+    def _answered(self, name: str, retention: float, answered: Sequence[Answered], flops: int) -> Row:
+        return Row(name, retention, answered[0].average, flops, [list(each.answers) for each in answered])
+
+    def _flops(self, method: Pruner) -> int:
+        return self.planner.plan(method).flops.total

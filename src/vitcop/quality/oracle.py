@@ -1,0 +1,50 @@
+"""What nobody can know: pruning by the true masks of the objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..pruner import EntrancePruner, ScorePruner
+from ..scenes import scene
+from ..tokens import VisualTokens
+from .suite import Case
+
+_PIXELS = 8  # of a patch, where masks are read
+
+
+@dataclass(frozen=True)
+class Oracle(ScorePruner, EntrancePruner):
+    """Keeps the patches of objects, the middle of each first, and then others at random, entering the decoder.
+
+    It knows where things are, marks included, and neither what they are nor what is asked.
+
+    Attributes:
+        scores: of the patches of each picture of the batch, row by row.
+    """
+
+    scores: Sequence[Float[Tensor, " patches"]] = ()
+
+    def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
+        return torch.stack(list(self.scores)).to(tokens.rows.device)[tokens.images, tokens.index]
+
+
+def oracle_for(cases: Sequence[Case], side: int, retention: float) -> Oracle:
+    """The oracle of a batch, for a model that sees each picture as one grid of `side` x `side` tokens."""
+    return Oracle(retention, tuple(_scores(case.scene, side) for case in cases))
+
+
+def _scores(seed: int, side: int) -> Float[Tensor, " patches"]:
+    owner = scene(seed, "test", side * _PIXELS).patch_owner(side).ravel()
+    rows, columns = np.divmod(np.arange(side * side), side)
+    scores = -np.random.default_rng(seed).permutation(side * side).astype(np.float32) - side * side
+    for thing in range(1, owner.max() + 1):
+        (patches,) = np.nonzero(owner == thing)
+        away = np.hypot(rows[patches] - rows[patches].mean(), columns[patches] - columns[patches].mean())
+        scores[patches[away.argsort(kind="stable")]] = -np.arange(len(patches))
+    return torch.from_numpy(scores)

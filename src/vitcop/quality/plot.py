@@ -1,0 +1,54 @@
+"""An evaluation as a plot: accuracy against operations."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from .results import BLIND, DENSE, MAJORITY, ORACLE, RANDOM, Evaluation
+
+_MARKERS = "osD^vPX<>*hp"
+_REFERENCES = {ORACLE: "black", RANDOM: "grey"}
+
+
+def plot(evaluation: Evaluation) -> Figure:
+    """Accuracy of each contender against the operations until the first token, as a share of the dense model's.
+
+    Bars are the interval of 95 % of the share of the dense accuracy. Lines across are the dense model and those that
+    see no picture.
+    """
+    figure = Figure(figsize=(9.5, 5.6), layout="constrained")
+    panel = figure.subplots()
+    dense = evaluation.dense
+    rows = [row for row in evaluation.rows if row.name not in (DENSE, MAJORITY, BLIND) and row.retention < 1]
+    for number, name in enumerate(dict.fromkeys(row.name for row in rows)):
+        own = sorted((row for row in rows if row.name == name), key=lambda row: row.flops)
+        shares = [evaluation.share_of_dense(row) for row in own]
+        base = evaluation.accuracy(dense)
+        panel.errorbar(
+            [row.flops / dense.flops for row in own],
+            [100 * base * share.value for share in shares],
+            [
+                [100 * base * (share.value - share.lowest) for share in shares],
+                [100 * base * (share.highest - share.value) for share in shares],
+            ],
+            fmt=_MARKERS[number % len(_MARKERS)] + ("--" if name in _REFERENCES else "-"),
+            color=_REFERENCES.get(name, f"C{number % 10}"),
+            linewidth=2.4 if name == "vitcop" else 1.0,
+            markersize=5,
+            elinewidth=0.6,
+            alpha=0.85,
+            label=name,
+        )
+    for name, style in ((DENSE, "-"), (BLIND, ":"), (MAJORITY, "-.")):
+        (row,) = (row for row in evaluation.rows if row.name == name)
+        panel.axhline(100 * evaluation.accuracy(row), color="grey", linestyle=style, linewidth=1, label=name)
+    panel.set_xlabel("operations until the first token, as a share of dense")
+    panel.set_ylabel("accuracy, %")
+    panel.grid(alpha=0.25)
+    setting = evaluation.setting
+    panel.set_title(
+        f"{setting.model}: {len(evaluation.cases)} questions, suite {setting.suite!r}, seed {setting.seed}",
+        fontsize="medium",
+    )
+    figure.legend(loc="outside right center", frameon=False)
+    return figure

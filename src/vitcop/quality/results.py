@@ -1,0 +1,165 @@
+"""What was answered, as plain data: JSON holds all of it, and tables and plots are made of nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import VitcopError
+from ..records import taken
+from .suite import Case
+
+DENSE, MAJORITY, BLIND, ORACLE, DOWNSAMPLE, RANDOM = "dense", "majority", "blind", "oracle", "downsample", "random"
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure, and where it lies with a chance of 95 %."""
+
+    value: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all answers of a run have in common.
+
+    Attributes:
+        model: folder or Hugging Face name.
+        suite, seed: of the questions.
+        visual_tokens: of each picture, unpruned.
+        layers: of the decoder.
+        dtype: of the weights.
+        device: name of the CPU or GPU.
+        versions: of vitcop, torch and transformers.
+    """
+
+    model: str
+    suite: str
+    seed: int
+    visual_tokens: int
+    layers: int
+    dtype: str
+    device: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender at one retention.
+
+    Attributes:
+        name: of the method, or "dense", "majority", "blind", "oracle" or "downsample".
+        retention: that was asked for; 1 where none was.
+        average: share of the visual tokens alive, averaged over decoder layers and questions.
+        flops: until the first token, for one question, the encoder and the selection among them; 0 without a model.
+        answers: to every question, once for each seed of a method that has seeds.
+    """
+
+    name: str
+    retention: float
+    average: float
+    flops: int
+    answers: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A contender that gives no answers at this retention, why, and the lowest at which it does (None: at none)."""
+
+    name: str
+    retention: float
+    reason: str
+    floor: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run: all contenders at all retentions, the dense model among them."""
+
+    setting: Setting
+    cases: Sequence[Case]
+    rows: Sequence[Row]
+    refusals: Sequence[Refusal]
+
+    @property
+    def dense(self) -> Row:
+        return next(row for row in self.rows if row.name == DENSE)
+
+    @property
+    def types(self) -> list[str]:
+        """Of the questions."""
+        return list(dict.fromkeys(case.type for case in self.cases))
+
+    @property
+    def retentions(self) -> list[float]:
+        """That were asked for, in their order."""
+        each: list[Row | Refusal] = [*self.rows, *self.refusals]
+        return sorted({one.retention for one in each if one.name not in (DENSE, MAJORITY, BLIND)}, reverse=True)
+
+    def accuracy(self, row: Row, kind: str | None = None) -> float:
+        """Share of right answers, of all questions or of those of one type; the mean over seeds."""
+        of_kind = [kind is None or case.type == kind for case in self.cases]
+        return float(self._right(row)[of_kind].mean())
+
+    def spread(self, row: Row) -> tuple[float, float]:
+        """The lowest and the highest accuracy of the row's seeds."""
+        truth = [case.answer for case in self.cases]
+        found = [sum(map(str.__eq__, answers, truth)) / len(truth) for answers in row.answers]
+        return min(found), max(found)
+
+    def agreement(self, row: Row) -> float:
+        """Share of the answers, right or wrong, that are the dense model's."""
+        (dense,) = self.dense.answers
+        same = [answer == other for answers in row.answers for answer, other in zip(answers, dense, strict=True)]
+        return sum(same) / len(same)
+
+    def share_of_dense(self, row: Row) -> Interval:
+        """Accuracy as a share of the dense model's.
+
+        The interval is a paired bootstrap over scenes: questions about one scene are drawn together, for both models.
+
+        Raises:
+            VitcopError: the dense model answers nothing right.
+        """
+        scenes = {number: index for index, number in enumerate(dict.fromkeys(case.scene for case in self.cases))}
+        scene_of = [scenes[case.scene] for case in self.cases]
+        own, dense = (np.bincount(scene_of, self._right(each), len(scenes)) for each in (row, self.dense))
+        draws = np.random.default_rng(0).multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), RESAMPLES)
+        draws = np.concatenate([np.ones((1, len(scenes)), int), draws])  # the first is what was asked
+        own, dense = draws @ own, draws @ dense
+        shares = own[dense > 0] / dense[dense > 0]
+        if not dense[0]:
+            raise VitcopError("The dense model answers nothing right, so that no share of it can be told.")
+        lowest, highest = np.quantile(shares[1:], (0.025, 0.975))
+        return Interval(float(shares[0]), float(lowest), float(highest))
+
+    def _right(self, row: Row) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """1 or 0 for each question, the mean over the row's seeds."""
+        truth = [case.answer for case in self.cases]
+        return np.mean([[a == b for a, b in zip(answers, truth, strict=True)] for answers in row.answers], axis=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, ready for JSON; what follows from the answers is there as well, for who reads it."""
+        values = dataclasses.asdict(self)
+        for row, value in zip(self.rows, values["rows"], strict=True):
+            value["accuracy"] = {"all": self.accuracy(row)} | {kind: self.accuracy(row, kind) for kind in self.types}
+            value["share_of_dense"] = dataclasses.asdict(self.share_of_dense(row))
+            value["agreement"] = self.agreement(row)
+        return values
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Evaluation:
+        """What `to_dict` gave, also after a way through JSON."""
+        return Evaluation(
+            setting=taken(Setting, values["setting"]),
+            cases=tuple(taken(Case, case) for case in values["cases"]),
+            rows=tuple(taken(Row, row) for row in values["rows"]),
+            refusals=tuple(taken(Refusal, refusal) for refusal in values["refusals"]),
+        )

@@ -1,0 +1,161 @@
+"""Every contender at every retention, each answered once and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from ..environment import device_name, versions
+from ..errors import VitcopError, unknown_name
+from ..methods import METHODS
+from ..pruner import Pruner
+from ..records import taken
+from .contenders import Contest, Pruners, Subject
+from .results import BLIND, DENSE, DOWNSAMPLE, MAJORITY, ORACLE, RANDOM, Evaluation, Refusal, Row, Setting
+from .suite import Suite
+from .variants import VARIANTS
+
+RETENTIONS = (1, 1 / 3, 2 / 9, 1 / 9, 1 / 18, 1 / 36)
+ONCE = (DENSE, MAJORITY, BLIND)
+ALWAYS = (RANDOM, "uniformgrid", "averagepool", DOWNSAMPLE, ORACLE)
+"""In every table: what a method has to beat, and what it cannot."""
+UNCOUNTED = ("cli", "bench")
+"""Parts of vitcop that no answer depends on."""
+
+Told = Callable[[str, int], None]
+"""Is told what runs next, and how many there are in all."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run covers.
+
+    Attributes:
+        methods: names of `METHODS` and of `VARIANTS`.
+        retentions: shares of the visual tokens alive, averaged over the decoder layers.
+        batch: prompts at a time.
+    """
+
+    methods: Sequence[str] = tuple(METHODS)
+    retentions: Sequence[int | float] = RETENTIONS
+    batch: int = 25
+
+
+def evaluate(subject: Subject, suite: Suite, course: Course, told: Told, folder: Path | None = None) -> Evaluation:
+    """Put the suite to the model under every contender.
+
+    Args:
+        subject: the model.
+        suite: the questions.
+        course: methods and retentions.
+        told: of every contender, before it is asked.
+        folder: keeps what is done, so that a run that was stopped goes on. What depends on other weights, questions or
+            another state of vitcop's code is kept apart.
+
+    Raises:
+        VitcopError: a method is not known, or the model cannot be pruned.
+    """
+    methods = {name: _pruners(name) for name in course.methods}
+    contest = Contest(subject, suite, course.batch)
+    store = _Store(folder and folder / _fingerprint(subject, suite))
+    todo = list(_todo(course))
+    rows: list[Row] = []
+    refusals: list[Refusal] = []
+    for name, retention in todo:
+        told(f"{name} at {retention:.3g}", len(todo))
+        result = store.read(name, retention)
+        if result is None:
+            result = _ask(contest, name, retention, methods | {name: _pruners(name) for name in ALWAYS[1:3]})
+            store.write(result)
+        if isinstance(result, Row):
+            rows.append(result)
+        else:
+            refusals.append(result)
+    return Evaluation(_setting(contest), tuple(suite.cases), tuple(rows), tuple(refusals))
+
+
+def _todo(course: Course) -> Iterator[tuple[str, float]]:
+    for name in ONCE:
+        yield name, 1.0
+    for retention in course.retentions:
+        for name in dict.fromkeys((*course.methods, *ALWAYS)):
+            yield name, float(retention)
+
+
+def _pruners(name: str) -> Pruners:
+    if name in METHODS:
+        return lambda retention: Pruner.from_dict({"method": name, "retention": retention})
+    if name in VARIANTS:
+        return VARIANTS[name]
+    raise VitcopError(unknown_name("method", name, [*METHODS, *VARIANTS]))
+
+
+def _ask(contest: Contest, name: str, retention: float, methods: Mapping[str, Pruners]) -> Row | Refusal:
+    try:
+        return contest.row(name, retention, methods)
+    except VitcopError as error:
+        if name == DENSE:
+            raise
+        return Refusal(name, retention, str(error), contest.floor(name, methods))
+
+
+class _Store:
+    """A file for each contender and retention."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, name: str, retention: float) -> Row | Refusal | None:
+        if self.folder is None or not (file := self._file(name, retention)).exists():
+            return None
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return taken(Row if "answers" in values else Refusal, values)
+
+    def write(self, result: Row | Refusal) -> None:
+        if self.folder is None:
+            return
+        file = self._file(result.name, result.retention)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
+        part.replace(file)  # a stop leaves a whole file or none
+
+    def _file(self, name: str, retention: float) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name.replace(' ', '-')}-{retention:.4f}.json"
+
+
+def _fingerprint(subject: Subject, suite: Suite) -> str:
+    """Tells apart what can give other answers: weights, questions, and the code that answers them."""
+    digest = hashlib.sha256(repr((torch.__version__, transformers.__version__)).encode())
+    for name, weight in subject.model.named_parameters():
+        digest.update(f"{name} {weight.double().sum().item()} {weight.double().norm().item()}".encode())
+    for case in suite.cases:
+        digest.update(repr(case).encode())
+    package = Path(__file__).parent.parent
+    for file in sorted(package.rglob("*.py")):
+        if file.relative_to(package).parts[0] not in UNCOUNTED:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _setting(contest: Contest) -> Setting:
+    model, device = contest.subject.model, contest.subject.model.device
+    return Setting(
+        model=contest.subject.name,
+        suite=contest.suite.name,
+        seed=contest.suite.seed,
+        visual_tokens=contest.planner.geometry.image.num_tokens,
+        layers=len(contest.planner.family.layers),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=device_name(device),
+        versions=versions(),
+    )

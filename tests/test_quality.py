@@ -1,0 +1,210 @@
+"""`vitcop eval`: questions are fair, answers are those of `generate`, and what is shown follows from what is stored."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
+
+import vitcop
+from vitcop import builtin, cli
+from vitcop.errors import VitcopError
+from vitcop.quality import Case, Course, Evaluation, Subject, builtin_suite, evaluate
+from vitcop.quality.contenders import Contest
+from vitcop.quality.oracle import oracle_for
+from vitcop.quality.reader import Reader
+from vitcop.quality.results import Refusal, Row, Setting
+from vitcop.quality.table import tables
+from vitcop.scenes import TYPES, scene
+
+QUESTIONS = 16
+
+
+def run_eval(*arguments: object):
+    return CliRunner(env={"COLUMNS": "120"}).invoke(cli.app, ["eval", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def subject():
+    model = AutoModelForImageTextToText.from_pretrained(builtin.MODEL_PATH, dtype=torch.float32)
+    return Subject("the model in the box", model.eval(), AutoProcessor.from_pretrained(builtin.MODEL_PATH))
+
+
+@pytest.fixture(scope="module")
+def suite():
+    return builtin_suite(QUESTIONS)
+
+
+def untold(text: str, total: int) -> None:
+    pass
+
+
+def test_a_suite_has_as_many_questions_of_each_type_and_its_scenes_answer_them():
+    suite = builtin_suite(100, seed=1)
+    assert sorted(Counter(case.type for case in suite.cases).values()) == [12] * 4 + [13] * 4
+    for case in suite.cases:
+        asked = {question.text: question.answer for question in scene(case.scene, "test").questions}
+        assert asked[case.question] == case.answer
+
+
+def test_seeds_share_no_scene_and_a_seed_asks_the_same_again():
+    choosing, reporting = builtin_suite(40, seed=1), builtin_suite(40)
+    assert not {case.scene for case in choosing.cases} & {case.scene for case in reporting.cases}
+    assert builtin_suite(40) == reporting
+
+
+def test_no_constant_answer_to_a_wording_beats_the_majority():
+    suite = builtin_suite(200)
+    right = sum(guess == case.answer for guess, case in zip(suite.guesses(), suite.cases, strict=True))
+    for answer in ("yes", "no", "2", "left", "top", "photo", "red"):
+        assert right >= sum(case.answer == answer for case in suite.cases)
+    sides = [case for case in suite.cases if case.type == "place"]
+    assert {guess for guess, case in zip(suite.guesses(), suite.cases, strict=True) if case in sides} <= {
+        *("left", "right", "top", "bottom")
+    }
+
+
+def test_answers_are_those_of_a_plain_loop_over_generate(subject, suite):
+    method = vitcop.ViTCoP(retention=1 / 9)
+    reader = Reader(subject.model, subject.processor, suite.cases, batch=5)
+    for pruner in (None, method):
+        given = reader.read(None if pruner is None else lambda cases: method)
+        for case, answer in zip(suite.cases, given.answers, strict=True):
+            text = f"USER: <image>\n{case.question} ASSISTANT:"
+            inputs = subject.processor(images=case.picture(), text=text, return_tensors="pt")
+            with torch.no_grad():
+                if pruner is None:
+                    tokens = subject.model.generate(**inputs, max_new_tokens=8)
+                else:
+                    with vitcop.prune(subject.model, pruner) as pruning:
+                        tokens = subject.model.generate(**inputs, max_new_tokens=8)
+                    assert given.average == pytest.approx(pruning.report.average_retention())
+            alone = subject.processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            assert answer == alone.strip()
+
+
+def test_the_oracle_keeps_objects_first_and_the_middle_of_each(subject, suite):
+    cases, side = suite.cases[:4], Contest(subject, suite, 4).planner.geometry.image.shapes[0][0]
+    reader = Reader(subject.model, subject.processor, cases, batch=4)
+    with vitcop.prune(subject.model, oracle_for(cases, side, 1 / 36)) as pruning:
+        subject.model.generate(**reader._prompts(cases, [case.picture() for case in cases]), max_new_tokens=1)
+    for number, case in enumerate(cases):
+        owner = scene(case.scene, "test", side * 8).patch_owner(side).ravel()
+        kept = pruning.report.stages[0].kept(number)
+        of = Counter(owner[kept].tolist())
+        things = len(set(owner.tolist()) - {0})
+        assert 0 not in of and len(of) == min(things, len(kept))
+
+
+def test_a_run_goes_on_where_it_stopped(subject, suite, tmp_path, monkeypatch):
+    course = Course(["vitcop", "fastv"], [1 / 9, 1 / 36], batch=8)
+    asked: list[str] = []
+
+    def stop(text: str, total: int) -> None:
+        asked.append(text)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(subject, suite, course, stop, tmp_path)
+    whole = evaluate(subject, suite, course, untold, tmp_path)
+    assert {row.name for row in whole.rows} == {
+        *("dense", "majority", "blind", "vitcop", "fastv", "random", "uniformgrid", "averagepool", "oracle")
+    }
+    again = {(refusal.name, round(1 / refusal.retention)) for refusal in whole.refusals}
+    assert again == {("fastv", 36), ("downsample", 9), ("downsample", 36)}
+
+    monkeypatch.setattr(Reader, "_generate", None)
+    assert evaluate(subject, suite, course, untold, tmp_path) == whole
+    with pytest.raises(TypeError):  # other weights: nothing of what is there may be taken
+        with torch.no_grad():
+            subject.model.lm_head.weight[0, 0] += 1
+        try:
+            evaluate(subject, suite, course, untold, tmp_path)
+        finally:
+            with torch.no_grad():
+                subject.model.lm_head.weight[0, 0] -= 1
+
+
+def test_a_floor_is_the_lowest_retention_that_a_method_takes(subject, suite):
+    contest = Contest(subject, suite, 8)
+    methods = {"fastv": lambda retention: vitcop.methods.FastV(retention=retention)}
+    floor = contest.floor("fastv", methods)
+    contest.planner.plan(methods["fastv"](floor))
+    with pytest.raises(vitcop.BudgetError):
+        contest.planner.plan(methods["fastv"](floor * 0.999))
+    assert contest.floor("oracle", methods) is None
+
+
+def synthetic() -> Evaluation:
+    """Two scenes of two questions each."""
+    cases = [Case(scene, kind, f"{scene} {kind}?", "yes") for scene in (0, 1) for kind in ("count", "color")]
+    rows = [
+        Row("dense", 1.0, 1.0, 100, [["yes", "yes", "yes", "no"]]),
+        Row("vitcop", 0.5, 0.5, 60, [["yes", "no", "yes", "no"]]),
+        Row("random", 0.5, 0.5, 50, [["yes", "yes", "no", "no"], ["no", "no", "no", "no"]]),
+    ]
+    setting = Setting("model", "builtin", 0, 324, 20, "float32", "CPU", {"vitcop": "0"})
+    return Evaluation(setting, cases, rows, [Refusal("fastv", 0.5, "too low", 0.6)])
+
+
+def test_figures_follow_from_the_answers():
+    found = synthetic()
+    dense, vitcop_, random = found.rows
+    assert found.accuracy(vitcop_) == 0.5 and found.accuracy(vitcop_, "count") == 1
+    assert found.agreement(vitcop_) == 0.75 and found.agreement(random) == pytest.approx(4 / 8)
+    assert found.spread(random) == (0, 0.5)
+    same = found.share_of_dense(dense)
+    assert (same.value, same.lowest, same.highest) == (1, 1, 1)
+    # Drawing whole scenes: twice scene 0 gives 1/2, twice scene 1 gives 1, one of each 2/3.
+    share = found.share_of_dense(vitcop_)
+    assert (share.value, share.lowest, share.highest) == (pytest.approx(2 / 3), 0.5, 1.0)
+    with pytest.raises(VitcopError, match="nothing right"):
+        replace(found, rows=[replace(dense, answers=[["no"] * 4])]).share_of_dense(dense)
+
+
+def test_json_holds_all_that_is_shown():
+    found = synthetic()
+    read = Evaluation.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert json.dumps(read.to_dict()) == json.dumps(found.to_dict())
+    shown = []
+    for each in (found, read):
+        console = Console(file=io.StringIO(), width=160)
+        console.print(*tables(each))
+        shown.append(console.file.getvalue())
+    assert shown[0] == shown[1] and "fastv (from 0.600 on): too low" in shown[0] and "66.7 (50-100)" in shown[0]
+
+
+def test_the_command_writes_what_it_shows(tmp_path):
+    files = [tmp_path / name for name in ("out.json", "out.png")]
+    result = run_eval(
+        *("--questions", 8, "--methods", "vitcop", "--retention", "1/3", "--json", files[0], "--plot", files[1])
+    )
+    assert result.exit_code == 0 and "vitcop" in result.output and files[1].read_bytes()[:4] == b"\x89PNG"
+    stored = Evaluation.from_dict(json.loads(files[0].read_text()))
+    assert len(stored.cases) == 8 and {case.type for case in stored.cases} == set(TYPES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--suite", "vqa"), "unknown suite 'vqa'"),
+        (("--methods", "vitcopp"), "vitcop"),
+        (("--retention", "0"), "retention"),
+        (("--questions", 3), "at least one question"),
+        (("--plot", "plot.txt"), ".png"),
+        (("--json", "nowhere/out.json"), "no folder"),
+        (("--folder", __file__), "is a file"),
+        (("--model", "nowhere"), "Cannot load"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, message):
+    result = run_eval(*arguments)
+    assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
