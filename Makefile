@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 PROCESSORS := .venv-processors
 
-.PHONY: demo test test-slow test-oldest test-processors test-all lint docs results format train clean
+.PHONY: demo test test-slow test-oldest test-processors test-all lint docs results quality quality-full format train clean
 
 demo: $(VENV)/.installed
 	mkdir -p build
@@ -41,7 +41,20 @@ docs: $(VENV)/.installed
 
 # The README's table and the plots, from the runs in benchmarks/runs.
 results: $(VENV)/.dev
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.report
+
+# Asks the model in the box anew, and writes docs/results from its answers. Minutes, or with quality-full hours; both go
+# on after a stop. What stands in the repository says how many questions it was made from.
+quality: QUESTIONS := 200
+quality-full: QUESTIONS := 1000
+quality quality-full: $(VENV)/.dev
+	$(EVAL) --json docs/results/quality.json --plot docs/images/quality.png
+	$(ABLATE) --seed 1 --json docs/results/ablations-validation.json
+	$(ABLATE) --json docs/results/ablations-test.json
+	$(BIN)/python -m docs.quality_page
+
+EVAL = $(BIN)/vitcop eval --suite builtin --questions $(QUESTIONS) --folder build/quality
+ABLATE = $(EVAL) --methods ablations --retention 1/3,2/9,1/9,1/18
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

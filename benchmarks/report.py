@@ -9,13 +9,13 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from docs.readme import rewrite
 from vitcop.bench import Benchmark, Block, Row, Spread
 from vitcop.bench.plot import plot
 from vitcop.bench.results import DENSE
 
 HERE = Path(__file__).parent
-README, IMAGES = HERE.parent / "README.md", HERE.parent / "docs" / "images"
-BEGIN, END = "<!-- speed: made by `make results` -->\n", "<!-- end of speed -->\n"
+IMAGES = HERE.parent / "docs" / "images"
 COLUMNS = (
     "method",
     "average",
@@ -31,10 +31,8 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Rewrite the part of the README between its two marks, and the plots."""
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    behind = rest.split(END)[1]
-    README.write_text(before + BEGIN + section() + END + behind, encoding="utf-8")
+    """Rewrite a part of the README, and the plots."""
+    rewrite("speed", section())
     for name, benchmark in runs().items():
         plot(benchmark).savefig(IMAGES / f"speed-{name}.png", dpi=120)
 

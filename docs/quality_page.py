@@ -1,4 +1,4 @@
-"""Prints docs/results/quality.md, from the answers that `make quality` has stored beside it."""
+"""Writes docs/results/quality.md and the ablations from the answers that `make quality` has stored beside them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from docs.readme import rewrite
+from vitcop.methods import METHODS, ViTCoP
 from vitcop.quality import Evaluation
-from vitcop.quality.results import RANDOM, Row
+from vitcop.quality.results import MAJORITY, ORACLE, RANDOM, Row
 from vitcop.quality.table import ONCE, caption, cells, headings, rows_at, share_cell
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,6 +60,26 @@ def page(text: str, found: Evaluation, **words: str) -> str:
     return text.format(caption=caption(found), shares=_shares(found), details=details, **words)
 
 
+def section(found: Evaluation) -> str:
+    """The part of the README."""
+    guess = next(row for row in found.rows if row.name == MAJORITY)
+    lines = [
+        f"Of {len(found.cases)} held-out questions about drawn scenes the model in the box answers "
+        f"{100 * found.accuracy(found.dense):.0f} % right (guessing: {100 * found.accuracy(guess):.0f} %). What is "
+        "left of that, in percent (interval of 95 %):",
+        "",
+    ]
+    table = []
+    for retention in found.retentions:
+        rows = {row.name: row for row in found.rows if row.retention == retention < 1}
+        if rows:
+            best = max((row for name, row in rows.items() if name in METHODS), key=found.accuracy)
+            own = [share_cell(found, rows[name]) for name in (ViTCoP.name, RANDOM, ORACLE)]
+            table.append([_fraction(retention), *own, f"{best.name}: {share_cell(found, best)}"])
+    lines.append(_table(["retention", "ViTCoP", "random", "oracle", "best method here"], table))
+    return "\n".join(lines) + "\n"
+
+
 def _shares(found: Evaluation) -> str:
     names = dict.fromkeys(each.name for each in (*found.rows, *found.refusals) if each.name not in ONCE)
     rows = [[name, *(_share(found, name, retention) for retention in found.retentions)] for name in names]
@@ -100,8 +122,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Write the pages whose runs are there."""
+    """Write the pages, and a part of the README."""
     (RESULTS / "quality.md").write_text(page(_TEXT, evaluation("quality")), encoding="utf-8")
+    rewrite("quality", section(evaluation("quality")))
     for kind in ("validation", "test"):
         name = f"ablations-{kind}"
         text = page(_ABLATIONS, evaluation(name), file=f"{name}.json", kind=kind)

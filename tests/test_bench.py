@@ -18,7 +18,8 @@ from transformers import AutoModelForImageTextToText, BatchFeature, LlamaConfig,
 from typer.testing import CliRunner
 
 import vitcop
-from benchmarks.report import README, section
+from benchmarks.report import section
+from docs.readme import README
 from vitcop import cli
 from vitcop.bench import SHAPES, Benchmark, Block, Course, Row, Spread, Subject, random_weights, run_benchmark
 from vitcop.bench.ceilings import Ceilings

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from training import guard
 from training.card import write_card
 from training.evaluate import evaluate
 from training.export import export, export_example
@@ -53,6 +54,7 @@ def main() -> None:
     card = write_card(scores, recipe(options.folder), parameters, len(make_tokenizer()), SIDE * SIDE)
     export_example(model, options.target)
     export(model, card, options.target)
+    guard.store(scores.guarded)
     print(card)
 
 

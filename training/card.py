@@ -1,5 +1,6 @@
 """The model card: what the model was trained on and what it scored."""
 
+from training import guard
 from training.evaluate import PICTURES, Scores
 from vitcop.scenes import SIZE
 from vitcop.scenes.world import EMOJI, HELD_OUT_PAIRS, MARKS, TEST_PHOTOS, TRAIN_PHOTOS
@@ -36,6 +37,12 @@ that one can do without the picture: always the most frequent answer that fits t
 | --- | ---: | ---: | ---: |
 {rows}
 
+The test suite watches the answers to {guarded} questions like these (`tests/test_guard.py`). Right are
+
+| | |
+| --- | ---: |
+{guard_rows}
+
 How well the scores that pruning goes by tell patches of objects from background, as area under the
 curve over {pictures} test scenes (1 is perfect, 0.5 is chance, and less says that the score puts
 background first). Attention of [CLS] in the layer whose features are used: **{cls_area:.2f}**, and of
@@ -57,7 +64,8 @@ background, as captions do. And the decoder begins with large keys for patches o
 (`training.train.offset_keys`), because pretrained language models have small keys where they
 attend ([docs/results/key_norm.md](../../../../docs/results/key_norm.md)) and a model trained from
 nothing for an hour has large ones: the areas of its first version, without this beginning, were
-0.07 to 0.15. So **that small keys are of objects in this model is what it was given, and no finding**.
+0.07 to 0.15 in the layers that were looked at. So **that small keys are of objects in this model is
+what it was given, and no finding**.
 
 ## What its data are
 
@@ -96,6 +104,8 @@ def write_card(scores: Scores, recipe: list[str], parameters: int, vocabulary: i
         rows="\n".join(rows),
         key_rows="\n".join(key_rows),
         pictures=PICTURES,
+        guarded=guard.QUESTIONS,
+        guard_rows="\n".join(guard.accuracy_lines(scores.guarded)),
         cls_area=scores.cls_area,
         cls_area_of_marks=scores.cls_area_of_marks,
         recipe="\n".join(f"- {line}" for line in recipe),

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from training import guard
 from training.model import SIDE, make_processor
 from training.vocabulary import prompt
 from vitcop.quality import Suite, builtin_suite
@@ -40,6 +40,7 @@ class Scores:
     cls_area: float  # areas under the curve: does the score tell objects from background
     cls_area_of_marks: float  # and marks
     key_areas: list[KeyAreas]  # by decoder layer
+    guarded: dict[str, list[str]]  # answers by method; see ``training.guard``
 
 
 def accuracy(model: LlavaForConditionalGeneration, suite: Suite) -> dict[str, Accuracy]:
@@ -98,7 +99,7 @@ def patch_areas(model: LlavaForConditionalGeneration) -> tuple[float, float, lis
     return float(np.mean(of_objects)), float(np.mean(of_marks)), areas
 
 
-def evaluate(model: nn.Module, questions: int) -> Scores:
+def evaluate(model: LlavaForConditionalGeneration, questions: int) -> Scores:
     """All scores of the model, with its weights as they are shipped, in bfloat16's precision."""
     model = model.to(torch.bfloat16).float().eval()
-    return Scores(accuracy(model, builtin_suite(questions)), *patch_areas(model))
+    return Scores(accuracy(model, builtin_suite(questions)), *patch_areas(model), guard.ask(model))
