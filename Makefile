@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 PROCESSORS := .venv-processors
+RAY := .venv-ray
 
-.PHONY: demo test test-slow test-oldest test-processors test-all lint docs results quality quality-full format train clean
+.PHONY: demo test test-slow test-oldest test-processors test-ray test-all lint docs results quality quality-full \
+	format train clean
 
 demo: $(VENV)/.installed
 	mkdir -p build
@@ -26,6 +28,10 @@ test-oldest: $(OLDEST)/.dev
 test-processors: $(PROCESSORS)/.dev
 	$(PROCESSORS)/bin/python -c "import num2words, torchvision"
 	$(PROCESSORS)/bin/pytest -n 2 tests/test_processors.py tests/test_downsample.py
+
+# The Ray Data recipe in examples/ray_data, in an environment of its own.
+test-ray: $(RAY)/.dev
+	$(RAY)/bin/pytest tests/test_ray.py
 
 test-all: test test-slow test-oldest
 
@@ -65,7 +71,7 @@ train: $(VENV)/.installed
 	$(BIN)/python -m training
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) $(RAY) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch first and alone, so that nothing asks the registry for a newer build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -92,4 +98,11 @@ $(PROCESSORS)/.dev: pyproject.toml constraints.txt
 	grep -v "^torch==" constraints.txt > $(PROCESSORS)/constraints.txt
 	$(PROCESSORS)/bin/pip install --quiet --upgrade pip
 	$(PROCESSORS)/bin/pip install --quiet --constraint $(PROCESSORS)/constraints.txt --editable . --group dev --group processors
+	touch $@
+
+$(RAY)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/pip install --quiet --upgrade pip
+	$(RAY)/bin/pip install --quiet --constraint constraints.txt torch
+	$(RAY)/bin/pip install --quiet --constraint constraints.txt --editable . --group dev --group ray
 	touch $@
