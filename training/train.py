@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
@@ -26,6 +27,7 @@ DEPTHS = (5, 20)
 PEAKS = (1.5e-3, 7e-4)  # learning rate by depth
 FIRST_TYPES = ("existence", "color", "place", "reading", "small", "background")
 FEATURE_SPREAD = 2.0  # standard deviation of the pretrained encoder's features within a patch
+SHARPNESS = 2.4  # of the first matches: how much longer queries and keys are than random ones
 KEY_OFFSET = 1.5  # length, in each head, of the key of a unit of nothing; other keys of a unit have one of about 0.45
 TOKENIZER = make_tokenizer()
 IGNORED = -100  # the label of a token that predicts nothing
@@ -85,7 +87,7 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         "types": 0,
     }
     batch = {
-        key: torch.nn.utils.rnn.pad_sequence([row[key] for row in rows], True, value) for key, value in padding.items()
+        key: nn.utils.rnn.pad_sequence([row[key] for row in rows], True, value) for key, value in padding.items()
     }
     return batch | {"image": torch.stack([row["image"] for row in rows])}
 
@@ -156,12 +158,14 @@ def load(folder: Path, depth: int) -> LlavaForConditionalGeneration:
     return model
 
 
-def align(model: LlavaForConditionalGeneration, pretraining: Pretraining) -> None:
-    """Lets the projector say what the patch head sees in a patch, by the words' own embeddings.
+def align(model: LlavaForConditionalGeneration, pretraining: Pretraining, turn: torch.Tensor) -> None:
+    """Lets the projector say what the patch head sees in a patch, by the words' own embeddings, turned.
 
     So a patch of a red circle starts out as "red" plus "circle", and what the decoder has to learn
-    is one way of matching equal words rather than a translation of every word. A patch of nothing
-    starts out as a vector of its own, which `offset_keys` builds on.
+    is one way of matching rather than a translation of every word. A patch of nothing starts out as
+    a vector of its own, which `offset_keys` builds on.
+
+    turn: orthogonal, hidden size x hidden size.
     """
     norm, head = pretraining.patch_head
     embeddings = model.get_input_embeddings().weight
@@ -171,7 +175,7 @@ def align(model: LlavaForConditionalGeneration, pretraining: Pretraining) -> Non
         for number, word in enumerate(told.words, start=start + told.or_nothing):
             if word in TOKENIZER.vocab:
                 outputs.append(number)
-                vectors.append(embeddings[TOKENIZER.vocab[word]])
+                vectors.append(turn @ embeddings[TOKENIZER.vocab[word]])
     projector = model.model.multi_modal_projector
     with torch.no_grad():
         # The head reads normalised features; their spread hardly varies, so it can be folded in.
@@ -181,6 +185,20 @@ def align(model: LlavaForConditionalGeneration, pretraining: Pretraining) -> Non
         projector.linear_2.weight[:, : len(outputs)] = torch.stack(vectors, dim=1)
         model.lm_head.weight.copy_(embeddings)
     offset_keys(model, nothing / nothing.norm())
+
+
+def match_alike(model: LlavaForConditionalGeneration, turn: torch.Tensor) -> None:
+    """Lets words attend, to begin with, to the patches that show what they name.
+
+    Keys are made as queries are, once `turn`, by which `align` tells what patches show from words,
+    has been undone: so a word finds patches, and not itself. From random queries and keys a model
+    this small took long to learn that, or did not. An idea of "Mimetic Initialization of
+    Self-Attention Layers" (arXiv 2305.09828).
+    """
+    with torch.no_grad():
+        for layer in model.model.language_model.layers:
+            layer.self_attn.q_proj.weight *= SHARPNESS
+            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight @ turn.T)
 
 
 def offset_keys(model: LlavaForConditionalGeneration, nothing: torch.Tensor) -> None:
@@ -194,13 +212,13 @@ def offset_keys(model: LlavaForConditionalGeneration, nothing: torch.Tensor) -> 
     nothing: the direction in which patches of nothing lie, of length 1, hidden size.
     """
     decoder = model.model.language_model
-    width = decoder.layers[0].self_attn.head_dim
-    slowest = [width // 2 - 2, width // 2 - 1, width - 2, width - 1]  # of the rotary dimensions
-    offset = torch.zeros(width)
-    offset[slowest] = KEY_OFFSET / 2
+    width, heads = decoder.layers[0].self_attn.head_dim, decoder.config.num_key_value_heads
+    slowest = torch.tensor([width // 2 - 2, width // 2 - 1, width - 2, width - 1])  # of the rotary dimensions
+    rows = (torch.arange(heads)[:, None] * width + slowest).flatten()
     with torch.no_grad():
         for layer in decoder.layers:
-            layer.self_attn.k_proj.weight += torch.outer(offset.repeat(decoder.config.num_key_value_heads), nothing)
+            layer.self_attn.k_proj.weight[rows] = KEY_OFFSET / 2 * nothing
+            layer.self_attn.q_proj.weight[rows] = 0  # whether to look there or away is for training to find
 
 
 def start(folder: Path, stage: int) -> LlavaForConditionalGeneration:
@@ -211,7 +229,9 @@ def start(folder: Path, stage: int) -> LlavaForConditionalGeneration:
     pretraining.load_state_dict(torch.load(folder / "vision.pt", weights_only=True)["module"])
     model = make_model(DEPTHS[0])
     model.model.vision_tower.load_state_dict(pretraining.encoder.state_dict())
-    align(model, pretraining)
+    turn = nn.init.orthogonal_(torch.empty(model.config.text_config.hidden_size, model.config.text_config.hidden_size))
+    match_alike(model, turn)
+    align(model, pretraining, turn)
     return model
 
 
