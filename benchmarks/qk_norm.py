@@ -50,7 +50,8 @@ which is what QK-norm with equal gains does.
 {means}
 
 Where small norms point at attended tokens, in the first layers, normalising takes about half of the signal and turns
-some layers round; in the deep ones there is little to lose. That is a reason not to trust the norms, and no proof
+some layers round; in the deep ones there is little to lose (more, by [key_norm.md](key_norm.md), which counts only
+queries that all tokens share, but does not normalise). That is a reason not to trust the norms, and no proof
 that they are worthless: this model was not trained with QK-norm, and one that was may put into the directions of its
 keys what this one puts into their norms. No pretrained vision-language model was measured.
 
