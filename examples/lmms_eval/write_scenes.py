@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Image, Value
 
 from vitcop.scenes import scene
 
-FEATURES = Features({"picture": Image(), "question": Value("string"), "answer": Value("string"), "type": Value("string")})
+FEATURES = Features({"picture": Image()} | {name: Value("string") for name in ("question", "answer", "type")})
 
 
 def questions():
