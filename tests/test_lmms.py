@@ -173,17 +173,6 @@ def test_errors_are_raised_where_lmms_eval_scores_an_empty_answer(scenes):
 
 
 @needs_lmms_eval
-def test_a_video_that_cannot_be_read_is_raised():
-    from lmms_eval.models import get_model
-
-    model = get_model("vitcop_llava_hf", force_simple=True)(str(builtin.MODEL_PATH), "cpu", dtype="float32")
-    model.task_dict = {"task": {"test": {0: None}}}
-    request = SimpleNamespace(args=("what happens?", {}, lambda doc: ["missing.mp4"], 0, "task", "test"))
-    with pytest.raises(Exception, match=r"missing\.mp4"):
-        model.generate_until([request])
-
-
-@needs_lmms_eval
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("simple", [False, True])
 def test_every_name_refuses_what_it_does_not_know(name, simple):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lmms_eval.models.chat import llava_hf as chat
 from lmms_eval.models.simple import llava_hf as simple
 
-from .pruned import Pruned, escaping_errors
+from .pruned import Pruned
 
 
 class LlavaHf(Pruned, chat.LlavaHf):
@@ -16,8 +14,3 @@ class LlavaHf(Pruned, chat.LlavaHf):
 
 class LlavaHfSimple(Pruned, simple.LlavaHf):
     """`llava_hf` for tasks that give text and pictures apart."""
-
-    def load_video(self, *args: Any) -> Any:
-        """The frames. Errors are raised; lmms-eval would go on with an answer too many."""
-        with escaping_errors():
-            return super().load_video(*args)

@@ -42,7 +42,7 @@ class Pruned(lmms):
         self._retention = _TrueRetention()
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
-        """The answers of lmms-eval's wrapper. Errors that it would score as empty answers are raised."""
+        """The answers of lmms-eval's wrapper. Errors of `generate` are raised, not scored as empty answers."""
         with self._watched_generate():
             try:
                 answers: list[Any] = super().generate_until(requests)
@@ -65,8 +65,10 @@ class Pruned(lmms):
         model, generate = self.model, self.model.generate
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            with escaping_errors():
+            try:
                 output = generate(*args, **kwargs)
+            except Exception as error:
+                raise _Escape(error) from error
             if self._pruning is not None:
                 self._retention.add(self._pruning.report)
             return output
@@ -83,15 +85,6 @@ class _Escape(BaseException):
 
     def __init__(self, error: Exception) -> None:
         self.error = error
-
-
-@contextmanager
-def escaping_errors() -> Iterator[None]:
-    """Have `Pruned.generate_until` raise what is raised here, whatever lmms-eval's wrapper makes of errors."""
-    try:
-        yield
-    except Exception as error:
-        raise _Escape(error) from error
 
 
 class _TrueRetention:
