@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 PROCESSORS := .venv-processors
 RAY := .venv-ray
+LMMS := .venv-lmms
 
-.PHONY: demo test test-slow test-oldest test-processors test-ray test-all lint docs results quality quality-full \
+.PHONY: demo test test-slow test-oldest test-processors test-ray test-lmms test-all lint docs results quality quality-full \
 	format train clean
 
 demo: $(VENV)/.installed
@@ -32,6 +33,11 @@ test-processors: $(PROCESSORS)/.dev
 # The Ray Data recipe in examples/ray_data, in an environment of its own.
 test-ray: $(RAY)/.dev
 	$(RAY)/bin/pytest tests/test_ray.py
+
+# The plug-in for lmms-eval, in an environment of its own.
+test-lmms: $(LMMS)/.dev
+	$(LMMS)/bin/python -c "import lmms_eval"
+	$(LMMS)/bin/pytest tests/test_lmms.py
 
 test-all: test test-slow test-oldest
 
@@ -71,7 +77,7 @@ train: $(VENV)/.installed
 	$(BIN)/python -m training
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) $(RAY) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) $(RAY) $(LMMS) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch first and alone, so that nothing asks the registry for a newer build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -105,4 +111,13 @@ $(RAY)/.dev: pyproject.toml constraints.txt
 	$(RAY)/bin/pip install --quiet --upgrade pip
 	$(RAY)/bin/pip install --quiet --constraint constraints.txt torch
 	$(RAY)/bin/pip install --quiet --constraint constraints.txt --editable . --group dev --group ray
+	touch $@
+
+# lmms-eval without all that it asks for: torchvision is among that, which has no build for this torch.
+$(LMMS)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/pip install --quiet --upgrade pip
+	$(LMMS)/bin/pip install --quiet --constraint constraints.txt torch
+	$(LMMS)/bin/pip install --quiet --constraint constraints.txt --editable . --group dev --group lmms
+	$(LMMS)/bin/pip install --quiet --constraint constraints.txt --no-deps lmms-eval
 	touch $@

@@ -74,12 +74,12 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def read_share(text: str) -> float:
-    """What `--retention` says, such as 1/9 or 0.2."""
+def read_share(text: str, name: str = "--retention") -> float:
+    """What an option such as `--retention` says, such as 1/9 or 0.2."""
     try:
         return float(Fraction(text))
     except (ValueError, ArithmeticError) as error:
-        raise VitcopError(f"--retention is a fraction such as 1/9 or a number such as 0.2; got {text!r}.") from error
+        raise VitcopError(f"{name} is a fraction such as 1/9 or a number such as 0.2; got {text!r}.") from error
 
 
 def read_list(option: str, text: str) -> list[str]:
