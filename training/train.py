@@ -86,9 +86,7 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         "segments": -1,
         "types": 0,
     }
-    batch = {
-        key: nn.utils.rnn.pad_sequence([row[key] for row in rows], True, value) for key, value in padding.items()
-    }
+    batch = {key: nn.utils.rnn.pad_sequence([row[key] for row in rows], True, value) for key, value in padding.items()}
     return batch | {"image": torch.stack([row["image"] for row in rows])}
 
 
