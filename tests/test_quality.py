@@ -21,6 +21,7 @@ from vitcop.quality.contenders import Contest
 from vitcop.quality.oracle import oracle_for
 from vitcop.quality.reader import Reader
 from vitcop.quality.results import Refusal, Row, Setting
+from vitcop.quality.suite import ASKED
 from vitcop.quality.table import tables
 from vitcop.scenes import TYPES, scene
 
@@ -48,7 +49,7 @@ def untold(text: str, total: int) -> None:
 
 def test_a_suite_has_as_many_questions_of_each_type_and_its_scenes_answer_them():
     suite = builtin_suite(100, seed=1)
-    assert sorted(Counter(case.type for case in suite.cases).values()) == [12] * 4 + [13] * 4
+    assert sorted(Counter(case.type for case in suite.cases).values()) == [16] * 2 + [17] * 4
     for case in suite.cases:
         asked = {question.text: question.answer for question in scene(case.scene, "test").questions}
         assert asked[case.question] == case.answer
@@ -61,7 +62,7 @@ def test_seeds_share_no_scene_and_a_seed_asks_the_same_again():
 
 
 def test_no_constant_answer_to_a_wording_beats_the_majority():
-    suite = builtin_suite(200)
+    suite = builtin_suite(200, types=TYPES)
     right = sum(guess == case.answer for guess, case in zip(suite.guesses(), suite.cases, strict=True))
     for answer in ("yes", "no", "2", "left", "top", "photo", "red"):
         assert right >= sum(case.answer == answer for case in suite.cases)
@@ -189,7 +190,7 @@ def test_the_command_writes_what_it_shows(tmp_path):
     )
     assert result.exit_code == 0 and "vitcop" in result.output and files[1].read_bytes()[:4] == b"\x89PNG"
     stored = Evaluation.from_dict(json.loads(files[0].read_text()))
-    assert len(stored.cases) == 8 and {case.type for case in stored.cases} == set(TYPES)
+    assert len(stored.cases) == 8 and {case.type for case in stored.cases} == set(ASKED)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from training import guard
 from training.evaluate import PICTURES, Scores
+from vitcop.quality.suite import AT_CHANCE
 from vitcop.scenes import SIZE
 from vitcop.scenes.world import EMOJI, HELD_OUT_PAIRS, MARKS, TEST_PHOTOS, TRAIN_PHOTOS
 
@@ -28,8 +29,7 @@ is there, how many there are, which colour a shape has, on which side it lies, w
 right of, above or below what, what a sign says, which colour a small mark has ({marks}), and what
 the background is. It knows {vocabulary} tokens and nothing of the world.
 
-Measured on the test split, one question per prompt, greedy decoding: the questions of `vitcop eval
---suite builtin --questions {questions}`. The split's photos ({test_photos}) and some pairs of
+Measured on {questions} questions of the test split, one per prompt, greedy decoding. The split's photos ({test_photos}) and some pairs of
 colour and shape ({pairs}) are in no training scene and no training question. *Guessing* is the best
 that one can do without the picture: always the most frequent answer that fits the wording.
 
@@ -42,6 +42,9 @@ The test suite watches the answers to {guarded} questions like these (`tests/tes
 | | |
 | --- | ---: |
 {guard_rows}
+
+`vitcop eval` leaves out {at_chance}: the model has not learned them, so that pruning could not
+make it worse.
 
 How well the scores that pruning goes by tell patches of objects from background, as area under the
 curve over {pictures} test scenes (1 is perfect, 0.5 is chance, and less says that the score puts
@@ -97,6 +100,7 @@ def write_card(scores: Scores, recipe: list[str], parameters: int, vocabulary: i
         vocabulary=vocabulary,
         questions=sum(score.asked for score in scores.accuracy.values()),
         marks=_words(MARKS),
+        at_chance=" and ".join(AT_CHANCE),
         test_photos=_words(TEST_PHOTOS),
         train_photos=_words(TRAIN_PHOTOS),
         pairs=", ".join(sorted(" ".join(pair) for pair in HELD_OUT_PAIRS)),

@@ -102,4 +102,4 @@ def patch_areas(model: LlavaForConditionalGeneration) -> tuple[float, float, lis
 def evaluate(model: LlavaForConditionalGeneration, questions: int) -> Scores:
     """All scores of the model, with its weights as they are shipped, in bfloat16's precision."""
     model = model.to(torch.bfloat16).float().eval()
-    return Scores(accuracy(model, builtin_suite(questions)), *patch_areas(model), guard.ask(model))
+    return Scores(accuracy(model, builtin_suite(questions, types=TYPES)), *patch_areas(model), guard.ask(model))
