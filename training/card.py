@@ -29,9 +29,10 @@ is there, how many there are, which colour a shape has, on which side it lies, w
 right of, above or below what, what a sign says, which colour a small mark has ({marks}), and what
 the background is. It knows {vocabulary} tokens and nothing of the world.
 
-Measured on {questions} questions of the test split, one per prompt, greedy decoding. The split's photos ({test_photos}) and some pairs of
-colour and shape ({pairs}) are in no training scene and no training question. *Guessing* is the best
-that one can do without the picture: always the most frequent answer that fits the wording.
+Measured on {questions} questions of the test split, one per prompt, greedy decoding. The split's
+photos ({test_photos}) and some pairs of colour and shape ({pairs})
+are in no training scene and no training question. *Guessing* is the best that one can do without
+the picture: always the most frequent answer that fits the wording.
 
 | question | asked | right | guessing |
 | --- | ---: | ---: | ---: |
