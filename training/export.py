@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -32,12 +33,14 @@ def export(model: LlavaForConditionalGeneration, card: str, target: Path) -> Non
 
 
 def export_example(model: LlavaForConditionalGeneration, target: Path) -> None:
-    """A scene of the test split with a question about a colour that the model answers right."""
-    drawn = scene(EXAMPLE_SEED, "test", EXAMPLE_SIZE)
-    cases = [Case(EXAMPLE_SEED, q.type, q.text, q.answer) for q in drawn.questions]
-    given = Reader(model, make_processor(), cases, len(cases)).read(None).answers
-    pairs = zip(cases, given, strict=True)
-    question = next(case for case, answer in pairs if answer == case.answer and case.type == "color")
-    drawn.picture.save(target / "example.png", optimize=True)
-    example = {"question": question.question, "answer": question.answer}
+    """The first scene from EXAMPLE_SEED on with a question about a colour that the model answers right."""
+    for seed in count(EXAMPLE_SEED):
+        asked = [q for q in scene(seed, "test").questions if q.type == "color"]
+        cases = [Case(seed, question.type, question.text, question.answer) for question in asked]
+        given = Reader(model, make_processor(), cases, len(cases)).read(None).answers if cases else ()
+        right = [case for case, answer in zip(cases, given, strict=True) if answer == case.answer]
+        if right:
+            break
+    scene(seed, "test", EXAMPLE_SIZE).picture.save(target / "example.png", optimize=True)
+    example = {"question": right[0].question, "answer": right[0].answer}
     (target / "example.json").write_text(json.dumps(example, indent=2) + "\n")
