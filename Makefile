@@ -72,7 +72,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# An hour or more on two cores; goes on from its last checkpoint. Replaces the model in the box.
+# Two hours or more on two cores; goes on from its last checkpoint. Replaces the model in the box.
 train: $(VENV)/.installed
 	$(BIN)/python -m training
 

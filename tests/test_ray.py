@@ -94,7 +94,10 @@ def test_files_in_and_out(tmp_path, expected):
 
 
 def test_broken_picture_fails_the_job_by_name(cluster):
-    questions = ray.data.from_items([*QUESTIONS[:3], QUESTIONS[3] | {"id": "torn", "picture": b"no picture"}])
+    picture = QUESTIONS[3]["picture"]
+    data = picture.index(b"IDAT")
+    torn = picture[: data - 4] + (16).to_bytes(4, "big") + picture[data:]  # for which Pillow raises no OSError
+    questions = ray.data.from_items([*QUESTIONS[:3], QUESTIONS[3] | {"id": "torn", "picture": torn}])
     with pytest.raises(ray.exceptions.RayTaskError, match="picture of row 'torn'"):
         recipe.answer(questions, str(MODEL_PATH), METHOD, actors=1, batch_size=2).take_all()
 

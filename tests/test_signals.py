@@ -7,7 +7,7 @@ import torch
 from families.base import DECODER, IMAGE, NUM_LAYERS, VIDEO
 from families.llava import Llava
 from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, ragged
-from transformers import Phi3Config
+from transformers import DynamicCache, Phi3Config
 
 import vitcop
 from vitcop.ops.saliency import attention_received, attention_rows
@@ -150,9 +150,14 @@ def test_attention_that_cannot_be_worked_out_raises(change):
             layer.self_attn.register_forward_pre_hook(
                 lambda module, args, kwargs: (args, doubled(kwargs)), with_kwargs=True
             )
-    refused = pytest.raises(vitcop.UnsupportedModelError, match="rows cannot be worked out")
-    with torch.no_grad(), vitcop.prune(model, vitcop.FastV(0.5)), refused:
-        model(**batch([ONE_IMAGE]))
+    for method in (vitcop.FastV(0.5), vitcop.ViTCoP(0.5, deep_signal="last_query")):
+        cache = DynamicCache()
+        with torch.no_grad(), vitcop.prune(model, method) as pruning:
+            with pytest.raises(vitcop.UnsupportedModelError, match="rows cannot be worked out"):
+                model(**batch([ONE_IMAGE]), past_key_values=cache)
+            assert pruning.report is None
+            with pytest.raises(vitcop.UnsupportedModelError, match="no longer holds"):  # found out when it was full
+                model(input_ids=torch.tensor([[5]]), past_key_values=cache)
     with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(0.5)):
         model(**batch([ONE_IMAGE]))
 

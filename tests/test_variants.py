@@ -25,6 +25,14 @@ def paper():
     return logits
 
 
+@pytest.mark.parametrize(("stage", "layers"), [("I", [0, 2, 22]), ("II", [0, 22]), ("III", [0, 2])])
+def test_the_stage_that_is_named_is_left_out(stage, layers):
+    method, whole = VARIANTS[f"without stage {stage}"](1 / 9), vitcop.ViTCoP(1 / 9)
+    budgets = method.budgets(576, 32)
+    assert list(budgets) == layers and (budgets[0] == 576) == (stage == "I")
+    assert method.stages == tuple(whole.stages[[0, 2, 22].index(layer)] for layer in layers)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_keeps_as_much_and_something_else(name, paper):
     for retention in (1 / 9, 2 / 9, 1 / 3):

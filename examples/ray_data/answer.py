@@ -73,7 +73,7 @@ def read_picture(row: object, data: bytes) -> Image.Image:
     """The picture of a row, in RGB."""
     try:
         return Image.open(BytesIO(data)).convert("RGB")
-    except OSError as error:
+    except Exception as error:  # a broken file can raise anything in the decoder of its kind
         raise ValueError(f"The picture of row {row!r} cannot be read: {error}.") from error
 
 

@@ -44,4 +44,9 @@ def split_arguments(arguments: Mapping[str, Any], wrapper: Iterable[str]) -> tup
 def _read(name: str, value: object) -> object:
     if name == "retention":
         return read_share(str(value), name)
-    return json.loads(value) if isinstance(value, str) and value.startswith("[") else value
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise VitcopError(f"{name} is a list such as [8,16,24]; got {value!r}.") from error
+    return value

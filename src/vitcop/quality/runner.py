@@ -26,7 +26,7 @@ RETENTIONS = (1, 1 / 3, 2 / 9, 1 / 9, 1 / 18, 1 / 36)
 ONCE = (DENSE, MAJORITY, BLIND)
 ALWAYS = (RANDOM, "uniformgrid", "averagepool", DOWNSAMPLE, ORACLE)
 """In every table: what a method has to beat, and what it cannot."""
-UNCOUNTED = ("cli", "bench")
+UNCOUNTED = ("cli", "bench", "lmms")
 """Parts of vitcop that no answer depends on."""
 
 Told = Callable[[str, int], None]

@@ -38,7 +38,9 @@ class WithoutStage(ViTCoP):
         whole = super().budgets(num_tokens, num_layers, first_layer)
         layers = [layer for number, layer in enumerate(whole) if number != self.left_out]
         shares = tuple(whole[layer] / num_tokens for layer in layers)
-        return {0: num_tokens} | solve(self.name, self.retention, num_tokens, num_layers, layers, [shares])
+        return {0: num_tokens} | solve(
+            "ViTCoP without a stage", self.retention, num_tokens, num_layers, layers, [shares]
+        )
 
 
 class MergeByMean(MergeClusters):
