@@ -36,7 +36,7 @@ class Reader:
     """A model, its processor, and cases in batches, whose pictures are drawn and processed once."""
 
     def __init__(self, model: Any, processor: Any, cases: Sequence[Case], batch: int) -> None:
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.batch = model, processor, batch
         self.batches = [cases[first : first + batch] for first in range(0, len(cases), batch)]
         processor.tokenizer.padding_side = "left"
         self._inputs: list[Any] = []
