@@ -10,8 +10,8 @@ from pathlib import Path
 from docs.readme import rewrite
 from vitcop.methods import METHODS, ViTCoP
 from vitcop.quality import Evaluation
-from vitcop.quality.results import MAJORITY, ORACLE, RANDOM, Row
-from vitcop.quality.table import ONCE, caption, cells, headings, rows_at, share_cell
+from vitcop.quality.results import MAJORITY, ONCE, ORACLE, RANDOM, Row
+from vitcop.quality.table import caption, cells, headings, rows_at, share_cell
 
 RESULTS = Path(__file__).parent / "results"
 _TEXT = """\

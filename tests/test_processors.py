@@ -18,6 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import vitcop
 from vitcop.models import family_of, qwen2_vl, qwen3_vl
 from vitcop.plan import Planner
+from vitcop.quality import builtin_suite
+from vitcop.quality.reader import Reader
 
 START, END = 59, 58
 WORDS = ("look", "at", "and", "what")
@@ -362,6 +364,17 @@ DEFAULTS = {
         for name, image_processor in (("idefics3", "Idefics3ImageProcessor"), ("smolvlm", "SmolVLMImageProcessor"))
     },
 }
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_an_evaluation_asks_prompts_in_batches(name):
+    written = PROCESSORS[name]
+    written.skip_without_its_needs()
+    model, processor = FAMILIES[written.family or name].model(), written.build()
+    reader = Reader(model, processor, builtin_suite(8).cases[:3], batch=2)
+    assert len(reader.read(None).answers) == 3
+
+
 # Line breaks that the tokenizer here drops.
 BREAKS = {"gemma3": {"wide": 2, "tall": 2}, "idefics3": {"wide": 2, "tall": 4}, "smolvlm": {"wide": 2, "tall": 4}}
 

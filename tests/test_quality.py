@@ -6,6 +6,7 @@ import io
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,8 +22,9 @@ from vitcop.quality.contenders import Contest
 from vitcop.quality.oracle import oracle_for
 from vitcop.quality.reader import Reader
 from vitcop.quality.results import Refusal, Row, Setting
+from vitcop.quality.runner import _fingerprint
 from vitcop.quality.suite import ASKED
-from vitcop.quality.table import tables
+from vitcop.quality.table import show
 from vitcop.scenes import TYPES, scene
 
 QUESTIONS = 16
@@ -134,6 +136,33 @@ def test_a_run_goes_on_where_it_stopped(subject, suite, tmp_path, monkeypatch):
                 subject.model.lm_head.weight[0, 0] -= 1
 
 
+def test_what_ran_in_another_way_is_kept_apart(subject, suite):
+    def fingerprint(batch: int = 8) -> str:
+        return _fingerprint(subject, suite, batch)
+
+    before = fingerprint()
+    assert fingerprint() == before != fingerprint(batch=4)
+    try:
+        assert _fingerprint(replace(subject, model=subject.model.to(torch.bfloat16)), suite, 8) != before
+    finally:
+        subject.model.float()  # the weights are stored in bfloat16, so that nothing is lost
+
+
+def test_a_model_that_answers_otherwise_is_told_at_once(subject, suite, monkeypatch):
+    monkeypatch.setattr(Reader, "_generate", lambda reader, inputs: ["it is red"] * len(inputs["input_ids"]))
+    with pytest.raises(VitcopError, match="said 'it is red', where only"):
+        evaluate(subject, suite, Course(["vitcop"], [1 / 9], batch=8), untold)
+
+
+def test_a_method_that_cannot_answer_at_all_has_no_floor(subject, suite, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise VitcopError("no such signal here")
+
+    monkeypatch.setattr(vitcop.ViTCoP, "select", refuse)
+    found = evaluate(subject, builtin_suite(8), Course(["vitcop"], [1 / 9], batch=8), untold)
+    assert ("vitcop", None) in {(refusal.name, refusal.floor) for refusal in found.refusals}
+
+
 def test_a_floor_is_the_lowest_retention_that_a_method_takes(subject, suite):
     contest = Contest(subject, suite, 8)
     methods = {"fastv": lambda retention: vitcop.methods.FastV(retention=retention)}
@@ -152,7 +181,7 @@ def synthetic() -> Evaluation:
         Row("vitcop", 0.5, 0.5, 60, [["yes", "no", "yes", "no"]]),
         Row("random", 0.5, 0.5, 50, [["yes", "yes", "no", "no"], ["no", "no", "no", "no"]]),
     ]
-    setting = Setting("model", "builtin", 0, 324, 20, "float32", "CPU", {"vitcop": "0"})
+    setting = Setting("model", "builtin", 0, 324, 20, "float32", "CPU", 25, {"vitcop": "0"})
     return Evaluation(setting, cases, rows, [Refusal("fastv", 0.5, "too low", 0.6)])
 
 
@@ -177,10 +206,11 @@ def test_json_holds_all_that_is_shown():
     assert json.dumps(read.to_dict()) == json.dumps(found.to_dict())
     shown = []
     for each in (found, read):
-        console = Console(file=io.StringIO(), width=160)
-        console.print(*tables(each))
+        console = Console(file=io.StringIO(), width=40)
+        show(each, console)
         shown.append(console.file.getvalue())
     assert shown[0] == shown[1] and "fastv (from 0.600 on): too low" in shown[0] and "66.7 (50-100)" in shown[0]
+    assert "…" not in shown[0]  # no figure is cut off on a narrow terminal
 
 
 def test_the_command_writes_what_it_shows(tmp_path):
@@ -202,8 +232,8 @@ def test_the_command_writes_what_it_shows(tmp_path):
         (("--questions", 3), "at least one question"),
         (("--plot", "plot.txt"), ".png"),
         (("--json", "nowhere/out.json"), "no folder"),
-        (("--folder", __file__), "is a file"),
-        (("--model", "nowhere"), "Cannot load"),
+        (("--folder", f"{__file__}/runs"), "--folder cannot be written"),
+        (("--model", Path(__file__).parent), "Cannot load"),
     ],
 )
 def test_mistakes_get_one_line(arguments, message):

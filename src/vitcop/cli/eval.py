@@ -24,7 +24,6 @@ from .common import (
 )
 
 ALL, ABLATIONS, SUITES = "all", "ablations", ("builtin",)
-WIDTH = 160
 
 
 def eval_(
@@ -49,32 +48,30 @@ def eval_(
     with one_line_errors():
         if suite not in SUITES:
             raise VitcopError(unknown_name("suite", suite, SUITES))
-        shares = [read_share(text) for text in read_list("--retention", retention)]
+        shares = list(dict.fromkeys(read_share(text) for text in read_list("--retention", retention)))
         for share in shares:
             check_retention(share)
         if json_file:
             check_place("--json", json_file)
         if plot:
             check_plot(plot)
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise VitcopError(f"--folder {folder} is a file; name a folder.")
+        if folder is not None:
+            with writing_errors("--folder", folder):
+                folder.mkdir(parents=True, exist_ok=True)
         with progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
             from ..quality import Course, Subject, builtin_suite, evaluate
 
-            names = _read_methods(methods)
+            names, asked = _read_methods(methods), builtin_suite(questions, seed)
             own = "the model in the box" if model == str(builtin.MODEL_PATH) else model
             subject = Subject(own, *load(model, "image"))
             progress.remove_task(loading)
             course = Course(names, shares, batch)
             bar = CountingBar(progress, "Asking")
-            evaluation = evaluate(subject, builtin_suite(questions, seed), course, bar, folder)
-    from ..quality.table import tables
+            evaluation = evaluate(subject, asked, course, bar, folder)
+    from ..quality.table import show
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH  # a file has no width, and the usual guess cuts numbers off
-    console.print(*tables(evaluation), sep="\n\n")
+    show(evaluation, Console())
     if json_file:
         with one_line_errors(), writing_errors("--json", json_file):
             json_file.write_text(json.dumps(evaluation.to_dict(), indent=1), encoding="utf-8")

@@ -93,7 +93,14 @@ class Contest:
         return True
 
     def _dense(self, retention: float) -> Row:
-        return self._answered(DENSE, 1.0, [self.reader.read(None)], self._flops(Random(retention=1.0)))
+        row = self._answered(DENSE, 1.0, [self.reader.read(None)], self._flops(Random(retention=1.0)))
+        cases, (given,) = self.suite.cases, row.answers
+        if not any(answer == case.answer for answer, case in zip(given, cases, strict=True)):
+            raise VitcopError(
+                "The dense model answers nothing right, so that no share of it can be told. It was asked, for example, "
+                f"{cases[0].question!r} and said {given[0]!r}, where only {cases[0].answer!r} counts."
+            )
+        return row
 
     def _majority(self, retention: float) -> Row:
         return Row(MAJORITY, 1.0, 0.0, 0, [self.suite.guesses()])

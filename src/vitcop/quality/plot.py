@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from .results import BLIND, DENSE, MAJORITY, ORACLE, RANDOM, Evaluation
+from .results import BLIND, DENSE, MAJORITY, ONCE, ORACLE, RANDOM, Evaluation
 
 _MARKERS = "osD^vPX<>*hp"
 _REFERENCES = {ORACLE: "black", RANDOM: "grey"}
@@ -19,7 +19,7 @@ def plot(evaluation: Evaluation) -> Figure:
     figure = Figure(figsize=(9.5, 5.6), layout="constrained")
     panel = figure.subplots()
     dense = evaluation.dense
-    rows = [row for row in evaluation.rows if row.name not in (DENSE, MAJORITY, BLIND) and row.retention < 1]
+    rows = [row for row in evaluation.rows if row.name not in ONCE and row.retention < 1]
     for number, name in enumerate(dict.fromkeys(row.name for row in rows)):
         own = sorted((row for row in rows if row.name == name), key=lambda row: row.flops)
         shares = [evaluation.share_of_dense(row) for row in own]

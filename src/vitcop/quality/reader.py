@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers import BatchFeature
 
 from ..engine import prune
 from ..prompts import prompt_about
@@ -35,7 +36,7 @@ class Reader:
     """A model, its processor, and cases in batches, whose pictures are drawn and processed once."""
 
     def __init__(self, model: Any, processor: Any, cases: Sequence[Case], batch: int) -> None:
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.batch = model, processor, batch
         self.batches = [cases[first : first + batch] for first in range(0, len(cases), batch)]
         processor.tokenizer.padding_side = "left"
         self._inputs: list[Any] = []
@@ -73,12 +74,14 @@ class Reader:
     def _prompts(self, batch: Sequence[Case], pictures: list[Image.Image] | None) -> Any:
         modality = None if pictures is None else "image"
         texts = [prompt_about(case.question, self.processor, modality) for case in batch]
-        visual = {} if pictures is None else {"images": pictures}
+        # Gemma 3 takes a flat list for the pictures of one prompt.
+        visual = {} if pictures is None else {"images": [[picture] for picture in pictures]}
         return self.processor(text=texts, padding=True, return_tensors="pt", **visual)
 
     @torch.inference_mode()
     def _generate(self, inputs: Any) -> Iterator[str]:
-        inputs = inputs.to(self.model.device, dtype=self.model.dtype)
+        # Of a copy, since `to` would move the original, and in the end all pictures of the suite would fill the GPU.
+        inputs = BatchFeature(dict(inputs)).to(self.model.device, dtype=self.model.dtype)
         tokens = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         texts = self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return (text.strip().lower().rstrip(".") for text in texts)

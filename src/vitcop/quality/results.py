@@ -14,6 +14,8 @@ from ..records import taken
 from .suite import Case
 
 DENSE, MAJORITY, BLIND, ORACLE, DOWNSAMPLE, RANDOM = "dense", "majority", "blind", "oracle", "downsample", "random"
+ONCE = (DENSE, MAJORITY, BLIND)
+"""Contenders that no retention is asked of."""
 RESAMPLES = 2000
 
 
@@ -37,7 +39,8 @@ class Setting:
         layers: of the decoder.
         dtype: of the weights.
         device: name of the CPU or GPU.
-        versions: of vitcop, torch and transformers.
+        batch: prompts at a time.
+        versions: of vitcop and what it stands on.
     """
 
     model: str
@@ -47,6 +50,7 @@ class Setting:
     layers: int
     dtype: str
     device: str
+    batch: int
     versions: dict[str, str]
 
 
@@ -99,9 +103,9 @@ class Evaluation:
 
     @property
     def retentions(self) -> list[float]:
-        """That were asked for, in their order."""
+        """That were asked for, from the highest down."""
         each: list[Row | Refusal] = [*self.rows, *self.refusals]
-        return sorted({one.retention for one in each if one.name not in (DENSE, MAJORITY, BLIND)}, reverse=True)
+        return sorted({one.retention for one in each if one.name not in ONCE}, reverse=True)
 
     def accuracy(self, row: Row, kind: str | None = None) -> float:
         """Share of right answers, of all questions or of those of one type; the mean over seeds."""

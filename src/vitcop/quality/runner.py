@@ -5,28 +5,27 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 
 from ..environment import device_name, versions
-from ..errors import VitcopError, unknown_name
+from ..errors import BudgetError, VitcopError, unknown_name
 from ..methods import METHODS
 from ..pruner import Pruner
 from ..records import taken
 from .contenders import Contest, Pruners, Subject
-from .results import BLIND, DENSE, DOWNSAMPLE, MAJORITY, ORACLE, RANDOM, Evaluation, Refusal, Row, Setting
+from .results import DENSE, DOWNSAMPLE, ONCE, ORACLE, RANDOM, Evaluation, Refusal, Row, Setting
 from .suite import Suite
 from .variants import VARIANTS
 
 RETENTIONS = (1, 1 / 3, 2 / 9, 1 / 9, 1 / 18, 1 / 36)
-ONCE = (DENSE, MAJORITY, BLIND)
 ALWAYS = (RANDOM, "uniformgrid", "averagepool", DOWNSAMPLE, ORACLE)
-"""In every table: what a method has to beat, and what it cannot."""
-UNCOUNTED = ("cli", "bench", "lmms")
+"""In every table: what a method has to beat, and, in the oracle, what knowing where things are is worth."""
+UNCOUNTED = ("cli", "bench", "builtin", "lmms")
 """Parts of vitcop that no answer depends on."""
 
 Told = Callable[[str, int], None]
@@ -57,14 +56,15 @@ def evaluate(subject: Subject, suite: Suite, course: Course, told: Told, folder:
         course: methods and retentions.
         told: of every contender, before it is asked.
         folder: keeps what is done, so that a run that was stopped goes on. What depends on other weights, questions or
-            another state of vitcop's code is kept apart.
+            another state of vitcop's code, or ran elsewhere or in other batches, is kept apart.
 
     Raises:
-        VitcopError: a method is not known, or the model cannot be pruned.
+        VitcopError: a method is not known, the model cannot be pruned or answers nothing right, or the GPU runs out of
+            memory.
     """
     methods = {name: _pruners(name) for name in course.methods}
     contest = Contest(subject, suite, course.batch)
-    store = _Store(folder and folder / _fingerprint(subject, suite))
+    store = _Store(folder and folder / _fingerprint(subject, suite, course.batch))
     todo = list(_todo(course))
     rows: list[Row] = []
     refusals: list[Refusal] = []
@@ -103,7 +103,10 @@ def _ask(contest: Contest, name: str, retention: float, methods: Mapping[str, Pr
     except VitcopError as error:
         if name == DENSE:
             raise
-        return Refusal(name, retention, str(error), contest.floor(name, methods))
+        floor = contest.floor(name, methods) if isinstance(error, BudgetError) else None
+        return Refusal(name, retention, str(error), floor)
+    except torch.OutOfMemoryError as error:
+        raise VitcopError("The GPU runs out of memory; ask for a smaller --batch.") from error
 
 
 class _Store:
@@ -124,24 +127,27 @@ class _Store:
         if self.folder is None:
             return
         file = self._file(result.name, result.retention)
-        part = file.with_suffix(".part")
+        part = file.with_suffix(f".{os.getpid()}.part")  # another run may be at the same contender
         part.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
         part.replace(file)  # a stop leaves a whole file or none
 
     def _file(self, name: str, retention: float) -> Path:
         assert self.folder is not None
-        return self.folder / f"{name.replace(' ', '-')}-{retention:.4f}.json"
+        return self.folder / f"{name.replace(' ', '-')}-{retention!r}.json"
 
 
-def _fingerprint(subject: Subject, suite: Suite) -> str:
-    """Tells apart what can give other answers: weights, questions, and the code that answers them."""
-    digest = hashlib.sha256(repr((torch.__version__, transformers.__version__)).encode())
-    for name, weight in subject.model.named_parameters():
+def _fingerprint(subject: Subject, suite: Suite, batch: int) -> str:
+    """Tells apart what can give other answers: weights, where and how they run, questions, and the code between."""
+    model, processor = subject.model, subject.processor
+    ran = versions(), device_name(model.device), model.dtype, model.config._attn_implementation, batch
+    said = repr(processor), processor.chat_template, model.generation_config.to_diff_dict()
+    digest = hashlib.sha256(repr((ran, said)).encode())
+    for name, weight in model.named_parameters():
         digest.update(f"{name} {weight.double().sum().item()} {weight.double().norm().item()}".encode())
     for case in suite.cases:
         digest.update(repr(case).encode())
     package = Path(__file__).parent.parent
-    for file in sorted(package.rglob("*.py")):
+    for file in sorted(file for kind in ("*.py", "*.png", "*.jpg", "*.json") for file in package.rglob(kind)):
         if file.relative_to(package).parts[0] not in UNCOUNTED:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
@@ -157,5 +163,6 @@ def _setting(contest: Contest) -> Setting:
         layers=len(contest.planner.family.layers),
         dtype=str(model.dtype).removeprefix("torch."),
         device=device_name(device),
+        batch=contest.reader.batch,
         versions=versions(),
     )

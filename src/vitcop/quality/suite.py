@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from ..errors import VitcopError
-from ..scenes import SIZE, TYPES, scene
+from ..scenes import TYPES, scene
 from ..scenes.questions import AXES
 
 SEEDS_APART = 1_000_000
@@ -33,9 +33,9 @@ class Case:
     question: str
     answer: str
 
-    def picture(self, size: int = SIZE) -> Image.Image:
-        """The scene, `size` pixels on a side."""
-        return scene(self.scene, "test", size).picture
+    def picture(self) -> Image.Image:
+        """The scene, `vitcop.scenes.SIZE` pixels on a side."""
+        return scene(self.scene, "test").picture
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Suite:
     def guesses(self) -> list[str]:
         """The answer to each question that is right most often among those that fit its wording.
 
-        Counted on the very questions it is measured on, so that no guess without the picture does better.
+        Counted on the very questions it is measured on, so that no rule of one guess for a wording does better. Of few
+        questions that is more than such a rule can hope for on others.
         """
         counts: defaultdict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
         for case in self.cases:
