@@ -51,7 +51,7 @@ def untold(text: str, total: int) -> None:
 
 def test_a_suite_has_as_many_questions_of_each_type_and_its_scenes_answer_them():
     suite = builtin_suite(100, seed=1)
-    assert sorted(Counter(case.type for case in suite.cases).values()) == [16] * 2 + [17] * 4
+    assert sorted(Counter(case.type for case in suite.cases).values()) == [20] * 5
     for case in suite.cases:
         asked = {question.text: question.answer for question in scene(case.scene, "test").questions}
         assert asked[case.question] == case.answer

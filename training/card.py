@@ -2,7 +2,7 @@
 
 from training import guard
 from training.evaluate import PICTURES, Scores
-from vitcop.quality.suite import AT_CHANCE
+from vitcop.quality.suite import NOT_LEARNED
 from vitcop.scenes import SIZE
 from vitcop.scenes.world import EMOJI, HELD_OUT_PAIRS, MARKS, TEST_PHOTOS, TRAIN_PHOTOS
 
@@ -44,8 +44,8 @@ The test suite watches the answers to {guarded} questions like these (`tests/tes
 | --- | ---: |
 {guard_rows}
 
-`vitcop eval` leaves out {at_chance}: the model has not learned them, so that pruning could not
-make it worse.
+`vitcop eval` leaves out {not_learned}: the model has hardly learned them, or not at all, so that
+pruning could not make it worse.
 
 How well the scores that pruning goes by tell patches of objects from background, as area under the
 curve over {pictures} test scenes (1 is perfect, 0.5 is chance, and less says that the score puts
@@ -101,7 +101,7 @@ def write_card(scores: Scores, recipe: list[str], parameters: int, vocabulary: i
         vocabulary=vocabulary,
         questions=sum(score.asked for score in scores.accuracy.values()),
         marks=_words(MARKS),
-        at_chance=" and ".join(AT_CHANCE),
+        not_learned=", ".join(NOT_LEARNED),
         test_photos=_words(TEST_PHOTOS),
         train_photos=_words(TRAIN_PHOTOS),
         pairs=", ".join(sorted(" ".join(pair) for pair in HELD_OUT_PAIRS)),

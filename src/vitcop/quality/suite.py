@@ -13,9 +13,9 @@ from ..scenes import TYPES, scene
 from ..scenes.questions import AXES
 
 SEEDS_APART = 1_000_000
-AT_CHANCE = ("place", "relation")
-"""Types that the model in the box answers no better than a guess, so that no pruning could make it worse."""
-ASKED = tuple(kind for kind in TYPES if kind not in AT_CHANCE)
+NOT_LEARNED = ("count", "place", "relation")
+"""Types that the model in the box answers hardly better than a guess, so that pruning could not make it worse."""
+ASKED = tuple(kind for kind in TYPES if kind not in NOT_LEARNED)
 
 
 @dataclass(frozen=True)
