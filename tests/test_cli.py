@@ -51,10 +51,10 @@ def test_compare_puts_dense_beside_pruned_and_overlay_draws_every_stage(tmp_path
     assert result.exit_code == 0, result.output
     table = table_of(result.stdout)
     assert table[""] == ["dense", "knorm"]
-    assert table["visual tokens, layers 0-1"] == ["144", "144"]
-    assert table["visual tokens, layers 2-19"] == ["144", "37"]
+    assert table["visual tokens, layers 0-1"] == ["324", "324"]
+    assert table["visual tokens, layers 2-19"] == ["324", "84"]
     dense, pruned = (int(cell.removesuffix(" bytes").replace(",", "")) for cell in table["KV cache of the prompt"])
-    assert dense - pruned == (144 - 37) * 18 * 2 * 96 * 4  # layers, keys and values, width, float32
+    assert dense - pruned == (324 - 84) * 18 * 2 * 128 * 4  # layers, keys and values, width, float32
     assert all(float(cell.removesuffix(" ms")) > 0 for cell in table["time to first token"])
     Image.open(tmp_path / "kept.png").verify()
 
