@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import torch
 from transformers import LlavaForConditionalGeneration
 
 from training.model import make_processor
 from vitcop import Pruner, ViTCoP
+from vitcop.builtin import MODEL_PATH
 from vitcop.quality import builtin_suite
 from vitcop.quality.contenders import constant
 from vitcop.quality.reader import Reader
@@ -35,3 +37,15 @@ def accuracy_lines(answers: dict[str, list[str]]) -> list[str]:
 
 def store(answers: dict[str, list[str]]) -> None:
     FILE.write_text(json.dumps(answers, indent=1) + "\n")
+
+
+def main() -> None:
+    """Asks the model in the package, stores what it answers, and prints how much of it is right."""
+    model = LlavaForConditionalGeneration.from_pretrained(MODEL_PATH, dtype=torch.float32).eval()
+    answers = ask(model)
+    store(answers)
+    print("\n".join(accuracy_lines(answers)))
+
+
+if __name__ == "__main__":
+    main()
