@@ -60,7 +60,7 @@ results: $(VENV)/.dev
 quality: QUESTIONS := 200
 quality-full: QUESTIONS := 1000
 quality quality-full: $(VENV)/.dev
-	$(EVAL) --json docs/results/quality.json --plot docs/images/quality.png
+	$(EVAL) --json docs/results/quality.json
 	$(ABLATE) --seed 1 --json docs/results/ablations-validation.json
 	$(ABLATE) --json docs/results/ablations-test.json
 	$(BIN)/python -m docs.quality_page

@@ -15,6 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 import vitcop
+from docs import quality_page
+from docs.readme import README
 from vitcop import builtin, cli
 from vitcop.errors import VitcopError
 from vitcop.quality import Case, Course, Evaluation, Subject, builtin_suite, evaluate
@@ -211,6 +213,20 @@ def test_json_holds_all_that_is_shown():
         shown.append(console.file.getvalue())
     assert shown[0] == shown[1] and "fastv (from 0.600 on): too low" in shown[0] and "66.7 (50-100)" in shown[0]
     assert "…" not in shown[0]  # no figure is cut off on a narrow terminal
+
+
+def test_a_gain_is_the_mean_difference_over_retentions_that_both_reach():
+    found = synthetic()
+    gain = found.gain("vitcop", "random")  # per question 0.5, -0.5, 1, 0: scenes give 0 and 0.5
+    assert (gain.value, gain.lowest, gain.highest) == (0.25, 0.0, 0.5)
+
+
+def test_the_pages_say_what_the_stored_answers_say():
+    results = README.parent / "docs" / "results"
+    assert (results / "quality.md").read_text() == quality_page.quality(), "run `make quality`"
+    for kind in ("validation", "test"):
+        assert (results / f"ablations-{kind}.md").read_text() == quality_page.ablations(kind), "run `make quality`"
+    assert quality_page.section(quality_page.evaluation("quality")) in README.read_text()
 
 
 def test_the_command_writes_what_it_shows(tmp_path):

@@ -160,7 +160,8 @@ class ViTCoP(Pruner):
             one known for the encoder, and otherwise derives it from the data.
         radius: how far apart, as a share of the picture's side, a token and the one it follows may be.
         positions: "compact" numbers the tokens that enter the language model consecutively, as the
-            paper does; "keep" leaves each at its place in the unpruned prompt.
+            paper does; "keep" leaves each at its place in the unpruned prompt, which the small model in the box
+            answers better (docs/results/ablations-test.md).
     """
 
     described = Description(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from .results import BLIND, DENSE, MAJORITY, ONCE, ORACLE, RANDOM, Evaluation
 
 _MARKERS = "osD^vPX<>*hp"
+_COLORS = matplotlib.color_sequences["tab20"][::2] + matplotlib.color_sequences["tab20"][1::2]
 _REFERENCES = {ORACLE: "black", RANDOM: "grey"}
 
 
@@ -32,7 +34,7 @@ def plot(evaluation: Evaluation) -> Figure:
                 [100 * base * (share.highest - share.value) for share in shares],
             ],
             fmt=_MARKERS[number % len(_MARKERS)] + ("--" if name in _REFERENCES else "-"),
-            color=_REFERENCES.get(name, f"C{number % 10}"),
+            color=_REFERENCES.get(name, _COLORS[number % len(_COLORS)]),
             linewidth=2.4 if name == "vitcop" else 1.0,
             markersize=5,
             elinewidth=0.6,

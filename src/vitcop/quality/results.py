@@ -132,17 +132,27 @@ class Evaluation:
         Raises:
             VitcopError: the dense model answers nothing right.
         """
-        scenes = {number: index for index, number in enumerate(dict.fromkeys(case.scene for case in self.cases))}
-        scene_of = [scenes[case.scene] for case in self.cases]
-        own, dense = (np.bincount(scene_of, self._right(each), len(scenes)) for each in (row, self.dense))
-        draws = np.random.default_rng(0).multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), RESAMPLES)
-        draws = np.concatenate([np.ones((1, len(scenes)), int), draws])  # the first is what was asked
-        own, dense = draws @ own, draws @ dense
-        shares = own[dense > 0] / dense[dense > 0]
+        own, dense = self._drawn(self._right(row)), self._drawn(self._right(self.dense))
         if not dense[0]:
             raise VitcopError("The dense model answers nothing right, so that no share of it can be told.")
-        lowest, highest = np.quantile(shares[1:], (0.025, 0.975))
-        return Interval(float(shares[0]), float(lowest), float(highest))
+        return _interval(own[dense > 0] / dense[dense > 0])
+
+    def gain(self, name: str, base: str) -> Interval:
+        """Accuracy of one contender minus another's, the mean over the retentions at which both answer.
+
+        The interval is a paired bootstrap over scenes.
+        """
+        found = {(row.name, row.retention): self._right(row) for row in self.rows}
+        both = [share for share in self.retentions if (name, share) in found and (base, share) in found]
+        better = np.mean([found[name, share] - found[base, share] for share in both], axis=0)
+        return _interval(self._drawn(better) / self._drawn(np.ones(len(self.cases))))
+
+    def _drawn(self, of_question: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Sums over the questions of scenes drawn at random, with repeats; the first is the sum over all scenes."""
+        scenes = {number: index for index, number in enumerate(dict.fromkeys(case.scene for case in self.cases))}
+        of_scene = np.bincount([scenes[case.scene] for case in self.cases], of_question, len(scenes))
+        draws = np.random.default_rng(0).multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), RESAMPLES)
+        return np.concatenate([np.ones((1, len(scenes)), int), draws]) @ of_scene
 
     def _right(self, row: Row) -> np.ndarray[Any, np.dtype[np.float64]]:
         """1 or 0 for each question, the mean over the row's seeds."""
@@ -167,3 +177,9 @@ class Evaluation:
             rows=tuple(taken(Row, row) for row in values["rows"]),
             refusals=tuple(taken(Refusal, refusal) for refusal in values["refusals"]),
         )
+
+
+def _interval(drawn: np.ndarray[Any, np.dtype[np.float64]]) -> Interval:
+    """What was asked, which is the first, and where 95 % of what was drawn lie."""
+    lowest, highest = np.quantile(drawn[1:], (0.025, 0.975))
+    return Interval(float(drawn[0]), float(lowest), float(highest))
