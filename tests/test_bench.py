@@ -402,7 +402,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, complaint, tmp_path,
 
 
 def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch):
-    monkeypatch.setattr(cli.bench, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli.common, "find_spec", lambda name: None)
     assert 'pip install "vitcop[plot]"' in bench("--plot", "out.png").stderr
 
 
