@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from fractions import Fraction
 from io import BytesIO
 
 import numpy as np
@@ -21,6 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vitcop
 from vitcop.builtin import MODEL_PATH
+from vitcop.shares import read_share
 
 BATCH_SIZE = 8
 MAX_NEW_TOKENS = 64
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPUs of each actor")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     given = parser.parse_args()
-    method = vitcop.Pruner.from_dict({"method": given.method, "retention": float(Fraction(given.retention))})
+    method = vitcop.Pruner.from_dict({"method": given.method, "retention": read_share(given.retention)})
     start_ray(given.actors * given.threads + 1)  # reading and writing take a CPU of Ray's, though little of its time
     answers = answer(
         ray.data.read_parquet(given.questions).select_columns(["id", "picture", "question"]),

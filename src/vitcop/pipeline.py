@@ -94,8 +94,7 @@ class Pipeline(Pruner):
         return self.stages[tokens.stage].selector.select(tokens, budget)
 
     def selection_flops(self, stage: StageShape) -> int:
-        (own,) = (own for own in self.stages if own.layer == stage.layer)
-        return own.selector.selection_flops(stage)
+        return self.stages[stage.stage].selector.selection_flops(stage)
 
     def to_dict(self) -> dict[str, Any]:
         stages = [

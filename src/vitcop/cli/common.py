@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,14 +71,6 @@ def one_line_errors() -> Iterator[None]:
     except VitcopError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
-
-
-def read_share(text: str, name: str = "--retention") -> float:
-    """What an option such as `--retention` says, such as 1/9 or 0.2."""
-    try:
-        return float(Fraction(text))
-    except (ValueError, ArithmeticError) as error:
-        raise VitcopError(f"{name} is a fraction such as 1/9 or a number such as 0.2; got {text!r}.") from error
 
 
 def read_list(option: str, text: str) -> list[str]:

@@ -18,6 +18,7 @@ from .. import builtin
 from ..downsample import downsample
 from ..errors import BudgetError, VitcopError, check_retention, unknown_name
 from ..figures import figure
+from ..shares import read_share
 from ..sheet import Entry, contact_sheet
 from ..video import Clip
 from .common import (
@@ -37,7 +38,6 @@ from .common import (
     pictures_of_grids,
     progress_bars,
     question_about,
-    read_share,
     read_subject,
     writing_errors,
 )

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from .. import builtin
 from ..errors import VitcopError, check_retention, unknown_name
+from ..shares import read_share
 from .common import (
     CountingBar,
     check_place,
@@ -19,7 +20,6 @@ from .common import (
     one_line_errors,
     progress_bars,
     read_list,
-    read_share,
     writing_errors,
 )
 

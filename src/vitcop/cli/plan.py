@@ -11,7 +11,8 @@ from rich.table import Table
 
 from ..errors import VitcopError
 from ..figures import figure
-from .common import loading_errors, make_method, one_line_errors, read_share, read_size
+from ..shares import read_share
+from .common import loading_errors, make_method, one_line_errors, read_size
 
 if TYPE_CHECKING:
     from ..plan import Plan

@@ -17,6 +17,7 @@ from rich.text import Text
 from .. import builtin
 from ..figures import figure
 from ..overlay import overlay as draw_overlay
+from ..shares import read_share
 from .common import (
     Chat,
     FramesOption,
@@ -34,7 +35,6 @@ from .common import (
     pictures_of_grids,
     progress_bars,
     question_about,
-    read_share,
     read_subject,
     writing_errors,
 )

@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..cli.common import read_share
 from ..errors import VitcopError, unknown_name
 from ..methods import METHODS
 from ..pruner import Pruner
+from ..shares import read_share
 
 
 def split_arguments(arguments: Mapping[str, Any], wrapper: Iterable[str]) -> tuple[Pruner | None, dict[str, Any]]:
