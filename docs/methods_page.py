@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vitcop.cli.methods import HEADER, preset_lines, row_of
 from vitcop.methods import METHODS
-from vitcop.pruner import Pruner
+from vitcop.selection.pruner import Pruner
 
 _TEXT = """\
 # Methods

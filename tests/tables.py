@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import vitcop
-from vitcop.tokens import SALIENCY, EncoderSignal, Entrance, Source, TextTokens
+from vitcop.selection.tokens import SALIENCY, EncoderSignal, Entrance, Source, TextTokens
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import torch
 from tiny import FAMILIES, GREEDY, LLAVA, METHODS, ONE_IMAGE, Prompt, assert_same_logits, batch, ragged
 
 import vitcop
-from vitcop.positions import count_positions
+from vitcop.engine.positions import count_positions
 
 
 def decode(model, inputs, steps=3):

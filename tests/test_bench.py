@@ -32,8 +32,9 @@ from vitcop.bench.roofline import prefill_seconds
 from vitcop.bench.shapes import Shape
 from vitcop.bench.stopwatch import Stopwatch
 from vitcop.bench.table import tables
-from vitcop.cost import layer_bytes
-from vitcop.decode import Decode
+from vitcop.costs import closed_forms
+from vitcop.costs.closed_forms import layer_bytes
+from vitcop.engine.decode import Decode
 from vitcop.models import Size, family_of
 from vitcop.models.llava import Llava
 
@@ -282,7 +283,7 @@ def test_the_roofline_by_hand():
 def test_eager_attention_multiplies_the_masked_half_as_well():
     infinite = float("inf")
     eager = least([100, 100], 1, 1, infinite, causal=False)
-    assert eager == vitcop.cost.prefill_flops(CONFIG, [100, 100])
+    assert eager == closed_forms.prefill_flops(CONFIG, [100, 100])
     assert eager - least([100, 100], 1, 1, infinite) == 2 * 2 * 100 * 99 * 64
 
 

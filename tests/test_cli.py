@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import vitcop
 from vitcop import builtin, cli
 from vitcop.cli import common
-from vitcop.drawing import GAP, LINE, MARGIN
+from vitcop.pictures.drawing import GAP, LINE, MARGIN
 
 EXAMPLE = json.loads(Path(builtin.__file__).with_name("example.json").read_text())
 

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 import vitcop
+from vitcop.costs.plan import Planner
 from vitcop.models import Size, family_of, qwen2_vl, qwen3_vl
-from vitcop.plan import Planner
 
 VITCOP = METHODS["vitcop"]
 QWEN_SIZE = {"shortest_edge": 64, "longest_edge": 5120}

@@ -8,7 +8,7 @@ from test_processors import PROCESSORS, QWEN
 from transformers import Qwen2VLImageProcessorPil
 
 from vitcop import BudgetError
-from vitcop.downsample import SHORTEST_SIDE, downsample
+from vitcop.inputs.downsample import SHORTEST_SIDE, downsample
 
 PATCH = 4
 

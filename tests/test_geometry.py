@@ -9,11 +9,11 @@ from tiny import FAMILIES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vitcop
-from vitcop.engine import _OBSERVATION
+from vitcop.engine.hooks import _OBSERVATION
 from vitcop.models import encoders
 from vitcop.models.grids import Grids
 from vitcop.ops import saliency
-from vitcop.tokens import EncoderSignal
+from vitcop.selection.tokens import EncoderSignal
 
 KINDS = [(name, kind) for name, family in FAMILIES.items() for kind in family.kinds]
 

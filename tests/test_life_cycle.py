@@ -12,7 +12,7 @@ from tiny import LLAVA, ONE_IMAGE, RAGGED, Prompt, batch
 from transformers import DynamicCache
 
 import vitcop
-from vitcop.cache import cache_in
+from vitcop.engine.cache import cache_in
 
 VITCOP = vitcop.ViTCoP(retention=0.3)
 GREEDY = {"do_sample": False, "max_new_tokens": 4, "suppress_tokens": [63]}

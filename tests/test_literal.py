@@ -20,7 +20,7 @@ from transformers import CLIPVisionConfig
 
 import vitcop
 from vitcop.report import StageReport
-from vitcop.tokens import SALIENCY, EncoderSignal, TextTokens, merge_hidden_states
+from vitcop.selection.tokens import SALIENCY, EncoderSignal, TextTokens, merge_hidden_states
 
 HEADS, HEAD_DIM, HIDDEN = 3, 4, 40
 NOT_OF_TOKENS = ("entered", "words", "word_states", "normed_word_states", "word_keys", "asked")

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 import vitcop
 from docs.methods_page import page
 from vitcop.ops.segments import smallest_per_segment
-from vitcop.pruner import LITERATURE_LAYERS, LITERATURE_TOKENS, preset_retention
+from vitcop.selection.pruner import LITERATURE_LAYERS, LITERATURE_TOKENS, preset_retention
 
 PRESETS = [
     (method, name, tokens)

@@ -7,8 +7,8 @@ from tiny import ENGINE, FAMILIES, KEEP_ONLY, ONE_IMAGE, batch, ragged
 from transformers import DynamicCache
 
 import vitcop
+from vitcop.engine.positions import count_positions
 from vitcop.models import FAMILIES as KNOWN
-from vitcop.positions import count_positions
 
 STEPS = 3
 

@@ -9,9 +9,9 @@ from PIL import Image
 from transformers import AutoProcessor, LlamaConfig, LlavaNextImageProcessorPil
 
 from vitcop import Report, StageReport, VitcopError, builtin
-from vitcop.drawing import GAP, LINE, MARGIN, PAPER, SHORTEST_SIDE
 from vitcop.models.grids import SEPARATOR, Grids
-from vitcop.overlay import as_seen, overlay, tiles_as_seen
+from vitcop.pictures.drawing import GAP, LINE, MARGIN, PAPER, SHORTEST_SIDE
+from vitcop.pictures.overlay import as_seen, overlay, tiles_as_seen
 
 ROWS, COLUMNS = 2, 3
 CELL = SHORTEST_SIDE // ROWS
@@ -38,7 +38,7 @@ def report_of(image: Grids, *stages: StageReport) -> Report:
         modalities=("image",),
         rows=(0,),
         stages=stages,
-        layouts={},
+        columns={},
         row_lengths={},
         prompt_lengths=(8,),
         decoder_config=LlamaConfig(),

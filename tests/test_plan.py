@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import vitcop
 from vitcop.cli import app
-from vitcop.plan import Planner
+from vitcop.costs.plan import Planner
 
 RUNNER = CliRunner()
 

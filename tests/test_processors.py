@@ -16,8 +16,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import vitcop
+from vitcop.costs.plan import Planner
 from vitcop.models import family_of, qwen2_vl, qwen3_vl
-from vitcop.plan import Planner
 from vitcop.quality import builtin_suite
 from vitcop.quality.reader import Reader
 

@@ -2,9 +2,9 @@
 
 from test_overlay import COLORS, COLUMNS, ROWS, is_grey, mosaic, report_of, stage
 
-from vitcop.drawing import GAP, LINE, MARGIN, PAPER
 from vitcop.models.grids import Grids
-from vitcop.sheet import LONGEST_SIDE, Entry, contact_sheet
+from vitcop.pictures.drawing import GAP, LINE, MARGIN, PAPER
+from vitcop.pictures.sheet import LONGEST_SIDE, Entry, contact_sheet
 
 CELL = LONGEST_SIDE // COLUMNS
 DENSE = ()

@@ -10,7 +10,7 @@ from clips import RATE, greys, number_of, write_clip
 from PIL import Image
 
 import vitcop
-from vitcop.video import read_clip
+from vitcop.inputs.video import read_clip
 
 IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 QUARTER_TURN = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)  # clockwise

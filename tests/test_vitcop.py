@@ -11,7 +11,7 @@ from tables import table
 import vitcop
 from vitcop.methods.vitcop import MergeClusters
 from vitcop.ops.cluster import density_peaks, num_centres
-from vitcop.tokens import merge_hidden_states
+from vitcop.selection.tokens import merge_hidden_states
 
 merge_clusters = MergeClusters().select
 

@@ -12,8 +12,8 @@ from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfi
 
 import vitcop
 from vitcop.bench.memory import peak_bytes
+from vitcop.engine.prefill import Prefill
 from vitcop.ops.cluster import density_peaks
-from vitcop.prefill import Prefill
 
 VITCOP, LAST_QUERY = tiny.METHODS["vitcop"], tiny.METHODS["vitcop_last_query"]
 CPU = torch.device("cpu")

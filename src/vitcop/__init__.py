@@ -6,9 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .cost import StageShape
+    from .costs.plan import Plan, Planner
     from .engine import Pruning, prune
     from .errors import BudgetError, UnsupportedModelError, VitcopError
+    from .inputs.downsample import downsample
     from .methods import (
         DART,
         METHODS,
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
         VScan,
     )
     from .models import FAMILIES, Grids, ModelFamily, Observation
-    from .pipeline import Pipeline, Stage
-    from .plan import Plan, Planner
-    from .pruner import Description, Pruner, ScorePruner, Selector
     from .report import Report, StageReport
-    from .tokens import EncoderSignal, Selection, VisualTokens
+    from .selection.pipeline import Pipeline, Stage
+    from .selection.pruner import Description, Pruner, ScorePruner, Selector
+    from .selection.stage_shape import StageShape
+    from .selection.tokens import EncoderSignal, Selection, VisualTokens
 
 __version__ = "0.1.0"
 
@@ -85,13 +86,14 @@ __all__ = [
     "VisionZip",
     "VisualTokens",
     "VitcopError",
+    "downsample",
     "prune",
 ]
 
 # torch and transformers take seconds to import: the command line must be able to refuse bad input before that.
 _HOMES = {
     "engine": ("Pruning", "prune"),
-    "cost": ("StageShape",),
+    "inputs.downsample": ("downsample",),
     "errors": ("BudgetError", "UnsupportedModelError", "VitcopError"),
     "methods": (
         "AveragePool",
@@ -117,11 +119,12 @@ _HOMES = {
         "VisionZip",
     ),
     "models": ("FAMILIES", "Grids", "ModelFamily", "Observation"),
-    "pipeline": ("Pipeline", "Stage"),
-    "pruner": ("Description", "Pruner", "ScorePruner", "Selector"),
-    "plan": ("Plan", "Planner"),
+    "selection.pipeline": ("Pipeline", "Stage"),
+    "selection.pruner": ("Description", "Pruner", "ScorePruner", "Selector"),
+    "costs.plan": ("Plan", "Planner"),
     "report": ("Report", "StageReport"),
-    "tokens": ("EncoderSignal", "Selection", "VisualTokens"),
+    "selection.stage_shape": ("StageShape",),
+    "selection.tokens": ("EncoderSignal", "Selection", "VisualTokens"),
 }
 
 

@@ -9,11 +9,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from .cost import kv_cache_bytes, prefill_flops
+from .costs.closed_forms import kv_cache_bytes, prefill_flops
 from .figures import figure
-from .layout import Layout
 from .models.grids import Grids
-from .tokens import Selection, VisualTokens
+from .selection.tokens import Selection, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Report:
         modalities: "image" or "video", of each.
         rows: the row of the batch in which each stands.
         stages: what each stage did. Empty if every token stayed.
-        layouts: first decoder layer of each stretch -> the prompt columns held from that layer on.
+        columns: first decoder layer of each stretch -> the prompt column in every slot, -1 for padding, from there on.
         row_lengths: first decoder layer of each stretch -> tokens per row held from that layer on.
         prompt_lengths: tokens per row of the unpruned prompt, padding left out.
         decoder_config: of the language model, for the costs.
@@ -95,7 +94,7 @@ class Report:
     modalities: tuple[str, ...]
     rows: tuple[int, ...]
     stages: tuple[StageReport, ...]
-    layouts: dict[int, Layout]
+    columns: dict[int, Int[Tensor, "batch width"]]
     row_lengths: dict[int, tuple[int, ...]]
     prompt_lengths: tuple[int, ...]
     decoder_config: PretrainedConfig
@@ -133,12 +132,11 @@ class Report:
         """Prompt column of every position in decoder layer `layer`, -1 for padding."""
         if not 0 <= layer < self.num_layers:
             raise IndexError(f"there is no layer {layer} in {self.num_layers}")
-        layout = self.layouts[max(first for first in self.layouts if first <= layer)]
-        return layout.columns if layout.mask is None else layout.columns.masked_fill(~layout.mask, -1)
+        return self.columns[max(first for first in self.columns if first <= layer)]
 
     @property
     def prefill_flops(self) -> tuple[int, int]:
-        """Floating point operations of the decoder layers, dense and pruned, over the batch; see `cost`."""
+        """Floating point operations of the decoder layers, dense and pruned, over the batch; see `costs`."""
         dense = [prefill_flops(self.decoder_config, [n] * self.num_layers) for n in self.prompt_lengths]
         pruned = [prefill_flops(self.decoder_config, self.tokens(row)) for row in range(len(dense))]
         return sum(dense), sum(pruned)

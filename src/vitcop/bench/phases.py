@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..engine import prune
-from ..pruner import Pruner
+from ..selection.pruner import Pruner
 from .prompt import Prompt
 from .stopwatch import Stopwatch
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PretrainedConfig
 
-from ..cost import layer_bytes, layer_flops
+from ..costs.closed_forms import layer_bytes, layer_flops
 from .ceilings import Ceilings
 
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from ..downsample import downsample
 from ..engine import prune
 from ..environment import device_name, versions
 from ..errors import VitcopError
+from ..inputs.downsample import downsample
 from ..methods import Random
 from ..models import ModelFamily, Size, family_of
-from ..pruner import Pruner
+from ..selection.pruner import Pruner
 from .ceilings import Ceilings, measure_ceilings
 from .memory import peak_bytes
 from .phases import PHASES, cache_of, read_prompt, time_phases

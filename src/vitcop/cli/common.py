@@ -20,12 +20,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from .. import builtin
 from ..errors import VitcopError, unknown_name
-from ..overlay import as_seen, tiles_as_seen
-from ..prompts import placeholder_of, prompt_about
-from ..video import Clip, middles, read_clip
+from ..inputs.prompts import placeholder_of, prompt_about
+from ..inputs.video import Clip, middles, read_clip
+from ..pictures.overlay import as_seen, tiles_as_seen
 
 if TYPE_CHECKING:
-    from ..pruner import Pruner
+    from ..selection.pruner import Pruner
 
 FRAMES = 16
 MAX_NEW_TOKENS = 64
@@ -96,7 +96,7 @@ def make_method(name: str, retention: float) -> Pruner:
         VitcopError: there is none.
     """
     from ..methods import METHODS
-    from ..pruner import Pruner
+    from ..selection.pruner import Pruner
 
     if name not in METHODS:
         raise VitcopError(unknown_name("method", name, METHODS))

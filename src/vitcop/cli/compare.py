@@ -15,12 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import builtin
-from ..downsample import downsample
 from ..errors import BudgetError, VitcopError, check_retention, unknown_name
 from ..figures import figure
+from ..inputs.downsample import downsample
+from ..inputs.video import Clip
+from ..pictures.sheet import Entry, contact_sheet
 from ..shares import read_share
-from ..sheet import Entry, contact_sheet
-from ..video import Clip
 from .common import (
     Chat,
     FramesOption,
@@ -43,8 +43,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..pruner import Pruner
     from ..report import Report
+    from ..selection.pruner import Pruner
 
 ALL, DENSE, DOWNSAMPLE = "all", "dense", "downsample"
 
@@ -141,7 +141,7 @@ def _rows(
     """The dense model, then each method, then down-sampling."""
     from .. import prune
     from ..methods import Random
-    from ..pruner import Pruner
+    from ..selection.pruner import Pruner
 
     def outcome(name: str, subject: Subject, chat: Chat, pruner: Pruner, whole: int | None = None) -> _Outcome:
         bar = TokenBar(progress, f"Answering: {name}")

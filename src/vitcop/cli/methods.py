@@ -17,7 +17,7 @@ from ..errors import VitcopError, unknown_name
 from .common import one_line_errors
 
 if TYPE_CHECKING:
-    from ..pruner import Pruner
+    from ..selection.pruner import Pruner
 
 HEADER = ("method", "paper", "prunes at", "by", "tokens", "flash-safe")
 
@@ -72,7 +72,7 @@ def _details(method: type[Pruner]) -> Iterator[str]:
 
 def preset_lines(method: type[Pruner]) -> Iterator[str]:
     """The presets of a method, and what each really averages."""
-    from ..pruner import LITERATURE_TOKENS, preset_retention
+    from ..selection.pruner import LITERATURE_TOKENS, preset_retention
 
     for name, schedules in method.presets.items():
         for tokens, schedule in sorted(schedules.items(), reverse=True):

@@ -15,7 +15,7 @@ from ..shares import read_share
 from .common import loading_errors, make_method, one_line_errors, read_size
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from ..costs.plan import Plan
 
 RETENTION = "1/9"
 
@@ -49,7 +49,7 @@ def plan(
             raise VitcopError(f"{' and '.join(named)} exclude each other; give one of them.")
         share = read_share(RETENTION if retention is None else retention)
         width, height = (None, None) if image is None else read_size(image)
-        from ..plan import Planner
+        from ..costs.plan import Planner
 
         pruner = make_method(method, share)
         config = _read_config(model)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from .. import builtin
 from ..figures import figure
-from ..overlay import overlay as draw_overlay
+from ..pictures.overlay import overlay as draw_overlay
 from ..shares import read_share
 from .common import (
     Chat,
@@ -40,8 +40,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..pruner import Pruner
     from ..report import Report
+    from ..selection.pruner import Pruner
 
 REPEATS = 5
 

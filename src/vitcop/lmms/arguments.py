@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import VitcopError, unknown_name
 from ..methods import METHODS
-from ..pruner import Pruner
+from ..selection.pruner import Pruner
 from ..shares import read_share
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..pruner import Pruner, Selector
+from ..selection.pruner import Pruner, Selector
 from .averagepool import AveragePool
 from .cdpruner import CDPruner
 from .dart import DART

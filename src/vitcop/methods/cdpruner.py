@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..cost import StageShape
 from ..ops.greedy import keep_greedily, most_probable
 from ..ops.segments import pad_segments
-from ..pruner import Description, EntrancePruner, question
-from ..tokens import Selection, VisualTokens
+from ..selection.pruner import Description, EntrancePruner, question
+from ..selection.stage_shape import StageShape
+from ..selection.tokens import Selection, VisualTokens
 
 ROUNDING = 1e-6
 """Cosines that differ by less are the same."""

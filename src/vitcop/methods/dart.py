@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..cost import StageShape
-from ..pruner import Description, LayerPruner
-from ..tokens import Selection, VisualTokens
+from ..selection.pruner import Description, LayerPruner
+from ..selection.stage_shape import StageShape
+from ..selection.tokens import Selection, VisualTokens
 
 PIVOTS = 4
 """Of each kind."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..cost import StageShape
 from ..ops.greedy import farthest_first, keep_greedily
-from ..pruner import Description, EntrancePruner
-from ..tokens import Selection, VisualTokens
+from ..selection.pruner import Description, EntrancePruner
+from ..selection.stage_shape import StageShape
+from ..selection.tokens import Selection, VisualTokens
 
 
 @dataclass(frozen=True)

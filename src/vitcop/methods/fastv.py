@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ..cost import StageShape
-from ..pruner import Description, LayerPruner, ScorePruner
-from ..tokens import VisualTokens
+from ..selection.pruner import Description, LayerPruner, ScorePruner
+from ..selection.stage_shape import StageShape
+from ..selection.tokens import VisualTokens
 
 
 @dataclass(frozen=True)

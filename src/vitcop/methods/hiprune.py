@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..cost import StageShape
 from ..ops.segments import rank_in_segment, segment_sum, upload
-from ..pruner import Description, EntrancePruner
-from ..tokens import EncoderSignal, Selection, VisualTokens
+from ..selection.pruner import Description, EntrancePruner
+from ..selection.stage_shape import StageShape
+from ..selection.tokens import EncoderSignal, Selection, VisualTokens
 
 ANCHORS = 0.1 / 5
 """Anchors, as a share of the tokens kept: with their four neighbours they are a tenth."""

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..ops.saliency import key_norm
-from ..pruner import Description, LayerPruner, ScorePruner
-from ..tokens import VisualTokens
+from ..selection.pruner import Description, LayerPruner, ScorePruner
+from ..selection.tokens import VisualTokens
 
 
 @dataclass(frozen=True)

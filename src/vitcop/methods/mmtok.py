@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..cost import StageShape
 from ..errors import BudgetError
 from ..ops.greedy import best_cover, keep_greedily
 from ..ops.segments import is_real, pad_segments
-from ..pruner import Description, EntrancePruner, question
-from ..tokens import Selection, VisualTokens
+from ..selection.pruner import Description, EntrancePruner, question
+from ..selection.stage_shape import StageShape
+from ..selection.tokens import Selection, VisualTokens
 
 
 @dataclass(frozen=True)

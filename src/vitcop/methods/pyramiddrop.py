@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ..cost import StageShape
 from ..errors import BudgetError
-from ..pruner import Description, ScorePruner, check_layer, check_retention
-from ..schedule import average_retention, solve
-from ..tokens import VisualTokens
+from ..selection.pruner import Description, ScorePruner, check_layer, check_retention
+from ..selection.schedule import average_retention, solve
+from ..selection.stage_shape import StageShape
+from ..selection.tokens import VisualTokens
 
 SHARES = (0.5, 0.25, 0.125)
 

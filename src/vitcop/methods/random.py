@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..pruner import Description, ScorePruner, check_retention
-from ..schedule import solve
-from ..tokens import VisualTokens
+from ..selection.pruner import Description, ScorePruner, check_retention
+from ..selection.schedule import solve
+from ..selection.tokens import VisualTokens
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..cost import StageShape
 from ..ops.cluster import density_peaks
 from ..ops.segments import indices_of, rank_in_segment, upload
-from ..pruner import Description, Pruner, check_retention, question
-from ..schedule import scaled_layers, solve
-from ..tokens import Selection, VisualTokens
+from ..selection.pruner import Description, Pruner, check_retention, question
+from ..selection.schedule import scaled_layers, solve
+from ..selection.stage_shape import StageShape
+from ..selection.tokens import Selection, VisualTokens
 
 # Tokens that the paper's lists leave before these layers of 32, recycled ones included, of 576.
 LAYERS = (3, 7, 16)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ..ops.pooling import central, grid_cells
 from ..ops.segments import indices_of
-from ..pruner import Description, EntrancePruner
-from ..tokens import Selection, VisualTokens
+from ..selection.pruner import Description, EntrancePruner
+from ..selection.tokens import Selection, VisualTokens
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cost import StageShape
 from ..errors import BudgetError
 from ..ops.matching import most_similar
 from ..ops.segments import indices_of, padded_lengths, rank_in_segment, share_out, upload
-from ..pruner import Description, EntrancePruner
-from ..tokens import Selection, VisualTokens
+from ..selection.pruner import Description, EntrancePruner
+from ..selection.stage_shape import StageShape
+from ..selection.tokens import Selection, VisualTokens
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..cost import StageShape
 from ..ops.matching import thin_out
 from ..ops.segments import indices_of, padded_lengths, rank_in_segment, share_out, upload
-from ..pruner import Description, EntrancePruner
-from ..tokens import Selection, VisualTokens
+from ..selection.pruner import Description, EntrancePruner
+from ..selection.stage_shape import StageShape
+from ..selection.tokens import Selection, VisualTokens
 
 STEP = 8
 """Duplicates that go at a time."""

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..cost import StageShape
 from ..errors import BudgetError, VitcopError
 from ..ops.cluster import density_peaks, num_centres
 from ..ops.saliency import key_norm
@@ -27,8 +26,9 @@ from ..ops.segments import (
     unpad_segments,
     upload,
 )
-from ..pruner import LITERATURE_TOKENS, Description, Positions, Pruner, Selector, check_retention
-from ..tokens import Selection, VisualTokens
+from ..selection.pruner import LITERATURE_TOKENS, Description, Positions, Pruner, Selector, check_retention
+from ..selection.stage_shape import StageShape
+from ..selection.tokens import Selection, VisualTokens
 from .fastv import FastV
 
 DEEP_RATIO = 1 / 5

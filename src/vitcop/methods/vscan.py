@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cost import StageShape
 from ..ops.matching import most_similar
 from ..ops.segments import indices_of, rank_in_segment, segment_sum, upload
-from ..pruner import Description, Pruner, Selector, check_layer, check_retention
-from ..schedule import solve
-from ..tokens import EncoderSignal, Selection, VisualTokens
+from ..selection.pruner import Description, Pruner, Selector, check_layer, check_retention
+from ..selection.schedule import solve
+from ..selection.stage_shape import StageShape
+from ..selection.tokens import EncoderSignal, Selection, VisualTokens
 from .fastv import FastV
 
 WINDOW = 6

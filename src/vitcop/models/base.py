@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError, VitcopError
-from ..tokens import SALIENCY, EncoderSignal
+from ..selection.tokens import SALIENCY, EncoderSignal
 from .encoders import Patches, Watched
 from .geometry import Geometry, Size
 from .grids import Grids, Shape, patch_numbers

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
-from ..layout import gather_slots
+from ..ops.gather import gather_slots
 from ..ops.segments import indices_of
 from .base import Call, Description
 from .geometry import Size

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..cost import prefill_flops
-from ..downsample import downsample
+from ..costs.closed_forms import prefill_flops
+from ..costs.plan import Planner
 from ..errors import BudgetError, VitcopError
+from ..inputs.downsample import downsample
 from ..methods import Random
 from ..models import Size
-from ..plan import Planner
-from ..pruner import Pruner
+from ..selection.pruner import Pruner
 from .oracle import oracle_for
 from .reader import Answered, Reader
 from .results import BLIND, DENSE, DOWNSAMPLE, MAJORITY, ORACLE, RANDOM, Row

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..pruner import EntrancePruner, ScorePruner
 from ..scenes import scene
-from ..tokens import VisualTokens
+from ..selection.pruner import EntrancePruner, ScorePruner
+from ..selection.tokens import VisualTokens
 from .suite import Case
 
 _PIXELS = 8  # of a patch, where masks are read

@@ -12,8 +12,8 @@ from PIL import Image
 from transformers import BatchFeature
 
 from ..engine import prune
-from ..prompts import prompt_about
-from ..pruner import Pruner
+from ..inputs.prompts import prompt_about
+from ..selection.pruner import Pruner
 from .suite import Case
 
 MAX_NEW_TOKENS = 8

@@ -15,8 +15,8 @@ import torch
 from ..environment import device_name, versions
 from ..errors import BudgetError, VitcopError, unknown_name
 from ..methods import METHODS
-from ..pruner import Pruner
 from ..records import taken
+from ..selection.pruner import Pruner
 from .contenders import Contest, Pruners, Subject
 from .results import DENSE, DOWNSAMPLE, ONCE, ORACLE, RANDOM, Evaluation, Refusal, Row, Setting
 from .suite import Suite

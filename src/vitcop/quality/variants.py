@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..methods.vitcop import MergeClusters, Ranking, SalientClusters, SmallestKeyNorms, ViTCoP, lack_of_largest
 from ..ops.saliency import key_norm
-from ..pruner import Pruner, Selector
-from ..schedule import solve
-from ..tokens import Selection, VisualTokens
+from ..selection.pruner import Pruner, Selector
+from ..selection.schedule import solve
+from ..selection.tokens import Selection, VisualTokens
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vitcop.scenes import pieces
+from vitcop.scenes.item import Item
 from vitcop.scenes.questions import Question, ask
 from vitcop.scenes.world import BACKDROPS, COLORS, DIGITS, EMOJI, HELD_OUT_PAIRS, MARKS, SHAPES, SIGN, SPLITS, WORDS
 
@@ -16,26 +17,6 @@ PHOTO_SHARE = 0.4  # of the backgrounds; the other backdrops share the rest
 SIDES = {"sign": (0.28, 0.38), "mark": (0.06, 0.085), "object": (0.12, 0.24)}
 COVERED = 0.12  # the least share of a patch that a thing must cover to be what the patch shows
 CLEARANCE = 0.01  # between the boxes of two objects, as a share of the picture's side
-
-
-@dataclass(frozen=True)
-class Item:
-    """One object. ``box`` is left, top, right, bottom as shares of the picture's side."""
-
-    kind: str
-    box: tuple[float, float, float, float]
-    color: str | None = None  # shapes and marks only
-    text: str | None = None  # signs only
-
-    @property
-    def small(self) -> bool:
-        """Whether it is a mark, which no caption would name."""
-        return self.kind in MARKS
-
-    @property
-    def center(self) -> tuple[float, float]:
-        left, top, right, bottom = self.box
-        return (left + right) / 2, (top + bottom) / 2
 
 
 @dataclass(frozen=True)

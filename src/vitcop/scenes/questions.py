@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from vitcop.scenes.item import Item
 from vitcop.scenes.world import COLORS, EMOJI, HELD_OUT_PAIRS, SHAPES, SIGN
-
-if TYPE_CHECKING:
-    from vitcop.scenes.compose import Item
 
 # ``small`` asks about a mark and ``background`` about what no object covers: neither is salient.
 TYPES = ("existence", "count", "color", "place", "relation", "reading", "small", "background")

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from .errors import VitcopError
+from ..errors import VitcopError
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from .errors import VitcopError
-from .ops.segments import segment_ids, segment_sum, share_out, smallest_per_segment, starts_of, upload
+from ..errors import VitcopError
+from ..ops.segments import segment_ids, segment_sum, share_out, smallest_per_segment, starts_of, upload
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .positions import count_positions
@@ -40,6 +40,11 @@ class Layout:
             return count_positions(self.mask)
         return torch.arange(self.width, device=self.columns.device).expand_as(self.columns)
 
+    @property
+    def real_columns(self) -> Int[Tensor, "batch width"]:
+        """`columns`, and -1 at padding."""
+        return self.columns if self.mask is None else self.columns.masked_fill(~self.mask, -1)
+
     def keep(
         self, alive: Bool[Tensor, "batch width"], lengths: Sequence[int]
     ) -> tuple[Layout, Int[Tensor, "batch kept"]]:
@@ -67,16 +72,3 @@ class Layout:
     def without_last(self, slots: int) -> Layout:
         """The layout without its last slots."""
         return Layout(self.columns[:, :-slots], None if self.mask is None else self.mask[:, :-slots])
-
-
-def gather_slots(values: Shaped[Tensor, ...], slots: Int[Tensor, "batch kept"], dim: int) -> Shaped[Tensor, ...]:
-    """Gather `slots` along dimension `dim` (negative) of a tensor.
-
-    The batch is the dimension just before `dim`, or of size one there when all rows share the values.
-    Everything else is broadcast: (1, seq, head_dim) with `dim=-2` gives (batch, kept, head_dim).
-    """
-    slots, (rows, width) = slots.to(values.device), values.shape[dim - 1 :][:2]
-    if rows > 1:
-        slots = slots + width * torch.arange(rows, device=slots.device)[:, None]
-    # Whole rows are copied: `gather`, which reads an index for every value, takes ten times as long.
-    return values.flatten(dim - 1, dim).index_select(dim, slots.flatten()).unflatten(dim, slots.shape)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.masking_utils import blockwise_overlay, create_causal_mask
 
-from .models import ModelFamily
+from ..models import ModelFamily
 
 
 def entering_mask(family: ModelFamily, real: Tensor | None, mask_of: Callable[[int], Any]) -> Any:

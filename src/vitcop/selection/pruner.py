@@ -7,18 +7,17 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import BudgetError, VitcopError, check_retention, unknown_name
-from .ops.segments import smallest_per_segment
+from ..errors import BudgetError, VitcopError, check_retention, unknown_name
+from ..ops.segments import smallest_per_segment
 from .schedule import average_retention, solve
+from .stage_shape import StageShape
 from .tokens import EncoderSignal, Selection, TextTokens, VisualTokens
-
-if TYPE_CHECKING:
-    from .cost import StageShape
 
 Positions = Literal["compact", "keep"]
 P = TypeVar("P", bound="Pruner")
@@ -146,7 +145,7 @@ class Pruner(Selector):
         Raises:
             VitcopError: the method or one of its settings is not known, or a value is out of range.
         """
-        from .methods import METHODS
+        from ..methods import METHODS
         from .pipeline import Pipeline
 
         method: Pruner = _made(settings, METHODS | {Pipeline.name: Pipeline})
@@ -222,6 +221,27 @@ def preset_retention(schedule: Mapping[int, int]) -> float:
     return average_retention(schedule, LITERATURE_TOKENS, LITERATURE_LAYERS)
 
 
+def checked_budgets(method: Pruner, num_tokens: int, num_layers: int, first_layer: int) -> dict[int, int]:
+    """The method's schedule, in order of its layers, if a decoder can carry it out; arguments as of `budgets`.
+
+    Raises:
+        BudgetError: it is none.
+    """
+    budgets = dict(sorted(method.budgets(num_tokens, num_layers, first_layer).items()))
+    for layer in budgets:
+        if layer != 0 and not first_layer <= layer < num_layers:
+            raise BudgetError(
+                f"{method.name} would prune before layer {layer}; this model can be pruned at 0 and from {first_layer} "
+                f"to {num_layers - 1}."
+            )
+    counts = [num_tokens, *budgets.values()]
+    if not budgets or not all(isinstance(number, int) for number in (*budgets, *counts)):
+        raise BudgetError(f"{method.name} must give whole numbers of tokens for whole layers, not {budgets}.")
+    if min(counts) < 1 or any(after > before for before, after in pairwise(counts)):
+        raise BudgetError(f"{method.name} gives an impossible schedule for {num_tokens} visual tokens: {budgets}.")
+    return budgets
+
+
 def check_layer(method: Pruner, layer: int | None, earliest: int = 1) -> None:
     """Raise unless a decoder layer that the method can look at stands before `layer`, if one is given."""
     if layer is not None and layer < earliest:
@@ -243,7 +263,7 @@ def question(tokens: VisualTokens, method: type[Pruner]) -> TextTokens:
 
 def _made(settings: dict[str, Any], kinds: Mapping[str, Any]) -> Any:
     """The selector that `to_dict` described, of one of some kinds, by name."""
-    from .methods import METHODS, STAGES
+    from ..methods import METHODS, STAGES
     from .pipeline import Pipeline, Stage
 
     name, values = settings.get("method"), {k: v for k, v in settings.items() if k != "method"}

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedModelError
+from ..models import ModelFamily
+from ..models.base import Call
 from .cache import PrunedCache
-from .errors import UnsupportedModelError
 from .layout import Layout
 from .masks import entering_mask, layer_mask
-from .models import ModelFamily
-from .models.base import Call
 from .positions import count_positions
 
 

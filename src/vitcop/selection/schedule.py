@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from .errors import BudgetError
+from ..errors import BudgetError
 
 Shares = tuple[float, ...]
 

@@ -12,7 +12,7 @@ from PIL import Image
 from .drawing import PAPER, Column, colors_of, grids_of, groups_of_stages, has_blanks, legend_of, page_of
 
 if TYPE_CHECKING:
-    from .report import Report
+    from ..report import Report
 
 MOST_IN_A_ROW = 5
 LONGEST_SIDE = 480  # of an image, in pixels, or a little more, since cells are whole pixels

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import UnsupportedModelError
-from .models import ModelFamily, Observation
-from .models.grids import Grids
-from .ops.segments import indices_of, upload
+from ..errors import UnsupportedModelError
+from ..models import ModelFamily, Observation
+from ..models.grids import Grids
+from ..ops.segments import indices_of, upload
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,16 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..errors import UnsupportedModelError, VitcopError
+from ..models import Observation, family_of
+from ..models.base import Call
+from ..models.encoders import FUSED, KEYS, QUERIES, Watched
+from ..report import Report
+from ..selection.pruner import Pruner
 from .cache import PrunedCache, cache_in, check_dense, check_prunable
 from .decode import Decode
-from .errors import UnsupportedModelError, VitcopError
-from .models import Observation, family_of
-from .models.base import Call
-from .models.encoders import FUSED, KEYS, QUERIES, Watched
 from .placement import Placeholders
 from .prefill import Prefill
-from .pruner import Pruner
-from .report import Report
 
 logger = logging.getLogger("vitcop")
 

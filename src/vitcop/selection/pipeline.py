@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cost import StageShape
-from .errors import BudgetError, VitcopError
+from ..errors import BudgetError, VitcopError
 from .pruner import LayerPruner, Positions, Pruner, Selector, check_layer, check_retention
 from .schedule import solve
+from .stage_shape import StageShape
 from .tokens import EncoderSignal, Selection, VisualTokens
 
 

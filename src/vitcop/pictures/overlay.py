@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..errors import VitcopError
 from .drawing import SHORTEST_SIDE, Column, colors_of, grids_of, groups_of_stages, has_blanks, legend_of, page_of
-from .errors import VitcopError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .report import Report
+    from ..report import Report
 
 # Grids that would stack up higher than this are drawn smaller, but not smaller than that.
 TALLEST, SMALLEST_SIDE = 1920, 160

@@ -11,14 +11,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .errors import VitcopError
-from .layout import Layout, gather_slots
-from .models import ModelFamily, Observation
-from .models.decoder import Rotary, check_rows, layer_keys, layer_queries, rotated
-from .ops.saliency import attention_rows
-from .ops.segments import segment_ids, upload
+from ..errors import VitcopError
+from ..models import ModelFamily, Observation
+from ..models.decoder import Rotary, check_rows, layer_keys, layer_queries, rotated
+from ..ops.gather import gather_slots
+from ..ops.saliency import attention_rows
+from ..ops.segments import segment_ids, upload
+from ..selection.tokens import EncoderSignal, Source, TextTokens, VisualTokens
+from .layout import Layout
 from .placement import Placeholders
-from .tokens import EncoderSignal, Source, TextTokens, VisualTokens
 
 # Values of the largest temporary of several softmax rows: 64 MiB in float32.
 _BLOCK_VALUES = 2**24

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
+from ..errors import UnsupportedModelError, VitcopError
+from ..models import ModelFamily, Observation
+from ..models.base import Call
+from ..models.decoder import Rotary, refuse_rows
+from ..models.grids import Grids
+from ..ops.gather import gather_slots
+from ..report import Report, StageReport
+from ..selection.pruner import Pruner, checked_budgets
+from ..selection.tokens import Entrance, Selection, VisualTokens, merge_hidden_states
 from .cache import PrunedCache, Request, adopt, cache_in
-from .errors import BudgetError, UnsupportedModelError, VitcopError
-from .layout import Layout, gather_slots
+from .layout import Layout
 from .masks import entering_mask, layer_mask
-from .models import ModelFamily, Observation
-from .models.base import Call
-from .models.decoder import Rotary, refuse_rows
-from .models.grids import Grids
 from .placement import Placeholders, place_images
 from .positions import RotaryPositions, position_behind
-from .pruner import Pruner
-from .report import Report, StageReport
 from .signals import LayerInput, Prompts, StageSource
-from .tokens import Entrance, Selection, VisualTokens, merge_hidden_states
 
 
 class Prefill:
@@ -59,7 +59,10 @@ class Prefill:
         observation = self.observation
         self.images, self.lengths = observation.images, observation.lengths
         self.bytes_per_value = hidden_states.element_size()
-        schedules = {n: checked_budgets(method, self.family, n) for n in set(self.lengths)}
+        schedules = {
+            n: checked_budgets(method, n, len(self.family.layers), self.family.first_stage_layer)
+            for n in set(self.lengths)
+        }
         self.schedule = [schedules[n] for n in self.lengths]
         self.stage_layers = sorted({layer for budgets in self.schedule for layer in budgets})
         if all(min(budgets.values()) == n for budgets, n in zip(self.schedule, self.lengths, strict=True)):
@@ -208,7 +211,7 @@ class Prefill:
             modalities=self.modalities,
             rows=self.rows,
             stages=tuple(self.stages),
-            layouts=self.layouts,
+            columns={first: layout.real_columns for first, layout in self.layouts.items()},
             row_lengths=self.row_lengths,
             prompt_lengths=self.placeholders.prompt_lengths,
             decoder_config=self.family.decoder.config,
@@ -307,21 +310,3 @@ class Prefill:
 
 def _on(device: torch.device, rotary: Rotary) -> Rotary:
     return rotary[0].to(device), rotary[1].to(device)
-
-
-def checked_budgets(method: Pruner, family: ModelFamily, num_tokens: int) -> dict[int, int]:
-    """The method's schedule, in order of its layers, if the family can carry it out."""
-    num_layers = len(family.layers)
-    budgets = dict(sorted(method.budgets(num_tokens, num_layers, family.first_stage_layer).items()))
-    for layer in budgets:
-        if layer != 0 and not family.first_stage_layer <= layer < num_layers:
-            raise BudgetError(
-                f"{method.name} would prune before layer {layer}; this model can be pruned at 0 and from "
-                f"{family.first_stage_layer} to {num_layers - 1}."
-            )
-    counts = [num_tokens, *budgets.values()]
-    if not budgets or not all(isinstance(number, int) for number in (*budgets, *counts)):
-        raise BudgetError(f"{method.name} must give whole numbers of tokens for whole layers, not {budgets}.")
-    if min(counts) < 1 or any(after > before for before, after in pairwise(counts)):
-        raise BudgetError(f"{method.name} gives an impossible schedule for {num_tokens} visual tokens: {budgets}.")
-    return budgets

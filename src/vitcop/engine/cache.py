@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from .errors import UnsupportedModelError
+from ..errors import UnsupportedModelError
 from .layout import Layout
 from .positions import RotaryPositions
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .errors import VitcopError
+from ..errors import VitcopError
 
 if TYPE_CHECKING:
-    from .models.grids import Grids
-    from .report import Report
+    from ..models.grids import Grids
+    from ..report import Report
 
 Color = tuple[int, int, int]
 Place = tuple[int, int]  # column and row of a cell

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from .errors import BudgetError, check_retention
+from ..errors import BudgetError, check_retention
 
 # Image processors take a side of 1 or 3 pixels for the channels.
 SHORTEST_SIDE = 4

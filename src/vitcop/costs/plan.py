@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
-from .cost import StageShape, VisionCost, decoder_widths, kv_cache_bytes, prefill_flops, vision_cost
-from .errors import BudgetError, UnsupportedModelError, VitcopError
-from .models import Geometry, ModelFamily, Size, family_of, known_family
-from .prefill import checked_budgets
-from .pruner import Pruner
+from ..errors import BudgetError, UnsupportedModelError, VitcopError
+from ..models import Geometry, ModelFamily, Size, family_of, known_family
+from ..selection.pruner import Pruner, checked_budgets
+from ..selection.stage_shape import StageShape
+from .closed_forms import VisionCost, decoder_widths, kv_cache_bytes, prefill_flops, vision_cost
 
 TEXT_TOKENS = 64
 LONGEST_SIDE, MOST_FRAMES, MOST_TEXT = 100_000, 10_000, 10_000_000
@@ -195,7 +195,7 @@ class Planner:
         """
         image, config, layers = self.geometry.image, self.family.decoder.config, len(self.family.layers)
         others = self.prompt_tokens - image.num_tokens
-        stages = checked_budgets(method, self.family, image.num_tokens)
+        stages = checked_budgets(method, image.num_tokens, layers, self.family.first_stage_layer)
         alive = [image.num_tokens] * layers
         for layer, count in stages.items():
             alive[layer:] = [count] * (layers - layer)

@@ -1,0 +1,1 @@
+"""What a prompt costs, dense and pruned, in closed form."""

@@ -1,0 +1,1 @@
+"""Pictures, videos and questions on their way to a model."""

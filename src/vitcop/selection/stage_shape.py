@@ -1,0 +1,55 @@
+"""What a method is told of a stage to say what its selection costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """Sizes at one stage of one image or video, from which a method tells what its selection costs.
+
+    Attributes:
+        layer: the decoder layer about to run; 0 is the entrance of the language model.
+        stage: number of this stage in the schedule, from 0.
+        before, after: visual tokens that come to the stage, and that stay.
+        grids: visual tokens of each grid before pruning.
+        prompt: all tokens of the prompt that come to the stage, visual and text.
+        text: text tokens behind the image.
+        hidden: width of hidden states.
+        query_width: heads times head size of the decoder's queries.
+        key_width, head_dim: heads times head size of `VisualTokens.keys`, and the head size: the vision encoder's at
+            layer 0, the decoder's later.
+        saliency: floating point operations of the saliency and the keys that the entrance shows.
+        received: the same, of attention received in one encoder layer, also where there is [CLS].
+    """
+
+    layer: int
+    stage: int
+    before: int
+    after: int
+    grids: tuple[int, ...]
+    prompt: int
+    text: int
+    hidden: int
+    query_width: int
+    key_width: int
+    head_dim: int
+    saliency: int
+    received: int
+
+    def row(self, queries: int = 1) -> int:
+        """Floating point operations of softmax rows in the layer before, whose keys are in the cache.
+
+        With q queries, n tokens in the prompt, hidden width h and query width w: `2 q h w + 2 q n w`, and `check`.
+        """
+        return 2 * queries * self.query_width * (self.hidden + self.prompt) + self.check
+
+    @property
+    def check(self) -> int:
+        """Floating point operations of the key of one token, made again to see that the layer makes it as we do."""
+        return 2 * self.hidden * self.key_width
+
+    def row_ahead(self, queries: int = 1) -> int:
+        """As `row`, in the decoder layer about to run, whose keys have to be made: `2 n h k` more, k their width."""
+        return self.row(queries) + 2 * self.prompt * self.hidden * self.key_width
