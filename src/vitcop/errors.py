@@ -21,9 +21,10 @@ class BudgetError(VitcopError):
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """The sentence for a name that is not in a registry: what it may have meant, and all there is."""
     names = sorted(known)
-    close = difflib.get_close_matches(str(name).lower(), names, n=1)
-    meant = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}.{meant} Known: {', '.join(names)}."
+    lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    meant = f" Did you mean {lower[close[0]]!r}?" if close else ""
+    return f"unknown {kind} {name!r}.{meant} Known: {', '.join(names) or 'none'}."
 
 
 def check_retention(retention: float) -> None:
