@@ -117,6 +117,13 @@ def test_a_class_in_a_file_or_module_is_found_used_and_written_down(folder, text
     assert split_arguments({"method": text, "weight": 2.0, "retention": "1/2"}, []) == (method, {})
 
 
+def test_a_file_imports_what_stands_beside_it(folder):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "beside_it.py").write_text("WEIGHT = 5.0")
+    (folder / "sub" / "mine.py").write_text("from beside_it import WEIGHT\n" + MINE.replace("= 1.0", "= WEIGHT"))
+    assert vitcop.Pruner.named("sub/mine.py:Mine")().weight == 5.0
+
+
 def test_a_script_writes_where_it_stands(folder, capsys):
     Path("mine.py").write_text(MINE)
     runpy.run_path(f"{folder}/mine.py", run_name="__main__")

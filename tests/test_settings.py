@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 
 import vitcop
+from vitcop.errors import check_retention
 from vitcop.selection.settings import checked
 
 KINDS = [*vitcop.METHODS.values(), *vitcop.methods.STAGES.values(), vitcop.Pipeline, vitcop.Stage]
@@ -122,6 +123,7 @@ def test_annotations_of_ones_own_are_followed(name, right, wrong):
 def test_ranges_are_checked_when_settings_are_made_too():
     for make in (
         lambda: vitcop.Random(layer=-1),
+        *(lambda share=share: check_retention(share) for share in ("1/9", True, None, math.nan, 10**400, 0, 1.01)),
         lambda: vitcop.PyramidDrop(layers=(4, 4, 9)),
         lambda: vitcop.ViTCoP(shallow_layer=1),
         lambda: vitcop.ViTCoP(shallow_layer=5, deep_layer=5),

@@ -27,7 +27,9 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}.{meant} Known: {', '.join(names) or 'none'}."
 
 
-def check_retention(retention: float) -> None:
+def check_retention(retention: object) -> None:
     """Raise unless `retention` is a share of tokens that can be kept."""
-    if not 0 < retention <= 1:
-        raise BudgetError(f"retention is a share of the visual tokens, above 0 and at most 1; got {retention:.4g}.")
+    if not isinstance(retention, int | float) or isinstance(retention, bool) or not 0 < retention <= 1:
+        raise BudgetError(
+            f"retention is a share of the visual tokens, a number above 0 and at most 1; got {retention!r:.20}."
+        )

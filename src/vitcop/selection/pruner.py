@@ -144,8 +144,8 @@ class Selector(ABC):
         """What `to_json` wrote; see `from_dict`."""
         try:
             settings = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise VitcopError(f"This is not JSON: {error}.") from error
+        except (ValueError, RecursionError) as error:  # of numbers too long and lists too deep for Python, too
+            raise VitcopError(f"This is not JSON that can be read: {error}.") from error
         if not isinstance(settings, dict):
             raise VitcopError(f"A method in JSON is an object with its name and settings, not {text!r}.")
         return cls.from_dict(settings)
