@@ -165,6 +165,12 @@ def test_long_runs_are_given_its_name(command, work, other, monkeypatch):
     assert [*before] == ["mine"] and runner._codes(["mine"]) != before
 
 
+def test_no_method_is_taken_for_what_it_is_compared_with():
+    Path("mine.py").write_text(MINE.replace("Mine", "Dense"))
+    result = CliRunner().invoke(cli.app, ["compare", "--methods", "mine.py:Dense"])
+    assert result.exit_code == 2 and "cannot be told from what commands call 'dense'" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ..selection.pruner import Pruner
 
 METHOD_HELP = "a name of vitcop methods, file.py:Class or package.module:Class"
+CONTENDERS = ("dense", "downsample", "majority", "blind", "oracle")
+"""What stands beside methods in the tables of `compare`, `bench` and `eval`."""
 SHAPES = (
     "llava-1.5-7b",
     "llava-1.5-13b",
@@ -60,12 +62,22 @@ def read_methods(
     return list(dict.fromkeys(names))
 
 
-def import_methods(names: Iterable[str], *, others: Iterable[str] = ()) -> list[str]:
-    """The methods' own names, by which those of files and modules are known from now on."""
+def import_methods(texts: Iterable[str], *, others: Iterable[str] = ()) -> list[str]:
+    """The methods' own names, by which those of files and modules are known from now on.
+
+    Args:
+        texts: what `read_methods` gives.
+        others: as there.
+    """
     from ..selection.pruner import Pruner
 
-    others = (*others,)
-    return list(dict.fromkeys(name if name in others else Pruner.named(name).name for name in names))
+    names, others = [], (*others,)
+    for text in texts:
+        name = text if text in others else Pruner.named(text).name
+        if name != text and name in CONTENDERS:
+            raise VitcopError(f"{text} cannot be told from what commands call {name!r}; give it another `name`.")
+        names.append(name)
+    return list(dict.fromkeys(names))
 
 
 def check_shape(name: str) -> None:

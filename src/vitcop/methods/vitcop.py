@@ -82,9 +82,7 @@ class SalientClusters(Selector):
 
 
 class Ranking(Selector):
-    """A stage that ranks tokens by how little they matter, as key norms tell, which rank them the wrong way round in
-    layer 0.
-    """
+    """A stage that ranks tokens by how little they matter, which the key norms of layer 0 tell the wrong way round."""
 
     earliest = 2
 
