@@ -66,7 +66,7 @@ quality quality-full: $(VENV)/.dev
 	$(BIN)/python -m docs.quality_page
 
 EVAL = $(BIN)/vitcop eval --suite builtin --questions $(QUESTIONS) --folder build/quality
-ABLATE = $(EVAL) --methods ablations --retention 1/3,2/9,1/9,1/18
+ABLATE = $(EVAL) --methods ablations --retentions 1/3,2/9,1/9,1/18
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -48,7 +48,8 @@ def section() -> str:
     parts = list(_parts())
     if not any(benchmark.setting.gpu for benchmark in runs().values()):
         parts.append(
-            "On a GPU: **not measured**; none was at hand. `vitcop bench --model llava-1.5-7b --batch 1,8` measures it."
+            "On a GPU: **not measured**; none was at hand. "
+            "`vitcop bench --model llava-1.5-7b --batches 1,8` measures it."
         )
     return "\n".join(f"{part}\n" for part in parts)
 

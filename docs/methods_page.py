@@ -23,6 +23,9 @@ last token's row foretell attention has been [measured](results/key_norm.md), la
 token. A method that cannot average a retention raises `BudgetError`, which names the least that it can. What each
 does, step by step, what differs from its authors' code, and what it costs, is told by `vitcop methods NAME`.
 
+A method of your own is named `file.py:Class` or `package.module:Class`, wherever one of these is; see
+[CONTRIBUTING](../CONTRIBUTING.md#add-a-method).
+
 A smaller picture is no method but an input: `vitcop compare` shows it in its last row.
 
 ## Presets

@@ -361,8 +361,8 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
 
 def test_a_bare_run_measures_the_model_in_the_box(tmp_path):
     files = tmp_path / "out.json", tmp_path / "out.png"
-    options = ["--repeats", 1, "--decode-tokens", 1, "--retention", "0.2,1/2", "--json", files[0], "--plot", files[1]]
-    result = bench(*options, "--method", "random,vitcop,downsample")
+    options = ["--repeats", 1, "--decode-tokens", 1, "--retentions", "0.2,1/2", "--json", files[0], "--plot", files[1]]
+    result = bench(*options, "--methods", "random,vitcop,downsample")
     assert result.exit_code == 0, result.output
     assert "downsample: Down-sampling saves nothing" in result.stdout and "random weights" not in result.stdout
     benchmark = Benchmark.from_dict(json.loads(files[0].read_text()))
@@ -376,12 +376,12 @@ def test_a_bare_run_measures_the_model_in_the_box(tmp_path):
     [
         (["--model", "llava-1.5-7"], "unknown shape 'llava-1.5-7'. Did you mean 'llava-1.5-7b'?"),
         (["--model", "./missing"], "no such folder"),
-        (["--method", "vitcop,downsampel"], "Did you mean 'downsample'?"),
-        (["--method", ","], "--method is one or more"),
-        (["--retention", "1/9,x"], "'x'"),
-        (["--retention", "0.5,2"], "above 0 and at most 1"),
-        (["--batch", "1,0"], "--batch is a whole number from 1 on, or several with commas; got '0'"),
-        (["--batch", ""], "--batch is one or more"),
+        (["--methods", "vitcop,downsampel"], "Did you mean 'downsample'?"),
+        (["--methods", ","], "--methods is one or more"),
+        (["--retentions", "1/9,x"], "'x'"),
+        (["--retentions", "0.5,2"], "above 0 and at most 1"),
+        (["--batches", "1,0"], "--batches is a whole number from 1 on, or several with commas; got '0'"),
+        (["--batches", ""], "--batches is one or more"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--dtype", "bfloat"], "Did you mean 'bfloat16'?"),
         (["--json", "missing/out.json"], "--json cannot be written: there is no folder missing"),

@@ -4,8 +4,10 @@ import json
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -198,6 +200,19 @@ def test_methods_lists_all_and_explains_one(monkeypatch):
     assert "paper, 64 tokens: 172 from layer 0, 77 from layer 2, 15 from layer 22 on; 63.6 on average" in explained
     misspelt = CliRunner().invoke(cli.app, ["methods", "vitcap"])
     assert (misspelt.exit_code, misspelt.stdout) == (2, "") and "Did you mean 'vitcop'?" in misspelt.stderr
+
+
+def test_an_option_is_one_thing_in_all_commands():
+    kinds = defaultdict(set)
+    for command in cli.app.registered_commands:
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            if name != "return":
+                kind, said = get_args(hint)
+                option = (said.param_decls or [f"--{name.replace('_', '-')}"])[0]
+                several = "with commas" in said.help
+                assert not several or option.endswith("s"), f"several with commas are called in the plural: {option}"
+                kinds[option].add((frozenset(get_args(kind) or [kind]) - {type(None)}, several))
+    assert {option: found for option, found in kinds.items() if len(found) > 1} == {}
 
 
 def test_version():

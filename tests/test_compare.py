@@ -111,7 +111,7 @@ def test_a_video_is_compared_but_not_down_sampled(tiny_qwen, tmp_path):
     ("arguments", "complaint"),
     [
         (["--methods", "vitcop,randon"], "unknown method 'randon'. Did you mean 'random'?"),
-        (["--methods", ""], "names at least one method"),
+        (["--methods", ""], "--methods is one or more"),
         (["--methods", "all,foo"], "unknown method 'foo'"),
         (["--retention", "2"], "above 0 and at most 1"),
         (["--retention", "abc"], "'abc'"),

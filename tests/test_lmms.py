@@ -63,7 +63,7 @@ def test_arguments_are_told_apart():
         ({"method": "vitcap"}, "Did you mean 'vitcop'?"),
         ({"method": "vitcop", "retenton": 0.1}, "unknown argument 'retenton'. Did you mean 'retention'?"),
         ({"method": "vitcop", "layer": 2}, "unknown argument 'layer'"),
-        ({"method": "fastv", "layer": "two"}, "A setting of fastv"),
+        ({"method": "fastv", "layer": "two"}, "layer of FastV is a whole number or None"),
         ({"method": "pyramiddrop", "layers": "[4;9;14]"}, "layers is a list such as [8,16,24]"),
         ({"method": "vitcop", "retention": "a third"}, "retention is a fraction such as 1/9"),
         ({"method": "vitcop", "retention": 0}, "above 0 and at most 1"),

@@ -65,8 +65,9 @@ def test_unknown_names_are_answered_with_the_nearest():
         vitcop.Pruner.from_dict({"method": "vitcap"})
     with pytest.raises(vitcop.VitcopError, match="is an object"):
         vitcop.Pruner.from_json("[1]")
-    with pytest.raises(vitcop.VitcopError, match="not JSON"):
-        vitcop.Pruner.from_json("{")
+    for text in ("{", "1" * 5000, "[" * 100_000):
+        with pytest.raises(vitcop.VitcopError, match="not JSON"):
+            vitcop.Pruner.from_json(text)
     with pytest.raises(vitcop.VitcopError, match="Did you mean 'retention'"):
         vitcop.Pruner.from_dict({"method": "vitcop", "retentoin": 0.1})
 

@@ -232,7 +232,7 @@ def test_the_pages_say_what_the_stored_answers_say():
 def test_the_command_writes_what_it_shows(tmp_path):
     files = [tmp_path / name for name in ("out.json", "out.png")]
     result = run_eval(
-        *("--questions", 8, "--methods", "vitcop", "--retention", "1/3", "--json", files[0], "--plot", files[1])
+        *("--questions", 8, "--methods", "vitcop", "--retentions", "1/3", "--json", files[0], "--plot", files[1])
     )
     assert result.exit_code == 0 and "vitcop" in result.output and files[1].read_bytes()[:4] == b"\x89PNG"
     stored = Evaluation.from_dict(json.loads(files[0].read_text()))
@@ -244,7 +244,7 @@ def test_the_command_writes_what_it_shows(tmp_path):
     [
         (("--suite", "vqa"), "unknown suite 'vqa'"),
         (("--methods", "vitcopp"), "vitcop"),
-        (("--retention", "0"), "retention"),
+        (("--retentions", "0"), "retention"),
         (("--questions", 3), "at least one question"),
         (("--plot", "plot.txt"), ".png"),
         (("--json", "nowhere/out.json"), "no folder"),

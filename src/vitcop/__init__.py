@@ -5,38 +5,34 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .methods import METHODS
+
 if TYPE_CHECKING:
     from .costs.plan import Plan, Planner
     from .engine import Pruning, prune
     from .errors import BudgetError, UnsupportedModelError, VitcopError
     from .inputs.downsample import downsample
-    from .methods import (
-        DART,
-        METHODS,
-        AveragePool,
-        CDPruner,
-        DivPrune,
-        FastV,
-        HiPrune,
-        KNorm,
-        MergeClusters,
-        MMTok,
-        PyramidDrop,
-        Random,
-        SalientClusters,
-        SmallestKeyNorms,
-        SparseVLM,
-        TwoScans,
-        UniformGrid,
-        VisionZip,
-        VisPruner,
-        ViTCoP,
-        VScan,
-    )
+    from .methods.averagepool import AveragePool
+    from .methods.cdpruner import CDPruner
+    from .methods.dart import DART
+    from .methods.divprune import DivPrune
+    from .methods.fastv import FastV
+    from .methods.hiprune import HiPrune
+    from .methods.knorm import KNorm
+    from .methods.mmtok import MMTok
+    from .methods.pyramiddrop import PyramidDrop
+    from .methods.random import Random
+    from .methods.sparsevlm import SparseVLM
+    from .methods.uniformgrid import UniformGrid
+    from .methods.visionzip import VisionZip
+    from .methods.vispruner import VisPruner
+    from .methods.vitcop import MergeClusters, SalientClusters, SmallestKeyNorms, ViTCoP
+    from .methods.vscan import TwoScans, VScan
     from .models import FAMILIES, Grids, ModelFamily, Observation
     from .report import Report, StageReport
+    from .selection.bases import EntrancePruner, LayerPruner, ScorePruner
     from .selection.pipeline import Pipeline, Stage
-    from .selection.pruner import Description, Pruner, ScorePruner, Selector
+    from .selection.pruner import Description, Pruner, Selector
     from .selection.stage_shape import StageShape
     from .selection.tokens import EncoderSignal, Selection, VisualTokens
 
@@ -52,10 +48,12 @@ __all__ = [
     "Description",
     "DivPrune",
     "EncoderSignal",
+    "EntrancePruner",
     "FastV",
     "Grids",
     "HiPrune",
     "KNorm",
+    "LayerPruner",
     "MMTok",
     "MergeClusters",
     "ModelFamily",
@@ -103,7 +101,6 @@ _HOMES = {
         "FastV",
         "HiPrune",
         "KNorm",
-        "METHODS",
         "MMTok",
         "MergeClusters",
         "PyramidDrop",
@@ -119,8 +116,9 @@ _HOMES = {
         "VisionZip",
     ),
     "models": ("FAMILIES", "Grids", "ModelFamily", "Observation"),
+    "selection.bases": ("EntrancePruner", "LayerPruner", "ScorePruner"),
     "selection.pipeline": ("Pipeline", "Stage"),
-    "selection.pruner": ("Description", "Pruner", "ScorePruner", "Selector"),
+    "selection.pruner": ("Description", "Pruner", "Selector"),
     "costs.plan": ("Plan", "Planner"),
     "report": ("Report", "StageReport"),
     "selection.stage_shape": ("StageShape",),

@@ -21,12 +21,15 @@ class BudgetError(VitcopError):
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """The sentence for a name that is not in a registry: what it may have meant, and all there is."""
     names = sorted(known)
-    close = difflib.get_close_matches(str(name).lower(), names, n=1)
-    meant = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}.{meant} Known: {', '.join(names)}."
+    lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    meant = f" Did you mean {lower[close[0]]!r}?" if close else ""
+    return f"unknown {kind} {name!r}.{meant} Known: {', '.join(names) or 'none'}."
 
 
-def check_retention(retention: float) -> None:
+def check_retention(retention: object) -> None:
     """Raise unless `retention` is a share of tokens that can be kept."""
-    if not 0 < retention <= 1:
-        raise BudgetError(f"retention is a share of the visual tokens, above 0 and at most 1; got {retention:.4g}.")
+    if not isinstance(retention, int | float) or isinstance(retention, bool) or not 0 < retention <= 1:
+        raise BudgetError(
+            f"retention is a share of the visual tokens, a number above 0 and at most 1; got {retention!r:.20}."
+        )

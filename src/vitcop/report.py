@@ -15,7 +15,7 @@ from .models.grids import Grids
 from .selection.tokens import Selection, VisualTokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StageReport:
     """One stage of the schedule, over all images of the batch.
 
@@ -69,7 +69,7 @@ class StageReport:
         return {token: cluster for token, cluster in pairs if cluster >= 0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report:
     """One prefill: a batch of prompts and the images in them.
 

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..models import Size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """A batch of equal prompts, and what is said after them.
 

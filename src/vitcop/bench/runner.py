@@ -14,7 +14,7 @@ from ..engine import prune
 from ..environment import device_name, versions
 from ..errors import VitcopError
 from ..inputs.downsample import downsample
-from ..methods import Random
+from ..methods.random import Random
 from ..models import ModelFamily, Size, family_of
 from ..selection.pruner import Pruner
 from .ceilings import Ceilings, measure_ceilings
@@ -52,7 +52,7 @@ class Course:
     """How it is measured.
 
     Attributes:
-        methods: names in `vitcop.METHODS`, or "downsample".
+        methods: as `Pruner.named` takes them, or "downsample".
         retentions: that the methods are asked for.
         batches: prompts at a time.
         repeats: rounds in which each takes its turn, after one that warms up.
@@ -81,7 +81,7 @@ def run_benchmark(subject: Subject, course: Course, told: Told) -> Benchmark:
         with torch.no_grad():
             return _Run(subject, course, told).benchmark()
     except torch.OutOfMemoryError as error:
-        raise VitcopError("The GPU runs out of memory; ask for a smaller --batch or a narrower --dtype.") from error
+        raise VitcopError("The GPU runs out of memory; ask for smaller --batches or a narrower --dtype.") from error
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from rich.console import Console
 from .. import builtin
 from ..errors import UnsupportedModelError, VitcopError, check_retention, unknown_name
 from ..shares import read_share
+from .choice import METHOD_HELP, SHAPES, check_shape, import_methods, read_methods
 from .common import (
     CountingBar,
     check_place,
@@ -27,7 +28,8 @@ from .common import (
 if TYPE_CHECKING:
     from ..bench import Subject
 
-METHODS = "vitcop,visionzip,random,uniformgrid,downsample"
+DOWNSAMPLE = "downsample"
+METHODS = f"vitcop,visionzip,random,uniformgrid,{DOWNSAMPLE}"
 RANDOM, LOADED = "random weights", "loaded"
 DTYPES = ("float32", "bfloat16", "float16")
 WIDTH = 120
@@ -37,24 +39,26 @@ def bench(
     model: Annotated[
         str,
         typer.Option(
-            help="A shape to fill with random weights (llava-1.5-7b, llava-1.5-13b, llava-next-7b, llava-next-13b, "
-            "llava-onevision-0.5b, qwen2.5-vl-7b, qwen3-vl-8b, internvl3-8b), or a folder or Hugging Face name.",
+            help=f"A shape to fill with random weights ({', '.join(SHAPES)}), or a folder or Hugging Face name.",
             show_default="the small one in the box",
         ),
     ] = str(builtin.MODEL_PATH),
-    method: Annotated[
-        str, typer.Option(help="Methods, with commas; downsample is the dense model on fewer pixels.")
-    ] = (METHODS),
-    retention: Annotated[
+    methods: Annotated[
+        str,
+        typer.Option(
+            help=f"Methods, with commas: each {METHOD_HELP}, or {DOWNSAMPLE}, the dense model on fewer pixels."
+        ),
+    ] = METHODS,
+    retentions: Annotated[
         str, typer.Option(help="Shares of the visual tokens to keep, averaged over the decoder layers, with commas.")
     ] = "1/9",
-    batch: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1",
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1",
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda if it is there")] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, bfloat16 or float16.", show_default="bfloat16 on cuda, float32 on cpu"),
     ] = None,
-    image: Annotated[
+    image_size: Annotated[
         str | None, typer.Option(help="WIDTHxHEIGHT of the picture, in pixels.", show_default="what suits the model")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which each method takes its turn.")] = 5,
@@ -65,14 +69,15 @@ def bench(
 ) -> None:
     """Time dense and pruned in turn, part by part, beside what the hardware would allow."""
     with one_line_errors():
-        methods = read_list("--method", method)
-        shares = [read_share(text) for text in read_list("--retention", retention)]
-        sizes = [_read_batch(text) for text in read_list("--batch", batch)]
+        names = read_methods("--methods", methods, others=[DOWNSAMPLE])
+        shares = [read_share(text, "--retentions") for text in read_list("--retentions", retentions)]
+        sizes = [_read_batch(text) for text in read_list("--batches", batches)]
         for share in shares:
             check_retention(share)
-        width, height = (None, None) if image is None else read_size(image)
+        check_shape(model)
+        width, height = (None, None) if image_size is None else read_size(image_size)
         if 0 in (width, height):
-            raise VitcopError(f"--image has at least one pixel each way; got {image!r}.")
+            raise VitcopError(f"--image-size has at least one pixel each way; got {image_size!r}.")
         if json_file:
             check_place("--json", json_file)
         if plot:
@@ -82,11 +87,11 @@ def bench(
             from ..bench import Course, run_benchmark
             from ..models import Size
 
-            _check_methods(methods)
+            names = import_methods(names, others=[DOWNSAMPLE])
             subject = _subject(model, device, dtype)
             progress.remove_task(loading)
             picture = None if width is None or height is None else Size(height, width)
-            course = Course(methods, shares, sizes, repeats, decode_tokens, text_tokens, picture)
+            course = Course(names, shares, sizes, repeats, decode_tokens, text_tokens, picture)
             benchmark = run_benchmark(subject, course, CountingBar(progress, "Measuring"))
     from ..bench.table import tables
 
@@ -106,17 +111,8 @@ def bench(
 
 def _read_batch(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise VitcopError(f"--batch is a whole number from 1 on, or several with commas; got {text!r}.")
+        raise VitcopError(f"--batches is a whole number from 1 on, or several with commas; got {text!r}.")
     return int(text)
-
-
-def _check_methods(names: list[str]) -> None:
-    from ..bench import DOWNSAMPLE
-    from ..methods import METHODS
-
-    for name in names:
-        if name not in METHODS and name != DOWNSAMPLE:
-            raise VitcopError(unknown_name("method", name, [*METHODS, DOWNSAMPLE]))
 
 
 def _subject(name: str, device: str | None, dtype: str | None) -> Subject:
@@ -124,7 +120,7 @@ def _subject(name: str, device: str | None, dtype: str | None) -> Subject:
     import torch
     import transformers
 
-    from ..bench import SHAPES, Subject
+    from ..bench import Subject
     from ..bench.random_weights import random_model
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -138,7 +134,5 @@ def _subject(name: str, device: str | None, dtype: str | None) -> Subject:
     transformers.logging.set_verbosity_error()
     if name in SHAPES:
         return Subject(name, RANDOM, *random_model(name, torch.device(device), getattr(torch, dtype)))
-    if "/" not in name and not Path(name).exists():
-        raise VitcopError(f"{unknown_name('shape', name, SHAPES)} A folder or a Hugging Face name will do as well.")
     own = "the model in the box" if name == str(builtin.MODEL_PATH) else name
     return Subject(own, LOADED, *load(name, "image", device, dtype))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,13 +19,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import builtin
-from ..errors import VitcopError, unknown_name
+from ..errors import VitcopError
 from ..inputs.prompts import placeholder_of, prompt_about
 from ..inputs.video import Clip, middles, read_clip
 from ..pictures.overlay import as_seen, tiles_as_seen
-
-if TYPE_CHECKING:
-    from ..selection.pruner import Pruner
 
 FRAMES = 16
 MAX_NEW_TOKENS = 64
@@ -82,25 +79,11 @@ def read_list(option: str, text: str) -> list[str]:
 
 
 def read_size(text: str) -> tuple[int, int]:
-    """What `--image` says of a picture that is not there, such as 672x1008: its width and height."""
+    """What `--image-size` says, such as 672x1008: a width and a height."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None:
-        raise VitcopError(f"--image is a width and a height in pixels, such as 672x1008; got {text!r}.")
+        raise VitcopError(f"--image-size is a width and a height in pixels, such as 672x1008; got {text!r}.")
     return int(match[1]), int(match[2])
-
-
-def make_method(name: str, retention: float) -> Pruner:
-    """The method that an option names.
-
-    Raises:
-        VitcopError: there is none.
-    """
-    from ..methods import METHODS
-    from ..selection.pruner import Pruner
-
-    if name not in METHODS:
-        raise VitcopError(unknown_name("method", name, METHODS))
-    return Pruner.from_dict({"method": name, "retention": retention})
 
 
 def read_subject(image: Path | None, video: Path | None, frames: int | None) -> Subject:

@@ -15,12 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import builtin
-from ..errors import BudgetError, VitcopError, check_retention, unknown_name
+from ..errors import BudgetError, VitcopError, check_retention
 from ..figures import figure
 from ..inputs.downsample import downsample
 from ..inputs.video import Clip
+from ..methods import METHODS
 from ..pictures.sheet import Entry, contact_sheet
 from ..shares import read_share
+from .choice import METHOD_HELP, import_methods, make_method, read_methods
 from .common import (
     Chat,
     FramesOption,
@@ -56,7 +58,9 @@ def compare(
     frames: FramesOption = None,
     model: ModelOption = str(builtin.MODEL_PATH),
     retention: RetentionOption = "1/9",
-    methods: Annotated[str, typer.Option(help="Methods to compare, with commas between them.")] = ALL,
+    methods: Annotated[
+        str, typer.Option(help=f"Methods, with commas: {ALL} of vitcop's own, or each {METHOD_HELP}.")
+    ] = ALL,
     sheet: Annotated[Path | None, typer.Option(help="Write a picture of what each method kept to this file.")] = None,
 ) -> None:
     """Answer a question under every method at the same average retention, and from fewer pixels."""
@@ -65,13 +69,14 @@ def compare(
         question = question_about(source, is_video=video is not None)
     with one_line_errors():
         share = read_share(retention)
+        check_retention(share)
+        names = read_methods("--methods", methods, words={ALL: METHODS})
         subject = read_subject(image, video, frames)
         if sheet:
             check_can_write("--sheet", sheet, source)
         with progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
-            check_retention(share)
-            names = _read_methods(methods)
+            names = import_methods(names)
             chat = Chat.about(subject, question, *load(model, modality_of(subject)))
             progress.remove_task(loading)
             rows = list(_rows(subject, question, chat, names, share, progress))
@@ -120,28 +125,12 @@ class _Refusal:
     reason: str
 
 
-def _read_methods(text: str) -> list[str]:
-    """What `--methods` says: names, or all of them."""
-    from ..methods import METHODS
-
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
-        raise VitcopError(f"--methods names at least one method, or {ALL!r}; got {text!r}.")
-    if ALL in names:
-        names = [name for name in names if name not in METHODS and name != ALL] + list(METHODS)
-    for name in names:
-        if name not in METHODS:
-            raise VitcopError(unknown_name("method", name, [*METHODS, ALL]))
-    return names
-
-
 def _rows(
     subject: Subject, question: str, chat: Chat, names: Sequence[str], share: float, progress: Progress
 ) -> Iterator[_Outcome | _Refusal]:
     """The dense model, then each method, then down-sampling."""
     from .. import prune
-    from ..methods import Random
-    from ..selection.pruner import Pruner
+    from ..methods.random import Random
 
     def outcome(name: str, subject: Subject, chat: Chat, pruner: Pruner, whole: int | None = None) -> _Outcome:
         bar = TokenBar(progress, f"Answering: {name}")
@@ -158,7 +147,7 @@ def _rows(
     yield (dense := outcome(DENSE, subject, chat, everything))
     for name in names:
         try:
-            yield outcome(name, subject, chat, Pruner.from_dict({"method": name, "retention": share}))
+            yield outcome(name, subject, chat, make_method(name, share))
         except VitcopError as error:  # of the method: the row before has shown that the model can be pruned
             yield _Refusal(name, str(error))
     try:

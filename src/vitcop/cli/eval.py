@@ -11,7 +11,9 @@ from rich.console import Console
 
 from .. import builtin
 from ..errors import VitcopError, check_retention, unknown_name
+from ..methods import METHODS
 from ..shares import read_share
+from .choice import METHOD_HELP, import_methods, read_methods
 from .common import (
     CountingBar,
     check_place,
@@ -24,6 +26,20 @@ from .common import (
 )
 
 ALL, ABLATIONS, SUITES = "all", "ablations", ("builtin",)
+VARIANTS = (
+    "paper",
+    "without stage I",
+    "without stage II",
+    "without stage III",
+    "clusters without space",
+    "merge by mean",
+    "largest norms",
+    "positions keep",
+    "cutoff fixed 8",
+    "cutoff scale-free",
+    "last query",
+)
+"""Names of `quality.VARIANTS`, whose import takes seconds."""
 
 
 def eval_(
@@ -32,9 +48,13 @@ def eval_(
         str, typer.Option(help="Folder or Hugging Face name.", show_default="the small one in the box")
     ] = str(builtin.MODEL_PATH),
     methods: Annotated[
-        str, typer.Option(help=f"Methods, with commas; {ALL} of them, or {ABLATIONS}: ViTCoP with parts left out.")
+        str,
+        typer.Option(
+            help=f"Methods, with commas: {ALL} of vitcop's own, {ABLATIONS}, which are ViTCoP with parts left out, or "
+            f"each {METHOD_HELP}."
+        ),
     ] = ALL,
-    retention: Annotated[
+    retentions: Annotated[
         str, typer.Option(help="Shares of the visual tokens to keep, averaged over the decoder layers, with commas.")
     ] = "1,1/3,2/9,1/9,1/18,1/36",
     questions: Annotated[int, typer.Option(min=1, help="How many, as many of each type.")] = 1000,
@@ -48,9 +68,11 @@ def eval_(
     with one_line_errors():
         if suite not in SUITES:
             raise VitcopError(unknown_name("suite", suite, SUITES))
-        shares = list(dict.fromkeys(read_share(text) for text in read_list("--retention", retention)))
+        shares = list(dict.fromkeys(read_share(text, "--retentions") for text in read_list("--retentions", retentions)))
         for share in shares:
             check_retention(share)
+        many = {ALL: METHODS, ABLATIONS: VARIANTS}
+        names = read_methods("--methods", methods, words=many, others=VARIANTS)
         if json_file:
             check_place("--json", json_file)
         if plot:
@@ -62,7 +84,7 @@ def eval_(
             loading = progress.add_task("Loading", total=None)
             from ..quality import Course, Subject, builtin_suite, evaluate
 
-            names, asked = _read_methods(methods), builtin_suite(questions, seed)
+            names, asked = import_methods(names, others=VARIANTS), builtin_suite(questions, seed)
             own = "the model in the box" if model == str(builtin.MODEL_PATH) else model
             subject = Subject(own, *load(model, "image"))
             progress.remove_task(loading)
@@ -80,16 +102,3 @@ def eval_(
 
         with one_line_errors(), writing_errors("--plot", plot):
             draw(evaluation).savefig(plot, dpi=150)
-
-
-def _read_methods(text: str) -> list[str]:
-    """What `--methods` says: names of methods and of variants, or words for many of them."""
-    from ..methods import METHODS
-    from ..quality.variants import VARIANTS
-
-    many = {ALL: tuple(METHODS), ABLATIONS: tuple(VARIANTS)}
-    names = [name for word in read_list("--methods", text) for name in many.get(word, (word,))]
-    for name in names:
-        if name not in METHODS and name not in VARIANTS:
-            raise VitcopError(unknown_name("method", name, [*METHODS, *VARIANTS, *many]))
-    return list(dict.fromkeys(names))

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import VitcopError, unknown_name
+from ..methods import METHODS
+from ..selection.registry import plug_ins
+from .choice import METHOD_HELP, check_method
 from .common import one_line_errors
 
 if TYPE_CHECKING:
@@ -23,11 +25,11 @@ HEADER = ("method", "paper", "prunes at", "by", "tokens", "flash-safe")
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method, to be told all of.", show_default="a list")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help=f"One method, to be told all of: {METHOD_HELP}.", show_default="a list")
+    ] = None,
 ) -> None:
     """List the pruning methods, or explain one."""
-    from ..methods import METHODS
-
     if name is None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for title in HEADER:
@@ -35,11 +37,15 @@ def methods(
         for method in METHODS.values():
             table.add_row(*map(Text, row_of(method)))
         Console().print(table)
+        for other, place in plug_ins().items():
+            typer.echo(f"Of another package: {other} ({place})")
         return
     with one_line_errors():
-        if name not in METHODS:
-            raise VitcopError(unknown_name("method", name, METHODS))
-    typer.echo("\n".join(_details(METHODS[name])))
+        check_method(name)
+        from ..selection.pruner import Pruner
+
+        kind = Pruner.named(name)
+    typer.echo("\n".join(_details(kind, name)))
 
 
 def row_of(method: type[Pruner]) -> tuple[str, ...]:
@@ -55,14 +61,14 @@ def row_of(method: type[Pruner]) -> tuple[str, ...]:
     )
 
 
-def _details(method: type[Pruner]) -> Iterator[str]:
-    yield f"{method.__name__} (--method {method.name})"
+def _details(method: type[Pruner], name: str) -> Iterator[str]:
+    yield f"{method.__name__} (--method {name})"
     yield ""
     yield inspect.getdoc(method) or ""
     yield ""
     yield "Settings and their defaults:"
     for field in dataclasses.fields(method):  # type: ignore[arg-type]
-        yield f"    {field.name} = {field.default!r}"
+        yield f"    {field.name}" if field.default is dataclasses.MISSING else f"    {field.name} = {field.default!r}"
     presets = list(preset_lines(method))
     if presets:
         yield ""

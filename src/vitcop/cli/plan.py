@@ -9,10 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import VitcopError
+from ..errors import VitcopError, check_retention
 from ..figures import figure
 from ..shares import read_share
-from .common import loading_errors, make_method, one_line_errors, read_size
+from .choice import METHOD_HELP, check_method, make_method
+from .common import loading_errors, one_line_errors, read_size
 
 if TYPE_CHECKING:
     from ..costs.plan import Plan
@@ -22,7 +23,7 @@ RETENTION = "1/9"
 
 def plan(
     model: Annotated[str, typer.Option(help="Folder, Hugging Face name or config.json of a vision-language model.")],
-    method: Annotated[str, typer.Option(help="How to choose the tokens to keep.")] = "vitcop",
+    method: Annotated[str, typer.Option(help=f"How to choose the tokens to keep: {METHOD_HELP}.")] = "vitcop",
     retention: Annotated[
         str | None,
         typer.Option(
@@ -34,7 +35,7 @@ def plan(
         float | None, typer.Option(help="Share of the dense prefill FLOPs to stay within instead.")
     ] = None,
     kv_mb: Annotated[float | None, typer.Option(help="MB of KV cache to stay within instead.")] = None,
-    image: Annotated[
+    image_size: Annotated[
         str | None,
         typer.Option(help="WIDTHxHEIGHT of the picture or video, in pixels.", show_default="what suits the model"),
     ] = None,
@@ -48,7 +49,9 @@ def plan(
         if len(named) > 1:
             raise VitcopError(f"{' and '.join(named)} exclude each other; give one of them.")
         share = read_share(RETENTION if retention is None else retention)
-        width, height = (None, None) if image is None else read_size(image)
+        check_retention(share)
+        check_method(method)
+        width, height = (None, None) if image_size is None else read_size(image_size)
         from ..costs.plan import Planner
 
         pruner = make_method(method, share)

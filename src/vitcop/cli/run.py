@@ -15,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import builtin
+from ..errors import check_retention
 from ..figures import figure
 from ..pictures.overlay import overlay as draw_overlay
 from ..shares import read_share
+from .choice import METHOD_HELP, check_method, make_method
 from .common import (
     Chat,
     FramesOption,
@@ -29,7 +31,6 @@ from .common import (
     VideoOption,
     check_can_write,
     load,
-    make_method,
     modality_of,
     one_line_errors,
     pictures_of_grids,
@@ -53,7 +54,7 @@ def run(
     frames: FramesOption = None,
     model: ModelOption = str(builtin.MODEL_PATH),
     retention: RetentionOption = "1/9",
-    method: Annotated[str, typer.Option(help="How to choose the tokens to keep.")] = "vitcop",
+    method: Annotated[str, typer.Option(help=f"How to choose the tokens to keep: {METHOD_HELP}.")] = "vitcop",
     compare: Annotated[bool, typer.Option("--compare", help="Answer without pruning, too, and compare.")] = False,
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of what each stage kept to this file.")] = None,
 ) -> None:
@@ -63,6 +64,8 @@ def run(
         question = question_about(source, is_video=video is not None)
     with one_line_errors():
         share = read_share(retention)
+        check_retention(share)
+        check_method(method)
         subject = read_subject(image, video, frames)
         if overlay:
             check_can_write("--overlay", overlay, source)

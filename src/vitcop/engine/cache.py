@@ -17,7 +17,7 @@ from .layout import Layout
 from .positions import RotaryPositions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """What decoding has to know about a pruned prompt.
 

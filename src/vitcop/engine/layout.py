@@ -12,7 +12,7 @@ from torch import Tensor
 from .positions import count_positions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """A batch of rows of unequal length, packed against the right edge.
 

@@ -16,7 +16,7 @@ from ..models.grids import Grids
 from ..ops.segments import indices_of, upload
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Placeholders:
     """Where a batch of prompts has placeholders, and how many, read from the device once.
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RotaryPositions:
     """Positions of the tokens that entered the decoder; with axes where a token has one per axis (M-RoPE).
 

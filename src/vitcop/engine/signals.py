@@ -25,7 +25,7 @@ from .placement import Placeholders
 _BLOCK_VALUES = 2**24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompts:
     """A batch of prompts as it came to the decoder, for the signals that look at text.
 
@@ -65,7 +65,7 @@ class Prompts:
         return tuple(behind.sum(1).tolist()), rows[image] * width + column
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerInput:
     """What a decoder layer got.
 
@@ -84,7 +84,7 @@ class LayerInput:
         return LayerInput(self.layer, gather_slots(self.hidden_states, slots, -2), (cos, sin))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StageSource(Source):
     """The model just before a stage; see `tokens.Source`.
 

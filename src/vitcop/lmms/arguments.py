@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import VitcopError, unknown_name
-from ..methods import METHODS
 from ..selection.pruner import Pruner
 from ..shares import read_share
 
@@ -24,9 +23,7 @@ def split_arguments(arguments: Mapping[str, Any], wrapper: Iterable[str]) -> tup
         VitcopError: a name is neither the method's nor the wrapper's, or the method cannot have that value.
     """
     name = arguments.get("method")
-    if name is not None and name not in METHODS:
-        raise VitcopError(unknown_name("method", name, METHODS))
-    kind: Any = METHODS[name] if name is not None else None
+    kind: Any = Pruner.named(name) if name is not None else None
     fields = [field.name for field in dataclasses.fields(kind)] if kind else ["retention"]
     settings = {key: _read(key, value) for key, value in arguments.items() if key in fields}
     others = {key: value for key, value in arguments.items() if key not in ("method", *fields)}

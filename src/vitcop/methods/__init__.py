@@ -1,50 +1,56 @@
-"""The pruning methods, one file each. A new one is added to the tuple below, and nowhere else."""
+"""The pruning methods, one file each. A new one is added to the list below, and nowhere else.
+
+Nothing is imported before it is asked for, so that the command line knows all names at once.
+"""
 
 from __future__ import annotations
 
-from ..selection.pruner import Pruner, Selector
-from .averagepool import AveragePool
-from .cdpruner import CDPruner
-from .dart import DART
-from .divprune import DivPrune
-from .fastv import FastV
-from .hiprune import HiPrune
-from .knorm import KNorm
-from .mmtok import MMTok
-from .pyramiddrop import PyramidDrop
-from .random import Random
-from .sparsevlm import SparseVLM
-from .uniformgrid import UniformGrid
-from .visionzip import VisionZip
-from .vispruner import VisPruner
-from .vitcop import MergeClusters, SalientClusters, SmallestKeyNorms, ViTCoP
-from .vscan import TwoScans, VScan
+from typing import TYPE_CHECKING, Any
 
-METHODS: dict[str, type[Pruner]] = {
-    method.name: method
-    for method in (
-        ViTCoP,
-        FastV,
-        PyramidDrop,
-        SparseVLM,
-        VisionZip,
-        DivPrune,
-        DART,
-        CDPruner,
-        HiPrune,
-        VisPruner,
-        VScan,
-        MMTok,
-        KNorm,
-        Random,
-        UniformGrid,
-        AveragePool,
-    )
-}
+from ..selection.registry import Catalogue, announce
 
-STAGES: dict[str, type[Selector]] = {
-    stage.name: stage for stage in (SalientClusters, MergeClusters, SmallestKeyNorms, TwoScans)
-}
+if TYPE_CHECKING:
+    from ..selection.pruner import Pruner, Selector
+
+METHODS: Catalogue[type[Pruner]] = announce(
+    "vitcop.methods.vitcop:ViTCoP",
+    "vitcop.methods.fastv:FastV",
+    "vitcop.methods.pyramiddrop:PyramidDrop",
+    "vitcop.methods.sparsevlm:SparseVLM",
+    "vitcop.methods.visionzip:VisionZip",
+    "vitcop.methods.divprune:DivPrune",
+    "vitcop.methods.dart:DART",
+    "vitcop.methods.cdpruner:CDPruner",
+    "vitcop.methods.hiprune:HiPrune",
+    "vitcop.methods.vispruner:VisPruner",
+    "vitcop.methods.vscan:VScan",
+    "vitcop.methods.mmtok:MMTok",
+    "vitcop.methods.knorm:KNorm",
+    "vitcop.methods.random:Random",
+    "vitcop.methods.uniformgrid:UniformGrid",
+    "vitcop.methods.averagepool:AveragePool",
+)
+"""Name -> class of every method here."""
+
+STAGES: Catalogue[type[Selector]] = announce(
+    "vitcop.methods.vitcop:SalientClusters",
+    "vitcop.methods.vitcop:MergeClusters",
+    "vitcop.methods.vitcop:SmallestKeyNorms",
+    "vitcop.methods.vscan:TwoScans",
+    stages=True,
+)
 """Stages of methods that have several, for a `Pipeline`."""
 
-__all__ = ["METHODS", "STAGES", *(selector.__name__ for selector in (METHODS | STAGES).values())]
+announce("vitcop.selection.pipeline:Pipeline")
+
+_BY_CLASS = {
+    place.rpartition(":")[2]: (kinds, name) for kinds in (METHODS, STAGES) for name, place in kinds.places.items()
+}
+__all__ = ["METHODS", "STAGES", *_BY_CLASS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _BY_CLASS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    catalogue, own = _BY_CLASS[name]
+    return catalogue[own]

@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 
 from ..ops.greedy import keep_greedily, most_probable
 from ..ops.segments import pad_segments
-from ..selection.pruner import Description, EntrancePruner, question
+from ..selection.bases import EntrancePruner
+from ..selection.pruner import Description, question
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
 

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..selection.pruner import Description, LayerPruner
+from ..selection.bases import LayerPruner
+from ..selection.pruner import Description
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
 

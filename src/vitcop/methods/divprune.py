@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ops.greedy import farthest_first, keep_greedily
-from ..selection.pruner import Description, EntrancePruner
+from ..selection.bases import EntrancePruner
+from ..selection.pruner import Description
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
 

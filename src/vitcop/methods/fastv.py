@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ..selection.pruner import Description, LayerPruner, ScorePruner
+from ..selection.bases import LayerPruner, ScorePruner
+from ..selection.pruner import Description
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import VisualTokens
 

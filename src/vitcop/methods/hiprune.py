@@ -9,7 +9,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..ops.segments import rank_in_segment, segment_sum, upload
-from ..selection.pruner import Description, EntrancePruner
+from ..selection.bases import EntrancePruner
+from ..selection.pruner import Description
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import EncoderSignal, Selection, VisualTokens
 

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..ops.saliency import key_norm
-from ..selection.pruner import Description, LayerPruner, ScorePruner
+from ..selection.bases import LayerPruner, ScorePruner
+from ..selection.pruner import Description
 from ..selection.tokens import VisualTokens
 
 

@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 from ..errors import BudgetError
 from ..ops.greedy import best_cover, keep_greedily
 from ..ops.segments import is_real, pad_segments
-from ..selection.pruner import Description, EntrancePruner, question
+from ..selection.bases import EntrancePruner
+from ..selection.pruner import Description, question
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
 

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BudgetError
-from ..selection.pruner import Description, ScorePruner, check_layer, check_retention
+from ..selection.bases import ScorePruner
+from ..selection.pruner import Description, check_layer
 from ..selection.schedule import average_retention, solve
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import VisualTokens
@@ -44,15 +45,16 @@ class PyramidDrop(ScorePruner):
     )
     presets = {"paper": {270: {8: 288, 16: 144, 24: 72}}}
 
+    earliest = 1
+
     retention: float = 1 / 9
     layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        check_retention(self.retention)
+        super().__post_init__()
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-            if len(self.layers) != len(SHARES):
-                raise BudgetError(f"PyramidDrop cuts before {len(SHARES)} layers; got {self.layers}.")
+            if len(self.layers) != len(SHARES) or list(self.layers) != sorted({*self.layers}):
+                raise BudgetError(f"PyramidDrop cuts before {len(SHARES)} layers, which rise; got {self.layers}.")
             check_layer(self, min(self.layers))
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..selection.pruner import Description, ScorePruner, check_retention
+from ..selection.bases import ScorePruner
+from ..selection.pruner import Description, check_layer
 from ..selection.schedule import solve
 from ..selection.tokens import VisualTokens
 
@@ -33,7 +34,8 @@ class Random(ScorePruner):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_retention(self.retention)
+        super().__post_init__()
+        check_layer(self, self.layer)
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         return solve(self.name, self.retention, num_tokens, num_layers, [self.layer])

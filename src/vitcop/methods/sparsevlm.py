@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ops.cluster import density_peaks
 from ..ops.segments import indices_of, rank_in_segment, upload
-from ..selection.pruner import Description, Pruner, check_retention, question
+from ..selection.pruner import Description, Pruner, question
 from ..selection.schedule import scaled_layers, solve
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
@@ -61,11 +61,10 @@ class SparseVLM(Pruner):
         "paper": {tokens: dict(zip(LAYERS, counts, strict=True)) for tokens, counts in LISTS.items()},
     }
 
+    earliest = 1
+
     retention: float = 1 / 9
     recycle: bool = True
-
-    def __post_init__(self) -> None:
-        check_retention(self.retention)
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         layers = scaled_layers(LAYERS, num_layers, first_layer)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..ops.pooling import central, grid_cells
 from ..ops.segments import indices_of
-from ..selection.pruner import Description, EntrancePruner
+from ..selection.bases import EntrancePruner
+from ..selection.pruner import Description
 from ..selection.tokens import Selection, VisualTokens
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..errors import BudgetError
 from ..ops.matching import most_similar
 from ..ops.segments import indices_of, padded_lengths, rank_in_segment, share_out, upload
-from ..selection.pruner import Description, EntrancePruner
+from ..selection.bases import EntrancePruner
+from ..selection.pruner import Description
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
 

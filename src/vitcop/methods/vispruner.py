@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..ops.matching import thin_out
 from ..ops.segments import indices_of, padded_lengths, rank_in_segment, share_out, upload
-from ..selection.pruner import Description, EntrancePruner
+from ..selection.bases import EntrancePruner
+from ..selection.pruner import Description
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +26,7 @@ from ..ops.segments import (
     unpad_segments,
     upload,
 )
-from ..selection.pruner import LITERATURE_TOKENS, Description, Positions, Pruner, Selector, check_retention
+from ..selection.pruner import LITERATURE_TOKENS, Description, Positions, Pruner, Selector
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
 from .fastv import FastV
@@ -48,6 +48,11 @@ class SalientClusters(Selector):
     centre_fraction: float = 0.12
     cutoff: float | None = None
     radius: float = 0.6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share("centre_fraction", self.centre_fraction)
+        _check_reach(self.cutoff, self.radius)
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         shares = tokens.shares_of_grids(budget)
@@ -77,7 +82,9 @@ class SalientClusters(Selector):
 
 
 class Ranking(Selector):
-    """A stage that ranks tokens by how little they matter."""
+    """A stage that ranks tokens by how little they matter, which the key norms of layer 0 tell the wrong way round."""
+
+    earliest = 2
 
     def insignificance(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
         """How little each token matters, never negative, so that sums over clusters favour small ones: its key norm,
@@ -192,19 +199,15 @@ class ViTCoP(Pruner):
     positions: Positions = "compact"
 
     def __post_init__(self) -> None:
-        check_retention(self.retention)
+        super().__post_init__()
         for name in ("vision_retention", "centre_fraction", "deep_ratio"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise BudgetError(f"{name} is a share, above 0 and at most 1; got {value}.")
-        if self.cutoff is not None and not self.cutoff > 0:
-            raise BudgetError(f"cutoff is a distance and must be above 0; got {self.cutoff}.")
-        if not self.radius >= 0:
-            raise BudgetError(f"radius is a distance and cannot be negative; got {self.radius}.")
-        for name, known in (("deep_signal", DeepSignal), ("positions", Positions)):
-            if getattr(self, name) not in get_args(known):
-                allowed = " or ".join(map(repr, get_args(known)))
-                raise BudgetError(f"{name} is {allowed}; got {getattr(self, name)!r}.")
+            _check_share(name, getattr(self, name))
+        _check_reach(self.cutoff, self.radius)
+        shallow = 2 if self.shallow_layer is None else self.shallow_layer
+        if shallow < 2 or (self.deep_layer is not None and self.deep_layer <= shallow):
+            raise BudgetError(
+                f"ViTCoP needs 2 <= shallow_layer < deep_layer; got {self.shallow_layer} and {self.deep_layer}."
+            )
 
     @classmethod
     def preset(cls, name: str, *, tokens: int, **settings: Any) -> ViTCoP:
@@ -278,6 +281,18 @@ class ViTCoP(Pruner):
                 f"before layers {s} and {d}; with these settings {low:.4g} to {high:.4g} is possible."
             )
         return entering, shallow, deep_count(shallow)
+
+
+def _check_share(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value <= 1:
+        raise BudgetError(f"{name} is a share, above 0 and at most 1; got {value}.")
+
+
+def _check_reach(cutoff: float | None, radius: float) -> None:
+    if cutoff is not None and not cutoff > 0:
+        raise BudgetError(f"cutoff is a distance and must be above 0; got {cutoff}.")
+    if radius < 0:
+        raise BudgetError(f"radius is a distance and cannot be negative; got {radius}.")
 
 
 def lack_of_largest(values: Float[Tensor, " rows"], lengths: tuple[int, ...]) -> Float[Tensor, " rows"]:

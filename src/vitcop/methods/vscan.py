@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops.matching import most_similar
 from ..ops.segments import indices_of, rank_in_segment, segment_sum, upload
-from ..selection.pruner import Description, Pruner, Selector, check_layer, check_retention
+from ..selection.pruner import Description, Pruner, Selector, check_layer
 from ..selection.schedule import solve
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import EncoderSignal, Selection, VisualTokens
@@ -85,12 +85,13 @@ class VScan(Pruner):
     presets = {"paper": {192: {0: 288, 16: 96}, 128: {0: 192, 16: 64}, 64: {0: 96, 16: 32}}}
     positions = "compact"
     encoder_signals = (SHALLOW,)
+    earliest = 1
 
     retention: float = 1 / 9
     layer: int | None = None
 
     def __post_init__(self) -> None:
-        check_retention(self.retention)
+        super().__post_init__()
         check_layer(self, self.layer)
 
     @property

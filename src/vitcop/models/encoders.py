@@ -153,7 +153,7 @@ class Patches:
         return self.keys[first:end], self.saliency[first:end]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Watched:
     """An attention layer of the vision encoder at work.
 

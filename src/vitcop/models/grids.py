@@ -14,7 +14,7 @@ Shape = tuple[int, int]
 SEPARATOR = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grids:
     """The grids of one image or video, and the place of each of its placeholders in them.
 

@@ -10,7 +10,7 @@ from ..costs.closed_forms import prefill_flops
 from ..costs.plan import Planner
 from ..errors import BudgetError, VitcopError
 from ..inputs.downsample import downsample
-from ..methods import Random
+from ..methods.random import Random
 from ..models import Size
 from ..selection.pruner import Pruner
 from .oracle import oracle_for

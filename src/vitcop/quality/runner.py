@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 
 from ..environment import device_name, versions
-from ..errors import BudgetError, VitcopError, unknown_name
+from ..errors import BudgetError, VitcopError
 from ..methods import METHODS
 from ..records import taken
 from ..selection.pruner import Pruner
+from ..selection.registry import check
 from .contenders import Contest, Pruners, Subject
 from .results import DENSE, DOWNSAMPLE, ONCE, ORACLE, RANDOM, Evaluation, Refusal, Row, Setting
 from .suite import Suite
@@ -37,7 +40,7 @@ class Course:
     """What a run covers.
 
     Attributes:
-        methods: names of `METHODS` and of `VARIANTS`.
+        methods: as `Pruner.named` takes them, and names of `VARIANTS`.
         retentions: shares of the visual tokens alive, averaged over the decoder layers.
         batch: prompts at a time.
     """
@@ -64,7 +67,9 @@ def evaluate(subject: Subject, suite: Suite, course: Course, told: Told, folder:
     """
     methods = {name: _pruners(name) for name in course.methods}
     contest = Contest(subject, suite, course.batch)
-    store = _Store(folder and folder / _fingerprint(subject, suite, course.batch))
+    store = _Store(
+        folder and folder / _fingerprint(subject, suite, course.batch), _codes(course.methods) if folder else {}
+    )
     todo = list(_todo(course))
     rows: list[Row] = []
     refusals: list[Refusal] = []
@@ -90,11 +95,21 @@ def _todo(course: Course) -> Iterator[tuple[str, float]]:
 
 
 def _pruners(name: str) -> Pruners:
-    if name in METHODS:
-        return lambda retention: Pruner.from_dict({"method": name, "retention": retention})
     if name in VARIANTS:
         return VARIANTS[name]
-    raise VitcopError(unknown_name("method", name, [*METHODS, *VARIANTS]))
+    check(name, others=VARIANTS)
+    kind = Pruner.named(name)
+    return lambda retention: kind.from_dict({"method": name, "retention": retention})
+
+
+def _codes(methods: Iterable[str]) -> dict[str, str]:
+    """Tell apart the states of methods that are not vitcop's, whose code the fingerprint does not cover."""
+    kinds = {name: Pruner.named(name) for name in methods if name not in VARIANTS}
+    outside = {name: kind for name, kind in kinds.items() if kind.__module__.partition(".")[0] != "vitcop"}
+    try:
+        return {name: _digest(Path(inspect.getfile(kind)).read_bytes()) for name, kind in outside.items()}
+    except (OSError, TypeError) as error:
+        raise VitcopError(f"What is kept in a folder is told apart by files of methods: {error}.") from error
 
 
 def _ask(contest: Contest, name: str, retention: float, methods: Mapping[str, Pruners]) -> Row | Refusal:
@@ -110,10 +125,10 @@ def _ask(contest: Contest, name: str, retention: float, methods: Mapping[str, Pr
 
 
 class _Store:
-    """A file for each contender and retention."""
+    """A file for each contender and retention, and state of the code of those that are not vitcop's."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, codes: Mapping[str, str]) -> None:
+        self.folder, self.codes = folder, codes
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -133,7 +148,8 @@ class _Store:
 
     def _file(self, name: str, retention: float) -> Path:
         assert self.folder is not None
-        return self.folder / f"{name.replace(' ', '-')}-{retention!r}.json"
+        own = f"-{self.codes[name]}" if name in self.codes else ""
+        return self.folder / f"{quote(name.replace(' ', '-'), safe='')}{own}-{retention!r}.json"
 
 
 def _fingerprint(subject: Subject, suite: Suite, batch: int) -> str:
@@ -151,6 +167,10 @@ def _fingerprint(subject: Subject, suite: Suite, batch: int) -> str:
         if file.relative_to(package).parts[0] not in UNCOUNTED:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _digest(code: bytes) -> str:
+    return hashlib.sha256(code).hexdigest()[:16]
 
 
 def _setting(contest: Contest) -> Setting:

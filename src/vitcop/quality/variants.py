@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -103,7 +102,7 @@ VARIANTS: dict[str, Callable[[float], Pruner]] = {
     "without stage I": partial(WithoutStage, left_out=0),
     "without stage II": partial(WithoutStage, left_out=1),
     "without stage III": partial(WithoutStage, left_out=2),
-    "clusters without space": partial(ViTCoP, radius=math.inf),
+    "clusters without space": partial(ViTCoP, radius=2.0),
     "merge by mean": MergedByMean,
     "largest norms": LargestNorms,
     "positions keep": partial(ViTCoP, positions="keep"),

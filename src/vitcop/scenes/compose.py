@@ -19,7 +19,7 @@ COVERED = 0.12  # the least share of a patch that a thing must cover to be what 
 CLEARANCE = 0.01  # between the boxes of two objects, as a share of the picture's side
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """A picture, what is in it, and questions about it."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BudgetError, VitcopError
-from .pruner import LayerPruner, Positions, Pruner, Selector, check_layer, check_retention
+from .pruner import Positions, Pruner, Selector, check_layer
 from .schedule import solve
+from .settings import settle
 from .stage_shape import StageShape
 from .tokens import EncoderSignal, Selection, VisualTokens
 
@@ -34,17 +35,12 @@ class Stage:
     share: float
 
     def __post_init__(self) -> None:
+        settle(self)
         if hasattr(self.selector, "stages"):
             raise VitcopError(
                 f"{type(self.selector).__name__} has several stages; take one of its `stages`, or use it alone."
             )
-        if not isinstance(self.selector, Selector) or not isinstance(self.layer, int) or self.layer < 0:
-            raise VitcopError(
-                f"A stage is a selector, such as KNorm(), and a decoder layer, 0 or later; got {self.selector!r} and "
-                f"{self.layer!r}."
-            )
-        if isinstance(self.selector, LayerPruner):
-            check_layer(self.selector, self.layer, self.selector.earliest)
+        check_layer(self.selector, self.layer)
         if not 0 < self.share <= 1:
             raise BudgetError(f"share is a part of the visual tokens, above 0 and at most 1; got {self.share:.4g}.")
 
@@ -73,8 +69,7 @@ class Pipeline(Pruner):
     positions: Positions = "keep"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))
-        check_retention(self.retention)
+        super().__post_init__()
         if not self.stages:
             raise VitcopError("A Pipeline needs at least one stage.")
         shares = [stage.share for stage in self.stages]
@@ -101,3 +96,16 @@ class Pipeline(Pruner):
             {"selector": stage.selector.to_dict(), "layer": stage.layer, "share": stage.share} for stage in self.stages
         ]
         return super().to_dict() | {"stages": stages}
+
+    @classmethod
+    def _made(cls, settings: Mapping[str, Any]) -> Pipeline:
+        stages = settings.get("stages")
+        read = {"stages": tuple(map(_read_stage, stages))} if isinstance(stages, Sequence) else {}
+        return super()._made({**settings, **read})
+
+
+def _read_stage(stage: Any) -> Stage:
+    try:
+        return Stage(**stage | {"selector": Selector.from_dict(stage["selector"])})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise VitcopError(f"A stage in JSON has a selector, a layer and a share; got {stage!r}.") from error

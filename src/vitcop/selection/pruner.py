@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,16 +11,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from ..errors import BudgetError, VitcopError, check_retention, unknown_name
-from ..ops.segments import smallest_per_segment
-from .schedule import average_retention, solve
+from . import registry
+from .schedule import average_retention
+from .settings import checked, settle
 from .stage_shape import StageShape
 from .tokens import EncoderSignal, Selection, TextTokens, VisualTokens
 
 Positions = Literal["compact", "keep"]
+S = TypeVar("S", bound="Selector")
 P = TypeVar("P", bound="Pruner")
 
 LITERATURE_TOKENS, LITERATURE_LAYERS = 576, 32
@@ -48,14 +48,25 @@ class Description:
 
 
 class Selector(ABC):
-    """A choice among visual tokens, as one stage makes it. Subclasses are frozen dataclasses."""
+    """A choice among visual tokens, as one stage makes it. Subclasses are frozen dataclasses.
+
+    To define one is enough: it is known by its `name` from then on. Its settings are checked when they are made: their
+    types by their annotations, and their ranges in `__post_init__`, which first calls that of its base.
+    """
 
     name: ClassVar[str]
     """What the command line and JSON call it: its class in lower case, unless it says otherwise."""
+    earliest: ClassVar[int] = 0
+    """The first decoder layer before which it sees what it chooses by; 0 is the entrance."""
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
             cls.name = cls.__name__.lower()
+        registry.define(cls)
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     @property
     def encoder_signals(self) -> tuple[EncoderSignal, ...]:
@@ -76,14 +87,85 @@ class Selector(ABC):
         """
         return 0
 
+    @classmethod
+    def named(cls: type[S], text: str) -> type[S]:
+        """The class of this kind that a text names: `Pruner.named` finds any method, `ViTCoP.named` only ViTCoPs.
+
+        Args:
+            text: a known name, as "fastv", or a class of one's own as "file.py:Class" or "package.module:Class". The
+                latter is looked for in the current folder, too. To read it is to run that code.
+
+        Raises:
+            VitcopError: there is none.
+        """
+        kind = registry.find(text, stages=not issubclass(cls, Pruner))
+        if not (isinstance(kind, type) and issubclass(kind, Selector)):
+            raise VitcopError(f"{text!r} is no method, since it does not derive from vitcop.{cls.__name__}.")
+        if not issubclass(kind, cls):
+            way_out = "put it into a Pipeline" if cls is Pruner else f"read it by {kind.__name__} or by Pruner"
+            raise VitcopError(f"{text!r} is no {cls.__name__}; {way_out}.")
+        if inspect.isabstract(kind):
+            lacks = ", ".join(sorted(kind.__abstractmethods__))
+            raise VitcopError(f"{text!r} is not complete: it does not define {lacks}.")
+        if not dataclasses.is_dataclass(kind):
+            raise VitcopError(f"{text!r} must be a dataclass, whose fields are its settings.")
+        return kind
+
     def to_dict(self) -> dict[str, Any]:
-        """The method's name and settings as plain values; `from_dict` reads them back."""
+        """The method and its settings as plain values; `from_dict` reads them back.
+
+        The method is called by its name where that is known everywhere: in vitcop's own, and in packages that announce
+        theirs. Others are called by where they stand, as "package.module:Class" or "/folder/file.py:Class".
+        """
         if not dataclasses.is_dataclass(self):
             raise VitcopError(f"{type(self).__name__} must be a dataclass, whose fields are its settings.")
-        return {"method": self.name, **dataclasses.asdict(self)}
+        return {"method": registry.written(type(self)), **dataclasses.asdict(self)}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls: type[S], settings: Mapping[str, Any]) -> S:
+        """What `to_dict` described, if it is of this class: `Pruner.from_dict` takes any method.
+
+        Its "method" is what `named` takes, and to read a class of one's own is to run its code.
+
+        Raises:
+            VitcopError: the method or one of its settings is not known or missing, or a value is of the wrong type or
+                out of range.
+        """
+        name = settings.get("method")
+        if not isinstance(name, str):
+            raise VitcopError(f'A method is described by its name, as "method", and its settings; got {settings}.')
+        return cls.named(name)._made({key: value for key, value in settings.items() if key != "method"})
+
+    @classmethod
+    def from_json(cls: type[S], text: str) -> S:
+        """What `to_json` wrote; see `from_dict`."""
+        try:
+            settings = json.loads(text)
+        except (ValueError, RecursionError) as error:  # of numbers too long and lists too deep for Python, too
+            raise VitcopError(f"This is not JSON that can be read: {error}.") from error
+        if not isinstance(settings, dict):
+            raise VitcopError(f"A method in JSON is an object with its name and settings, not {text!r}.")
+        return cls.from_dict(settings)
+
+    @classmethod
+    def _made(cls: type[S], settings: Mapping[str, Any]) -> S:
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for name in settings:
+            if name == "retention" and name not in fields:
+                raise VitcopError(
+                    f"{cls.__name__} has no field `retention`, the average share of the tokens that a method is asked "
+                    "to keep; give it one: `retention: float = 1 / 9`."
+                )
+            if name not in fields:
+                raise VitcopError(unknown_name(f"setting of {cls.name}", name, fields))
+        for name, field in fields.items():
+            needed = field.init and field.default is field.default_factory is dataclasses.MISSING
+            if needed and name not in settings:
+                raise VitcopError(f"{cls.name} needs {name!r}, which was not given; Python and JSON can give it.")
+        return cls(**checked(cls, settings))
 
 
 class Pruner(Selector):
@@ -102,6 +184,11 @@ class Pruner(Selector):
     """Share of the visual tokens alive, averaged over the decoder layers."""
     positions: Positions = "keep"
     """Whether the tokens that survive stage 0 keep their positions or are numbered anew, without gaps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if hasattr(self, "retention"):
+            check_retention(self.retention)
 
     @classmethod
     def preset(cls: type[P], name: str, *, tokens: int, **settings: Any) -> P:
@@ -138,83 +225,6 @@ class Pruner(Selector):
             BudgetError: the settings leave no valid schedule for an image and a decoder of this size.
         """
 
-    @staticmethod
-    def from_dict(settings: dict[str, Any]) -> Pruner:
-        """The method that `to_dict` described.
-
-        Raises:
-            VitcopError: the method or one of its settings is not known, or a value is out of range.
-        """
-        from ..methods import METHODS
-        from .pipeline import Pipeline
-
-        method: Pruner = _made(settings, METHODS | {Pipeline.name: Pipeline})
-        return method
-
-    @staticmethod
-    def from_json(text: str) -> Pruner:
-        try:
-            settings = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise VitcopError(f"This is not JSON: {error}.") from error
-        if not isinstance(settings, dict):
-            raise VitcopError(f"A method in JSON is an object with its name and settings, not {text!r}.")
-        return Pruner.from_dict(settings)
-
-
-@dataclass(frozen=True)
-class EntrancePruner(Pruner):
-    """A method that drops once, entering the decoder, where what is left is numbered anew.
-
-    Attributes:
-        retention: share of the visual tokens alive, averaged over the decoder layers.
-    """
-
-    positions = "compact"
-
-    retention: float = 1 / 9
-
-    def __post_init__(self) -> None:
-        check_retention(self.retention)
-
-    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
-        return solve(self.name, self.retention, num_tokens, num_layers, [0])
-
-
-@dataclass(frozen=True)
-class LayerPruner(Pruner):
-    """A method that drops once, before a decoder layer, by what the layer before shows.
-
-    Attributes:
-        retention: share of the visual tokens alive, averaged over the decoder layers.
-        layer: the decoder layer before which tokens are dropped; None is 2, or the earliest possible one after that.
-    """
-
-    earliest: ClassVar[int] = 1
-    """The first layer that `layer` may be."""
-
-    retention: float = 1 / 9
-    layer: int | None = None
-
-    def __post_init__(self) -> None:
-        check_retention(self.retention)
-        check_layer(self, self.layer, self.earliest)
-
-    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
-        layer = max(2, first_layer) if self.layer is None else self.layer
-        return solve(self.name, self.retention, num_tokens, num_layers, [layer])
-
-
-class ScorePruner(Pruner):
-    """A method that keeps the tokens of highest score and merges nothing."""
-
-    @abstractmethod
-    def score(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
-        """How much each token is worth keeping; only the order within an image counts."""
-
-    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-        return Selection(smallest_per_segment(-self.score(tokens), tokens.lengths, budget))
-
 
 def preset_retention(schedule: Mapping[int, int]) -> float:
     """True average retention of one of the `presets`."""
@@ -242,13 +252,13 @@ def checked_budgets(method: Pruner, num_tokens: int, num_layers: int, first_laye
     return budgets
 
 
-def check_layer(method: Pruner, layer: int | None, earliest: int = 1) -> None:
-    """Raise unless a decoder layer that the method can look at stands before `layer`, if one is given."""
-    if layer is not None and layer < earliest:
-        raise BudgetError(
-            f"{type(method).__name__} looks at decoder layer {earliest - 1} or a later one, so that its layer is at "
-            f"least {earliest}; got {layer}."
-        )
+def check_layer(selector: Selector, layer: int | None) -> None:
+    """Raise unless a decoder layer that the selector can look at stands before `layer`, if one is given."""
+    if layer is None or layer >= selector.earliest:
+        return
+    name, earliest = type(selector).__name__, selector.earliest
+    looks = f"{name} looks at decoder layer {earliest - 1} or a later one, so that" if earliest else f"Of {name},"
+    raise BudgetError(f"{looks} the layer is at least {earliest}; got {layer}.")
 
 
 def question(tokens: VisualTokens, method: type[Pruner]) -> TextTokens:
@@ -259,25 +269,3 @@ def question(tokens: VisualTokens, method: type[Pruner]) -> TextTokens:
             "a method that does not look at the text, such as ViTCoP by key norms."
         )
     return tokens.text
-
-
-def _made(settings: dict[str, Any], kinds: Mapping[str, Any]) -> Any:
-    """The selector that `to_dict` described, of one of some kinds, by name."""
-    from ..methods import METHODS, STAGES
-    from .pipeline import Pipeline, Stage
-
-    name, values = settings.get("method"), {k: v for k, v in settings.items() if k != "method"}
-    if not isinstance(name, str) or name not in kinds:
-        raise VitcopError(unknown_name("method", name, kinds))
-    kind = kinds[name]
-    known = [f.name for f in dataclasses.fields(kind)]
-    for value_name in values:
-        if value_name not in known:
-            raise VitcopError(unknown_name(f"setting of {name}", value_name, known))
-    try:
-        if kind is Pipeline:
-            stages = [stage | {"selector": _made(stage["selector"], METHODS | STAGES)} for stage in values["stages"]]
-            values["stages"] = tuple(Stage(**stage) for stage in stages)
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (TypeError, KeyError, AttributeError) as error:
-        raise VitcopError(f"A setting of {name} is missing or of the wrong type: {error}.") from error

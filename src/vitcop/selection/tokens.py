@@ -71,7 +71,7 @@ class Source(ABC):
     def final_norm(self, states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entrance:
     """All visual tokens as they came to the decoder, before any was dropped: one row per token, image after image.
 
@@ -131,7 +131,7 @@ class Entrance:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VisualTokens:
     """A table of the visual tokens alive at one stage: one row per token, image after image.
 
@@ -352,7 +352,7 @@ class VisualTokens:
         return replace(self, rows=change(self.rows), slots=change(self.slots), labels=labels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextTokens:
     """The text tokens behind each image: one row per token, image after image.
 
@@ -380,7 +380,7 @@ class TextTokens:
         return segment_ids(self.lengths, self.slots.device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """What a method decides about a table of visual tokens.
 

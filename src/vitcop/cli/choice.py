@@ -1,0 +1,86 @@
+"""Methods and models as options name them: what can be told before torch is imported is told before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import VitcopError, unknown_name
+from ..selection.registry import check
+from .common import read_list
+
+if TYPE_CHECKING:
+    from ..selection.pruner import Pruner
+
+METHOD_HELP = "a name of vitcop methods, file.py:Class or package.module:Class"
+CONTENDERS = ("dense", "downsample", "majority", "blind", "oracle")
+"""What stands beside methods in the tables of `compare`, `bench` and `eval`."""
+SHAPES = (
+    "llava-1.5-7b",
+    "llava-1.5-13b",
+    "llava-next-7b",
+    "llava-next-13b",
+    "llava-onevision-0.5b",
+    "qwen2.5-vl-7b",
+    "qwen3-vl-8b",
+    "internvl3-8b",
+)
+"""Names of `bench.SHAPES`, whose import takes seconds."""
+
+
+def check_method(text: str) -> None:
+    """Refuse what can be no method."""
+    check(text)
+
+
+def make_method(text: str, retention: float) -> Pruner:
+    """The method that an option names.
+
+    Raises:
+        VitcopError: there is none.
+    """
+    from ..selection.pruner import Pruner
+
+    return Pruner.from_dict({"method": text, "retention": retention})
+
+
+def read_methods(
+    option: str, text: str, *, words: Mapping[str, Iterable[str]] | None = None, others: Iterable[str] = ()
+) -> list[str]:
+    """What an option says of several methods.
+
+    Args:
+        words: that stand for many.
+        others: what may be named besides methods.
+    """
+    words, others = words or {}, (*others,)
+    names = [name for word in read_list(option, text) for name in words.get(word, (word,))]
+    for name in names:
+        if name not in others:
+            check(name, others=(*others, *words))
+    return list(dict.fromkeys(names))
+
+
+def import_methods(texts: Iterable[str], *, others: Iterable[str] = ()) -> list[str]:
+    """The methods' own names, by which those of files and modules are known from now on.
+
+    Args:
+        texts: what `read_methods` gives.
+        others: as there.
+    """
+    from ..selection.pruner import Pruner
+
+    names, others = [], (*others,)
+    for text in texts:
+        name = text if text in others else Pruner.named(text).name
+        if name != text and name in CONTENDERS:
+            raise VitcopError(f"{text} cannot be told from what commands call {name!r}; give it another `name`.")
+        names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def check_shape(name: str) -> None:
+    """Refuse what is no shape, and cannot be a folder or a name on the hub either."""
+    if "/" not in name and name not in SHAPES and not Path(name).exists():
+        raise VitcopError(f"{unknown_name('shape', name, SHAPES)} A folder or a Hugging Face name will do as well.")
