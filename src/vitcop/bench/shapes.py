@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -25,6 +26,8 @@ from transformers.models.internvl import InternVLVisionConfig
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from ..errors import VitcopError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -205,3 +208,13 @@ SHAPES: dict[str, Shape] = {
     "qwen3-vl-8b": Shape(_qwen3_vl, _qwen3_processor),
     "internvl3-8b": Shape(_internvl3, _internvl_processor),
 }
+
+
+def check_model(name: str) -> None:
+    """Refuse what is no shape, no folder or file, and no name on the hub either.
+
+    Raises:
+        VitcopError: it is most likely a shape that is misspelt; the message names the nearest.
+    """
+    if "/" not in name and name not in SHAPES and not Path(name).exists():
+        raise VitcopError(f"{unknown_name('shape', name, SHAPES)} A folder or a Hugging Face name will do as well.")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import VitcopError, unknown_name
+from ..tables import add_columns, add_prose, output, show
 from .common import one_line_errors
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ def methods(
     if name is None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for title in HEADER:
-            table.add_column(title, no_wrap=title in ("method", "paper"))
+            (add_columns if title in ("method", "paper") else add_prose)(table, title)
         for method in METHODS.values():
             table.add_row(*map(Text, row_of(method)))
-        Console().print(table)
+        show(output(), table)
         return
     with one_line_errors():
         if name not in METHODS:

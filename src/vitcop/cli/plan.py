@@ -6,12 +6,13 @@ import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from .. import builtin
 from ..errors import VitcopError
 from ..figures import figure
 from ..shares import read_share
+from ..tables import add_columns, output, show
 from .common import loading_errors, make_method, one_line_errors, read_size
 
 if TYPE_CHECKING:
@@ -21,7 +22,13 @@ RETENTION = "1/9"
 
 
 def plan(
-    model: Annotated[str, typer.Option(help="Folder, Hugging Face name or config.json of a vision-language model.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A shape of `vitcop bench`, such as llava-1.5-7b; or a folder, config.json or Hugging Face name.",
+            show_default="the small one in the box",
+        ),
+    ] = str(builtin.MODEL_PATH),
     method: Annotated[str, typer.Option(help="How to choose the tokens to keep.")] = "vitcop",
     retention: Annotated[
         str | None,
@@ -62,13 +69,18 @@ def plan(
             planned = planner.for_kv_mb(pruner, kv_mb)
         else:
             planned = planner.plan(pruner)
-    Console().print(_table(planned))
+    show(output(), _table(planned))
 
 
 def _read_config(name: str) -> Any:
     import transformers
 
+    from ..bench.shapes import SHAPES, check_model
+
     transformers.logging.set_verbosity_error()
+    if name in SHAPES:
+        return SHAPES[name].config()
+    check_model(name)
     with loading_errors(name):
         return transformers.AutoConfig.from_pretrained(name)
 
@@ -92,10 +104,8 @@ def _table(plan: Plan) -> Table:
         f"{_counted(plan.text_tokens, 'text token')} (--text-tokens). FLOPs of matrix products; see docs/costs.md."
     )
     table = Table(caption=caption, caption_justify="left")
-    table.add_column()
-    table.add_column("dense", justify="right")
-    table.add_column(plan.method.name, justify="right")
-    table.add_column("share", justify="right")
+    add_columns(table, "")
+    add_columns(table, "dense", plan.method.name, "share", right=True)
     for first, last, alive in plan.stretches:
         table.add_row(f"visual tokens, layers {first}-{last}", str(total), str(alive), f"{alive / total:.1%}")
     average = sum(plan.visual_tokens) / len(plan.visual_tokens)
