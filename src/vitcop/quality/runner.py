@@ -18,6 +18,7 @@ from ..methods import METHODS
 from ..records import taken
 from ..selection.pruner import Pruner
 from .contenders import Contest, Pruners, Subject
+from .journal import Journal
 from .results import DENSE, DOWNSAMPLE, ONCE, ORACLE, RANDOM, Evaluation, Refusal, Row, Setting
 from .suite import Suite
 from .variants import VARIANTS
@@ -55,8 +56,8 @@ def evaluate(subject: Subject, suite: Suite, course: Course, told: Told, folder:
         suite: the questions.
         course: methods and retentions.
         told: of every contender, before it is asked.
-        folder: keeps what is done, so that a run that was stopped goes on. What depends on other weights, questions or
-            another state of vitcop's code, or ran elsewhere or in other batches, is kept apart.
+        folder: keeps what is done, batch by batch, so that a run that was stopped goes on. What depends on other
+            weights, questions or another state of vitcop's code, or ran elsewhere or in other batches, is kept apart.
 
     Raises:
         VitcopError: a method is not known, the model cannot be pruned or answers nothing right, or the GPU runs out of
@@ -72,8 +73,10 @@ def evaluate(subject: Subject, suite: Suite, course: Course, told: Told, folder:
         told(f"{name} at {retention:.3g}", len(todo))
         result = store.read(name, retention)
         if result is None:
-            result = _ask(contest, name, retention, methods | {name: _pruners(name) for name in ALWAYS[1:3]})
+            journal = store.journal(name, retention)
+            result = _ask(contest, name, retention, methods | {name: _pruners(name) for name in ALWAYS[1:3]}, journal)
             store.write(result)
+            journal.close()
         if isinstance(result, Row):
             rows.append(result)
         else:
@@ -97,9 +100,11 @@ def _pruners(name: str) -> Pruners:
     raise VitcopError(unknown_name("method", name, [*METHODS, *VARIANTS]))
 
 
-def _ask(contest: Contest, name: str, retention: float, methods: Mapping[str, Pruners]) -> Row | Refusal:
+def _ask(
+    contest: Contest, name: str, retention: float, methods: Mapping[str, Pruners], journal: Journal
+) -> Row | Refusal:
     try:
-        return contest.row(name, retention, methods)
+        return contest.row(name, retention, methods, journal)
     except VitcopError as error:
         if name == DENSE:
             raise
@@ -110,7 +115,7 @@ def _ask(contest: Contest, name: str, retention: float, methods: Mapping[str, Pr
 
 
 class _Store:
-    """A file for each contender and retention."""
+    """A file for each contender and retention, and until it has answered all, one that grows with its answers."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -130,6 +135,9 @@ class _Store:
         part = file.with_suffix(f".{os.getpid()}.part")  # another run may be at the same contender
         part.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
         part.replace(file)  # a stop leaves a whole file or none
+
+    def journal(self, name: str, retention: float) -> Journal:
+        return Journal(self.folder and self._file(name, retention).with_suffix(".jsonl"))
 
     def _file(self, name: str, retention: float) -> Path:
         assert self.folder is not None
