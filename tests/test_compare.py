@@ -1,5 +1,6 @@
 """`vitcop compare`: every figure is that of a report, and every refusal is a row."""
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -64,16 +65,20 @@ def tiny_qwen(monkeypatch):
 
 
 def test_every_method_has_a_row_and_the_sheet_a_panel_for_each_answer(tmp_path):
-    result = compare("--retention", "0.3", "--sheet", tmp_path / "sheet.png")
+    result = compare("--retention", "0.3", "--sheet", tmp_path / "sheet.png", "--json", tmp_path / "rows.json")
     assert result.exit_code == 0, result.output
     assert max(map(len, result.stdout.splitlines())) <= 100
     rows = rows_of(result.stdout)
     assert list(rows) == ["dense", *vitcop.METHODS, "downsample"]
-    assert rows["dense"][0] == "100.0%" and rows["dense"][3] == "red"
+    assert rows["dense"][0] == "100.0%" and rows["dense"][3] == "green"
     answered = [row for row in rows.values() if row[0] != "-"]
     assert all(abs(float(row[0].removesuffix("%")) - 30) < 1 for row in answered[1:])
     assert rows["downsample"][:3] == ["-"] * 3 and rows["downsample"][3].startswith("Down-sampling saves nothing")
     Image.open(tmp_path / "sheet.png").verify()
+    held = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["name"] for row in held] == list(rows)
+    assert [f"{row['average_retention']:.1%}" for row in held[:-1]] == [row[0] for row in answered]
+    assert held[0]["answer"] == rows["dense"][3] and held[-1]["refusal"].startswith("Down-sampling saves nothing")
 
 
 def test_a_method_that_cannot_reach_the_retention_says_so_and_the_others_answer():
