@@ -11,6 +11,7 @@ from .results import BLIND, DENSE, MAJORITY, ONCE, ORACLE, RANDOM, Evaluation, I
 
 _MARKERS = "osD^vPX<>*hp"
 _COLORS = matplotlib.color_sequences["tab20"][::2] + matplotlib.color_sequences["tab20"][1::2]
+LEAST_SPAN = 0.2  # of the axis of operations
 _REFERENCES = {ORACLE: "black", RANDOM: "grey"}
 
 
@@ -43,8 +44,10 @@ def plot(evaluation: Evaluation) -> Figure:
     for name, style in ((DENSE, "-"), (BLIND, ":"), (MAJORITY, "-.")):
         (row,) = (row for row in evaluation.rows if row.name == name)
         panel.axhline(100 * evaluation.accuracy(row), color="grey", linestyle=style, linewidth=1, label=name)
-    # All of it, since a single retention has nearly the same operations for every method.
-    panel.set_xlim(0, max([1.0, *(row.flops / dense.flops for row in rows)]))
+    places = [row.flops / dense.flops for row in rows]
+    if places and max(places) - min(places) < LEAST_SPAN:  # at one retention, all methods need nearly the same
+        middle = (min(places) + max(places)) / 2
+        panel.set_xlim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
     panel.set_xlabel("operations until the first token, as a share of dense")
     panel.set_ylabel("accuracy, %")
     panel.grid(alpha=0.25)
