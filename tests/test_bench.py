@@ -12,6 +12,7 @@ from families import FAMILIES
 from families.base import NUM_LAYERS
 from families.llava import LLAVA
 from rich.console import Console
+from shown import assert_nothing_is_lost
 from tiny import ThreeStages
 from torch import nn
 from transformers import AutoModelForImageTextToText, BatchFeature, LlamaConfig, MixtralConfig, Qwen2VLImageProcessorPil
@@ -234,6 +235,7 @@ def test_tables_and_plot_are_made_of_the_json_alone(measured):
     shown = text_of(measured)
     assert text_of(again) == shown and "random weights" in shown
     assert all(len(line) <= 120 for line in shown.splitlines())
+    assert_nothing_is_lost(tables(measured))
     figure = plot(again)
     assert "random weights" in figure.get_suptitle()
     assert [axes.get_title() for axes in figure.axes] == ["batch 1", "batch 2"]
@@ -403,7 +405,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, complaint, tmp_path,
 
 
 def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch):
-    monkeypatch.setattr(cli.common, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli.outputs, "find_spec", lambda name: None)
     assert 'pip install "vitcop[plot]"' in bench("--plot", "out.png").stderr
 
 

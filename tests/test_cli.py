@@ -31,11 +31,46 @@ def run(*arguments: object):
     return CliRunner().invoke(cli.app, ["run", *map(str, arguments)])
 
 
+def top_of_panels(heading: int) -> int:
+    """Of a page whose heading has so many lines, in pixels."""
+    return MARGIN + heading * LINE + GAP + 2 * LINE
+
+
 def test_a_bare_run_prints_the_answer_and_nothing_else_on_stdout():
     result = run()
     assert result.exit_code == 0, result.output
     assert result.stdout == EXAMPLE["answer"] + "\n"
-    assert result.stderr.startswith("vitcop: ") and result.stderr.count("\n") == 1
+    question, summary = result.stderr.splitlines()
+    assert question == EXAMPLE["question"] and summary.startswith("vitcop: ")
+
+
+def test_json_holds_what_was_asked_and_answered_and_how_long_it_took(tmp_path):
+    result = run("--compare", "--retention", "1/3", "--json", tmp_path / "run.json")
+    assert result.exit_code == 0, result.output
+    held = json.loads((tmp_path / "run.json").read_text())
+    assert (held["question"], held["answer"], held["dense_answer"]) == (EXAMPLE["question"], *[EXAMPLE["answer"]] * 2)
+    assert (held["method"], held["retention"]) == ("vitcop", 1 / 3)
+    assert held["report"]["images"][0]["tokens"] == 324
+    assert (
+        set(held["seconds_to_first_token"]) == {"dense", "pruned"} and min(held["seconds_to_first_token"].values()) > 0
+    )
+
+
+def test_every_image_goes_into_the_prompt_and_onto_the_overlay(tmp_path):
+    files = tmp_path / "red.png", tmp_path / "blue.png"
+    for file, color in zip(files, ("#d02020", "#2020d0"), strict=True):
+        Image.new("RGB", (432, 432), color).save(file)
+    asked = [option for file in files for option in ("--image", file)]
+    result = run(*asked, "--json", tmp_path / "run.json", "--overlay", tmp_path / "kept.png")
+    assert result.exit_code == 0, result.output
+    held = json.loads((tmp_path / "run.json").read_text())
+    assert held["question"] == common.PICTURES_QUESTION
+    assert [image["tokens"] for image in held["report"]["images"]] == [324, 324]
+    assert "of 648 visual tokens" in result.stderr
+    page, side = Image.open(tmp_path / "kept.png"), 18 * 27
+    first = top_of_panels(heading=2)
+    tops = first, first + side + GAP + 2 * LINE
+    assert [page.getpixel((MARGIN + 9, top + 9)) for top in tops] == [(208, 32, 32), (32, 32, 208)]
 
 
 def test_help_does_not_wait_for_torch():
@@ -82,7 +117,7 @@ class Processor:
         return BatchFeature(inputs)
 
     def batch_decode(self, tokens: torch.Tensor, skip_special_tokens: bool) -> list[str]:
-        return ["an answer"]
+        return [f"{tokens.shape[1]} tokens"]
 
 
 def test_a_video_is_read_answered_compared_and_drawn(tmp_path, monkeypatch):
@@ -92,19 +127,20 @@ def test_a_video_is_read_answered_compared_and_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(cli.run, "load", lambda *asked: loaded.append(asked) or (family.model(), processor))
     clip, page = write_clip(tmp_path / "clip.mp4", greys(20)), tmp_path / "kept.png"
     options = ["--frames", 4, "--model", "own", "--method", "knorm", "--retention", "1/2", "--compare"]
-    result = run("--video", clip, *options, "--overlay", page)
+    placed = ["--device", "cpu", "--dtype", "bfloat16", "--max-new-tokens", 3]
+    result = run("--video", clip, *options, *placed, "--overlay", page)
     assert result.exit_code == 0, result.output
-    assert loaded == [("own", "video")]
+    assert loaded == [("own", "video", "cpu", "bfloat16")]
     assert processor.content == [{"type": "video"}, {"type": "text", "text": common.VIDEO_QUESTION}]
     (frames,) = processor.visuals.pop("videos")
     assert [number_of(frame) for frame in frames] == [2, 7, 12, 17]
     metadata = {"total_num_frames": 20, "fps": RATE, "frames_indices": [2, 7, 12, 17]}
     assert processor.visuals == {"video_metadata": [metadata], "do_sample_frames": False}
     table = table_of(result.stdout)
-    assert table["answer"] == ["an answer"] * 2
+    assert table["answer"] == ["3 tokens"] * 2
     assert table["visual tokens, layers 0-1"] == ["18", "18"]  # two grids of 3 x 3, each of two frames
     assert int(table["visual tokens, layers 2-7"][1]) < 18
-    tops = MARGIN + 2 * LINE, MARGIN + 2 * LINE + 480 + GAP
+    tops = top_of_panels(heading=3), top_of_panels(heading=3) + 480 + GAP
     rows = [Image.open(page).crop((MARGIN, top, MARGIN + 480, top + 480)) for top in tops]
     assert [number_of(row) for row in rows] == [7, 17]
 
@@ -117,7 +153,8 @@ def test_the_overlay_of_a_picture_in_tiles_shows_the_tiles(tmp_path, monkeypatch
     result = run("--method", "knorm", "--retention", "1/2", "--overlay", tmp_path / "kept.png")
     assert result.exit_code == 0, result.output
     page = Image.open(tmp_path / "kept.png")
-    colors = [page.getpixel((MARGIN + 240, MARGIN + 2 * LINE + row * (480 + GAP) + 240)) for row in range(3)]
+    top = top_of_panels(heading=2)
+    colors = [page.getpixel((MARGIN + 240, top + row * (480 + GAP) + 240)) for row in range(3)]
     assert colors == [(51, 51, 0), (102, 153, 51), (153, 255, 102)]
 
 
@@ -153,7 +190,13 @@ def test_the_example_question_is_for_the_example_picture_only(arguments, questio
         (["--overlay", "folder.png"], "is a folder"),
         (["--image", "tiny.png", "--overlay", "tiny.png"], "overwrite tiny.png"),
         (["--model", "./missing"], "no such folder"),
-        (["--model", "llama"], "unknown model type 'llama'. Did you mean 'llava'?"),
+        (["--model", "llama"], "Models of type 'llama' take no pictures"),
+        (["--model", "vip"], "unknown model type 'vipllava'. Did you mean 'llava'?"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--dtype", "bfloat"], "Did you mean 'bfloat16'?"),
+        (["--json", "missing/run.json"], "--json cannot be written: there is no folder missing"),
+        (["--image", "tiny.png", "--image", "text.png"], "text.png is not a picture"),
+        (["--image", "tiny.png", "--json", "tiny.png"], "overwrite tiny.png"),
         (["--model", "empty"], "config.json"),
         (["--model", "weightless"], "weightless"),
         pytest.param(
@@ -177,7 +220,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, complaint, tmp_path,
     Image.new("RGB", (8, 8)).save("tiny.png")
     Path("cut.png").write_bytes(builtin.EXAMPLE_PICTURE.read_bytes()[:3000])
     write_clip(Path("clip.mp4"), greys(1))
-    types = {"llama": "llama", "empty": None, "weightless": "llava", "torchless": "qwen2_vl"}
+    types = {"llama": "llama", "vip": "vipllava", "empty": None, "weightless": "llava", "torchless": "qwen2_vl"}
     for folder, model_type in types.items():
         Path(folder).mkdir()
         Path(folder, "config.json").write_text(json.dumps({"model_type": model_type} if model_type else {}))

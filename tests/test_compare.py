@@ -1,5 +1,6 @@
 """`vitcop compare`: every figure is that of a report, and every refusal is a row."""
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -40,14 +41,19 @@ class QwenProcessor:
         self.family = family
 
     def __call__(
-        self, text: str, return_tensors: str, images: Image.Image | None = None, **video: object
+        self,
+        text: str,
+        return_tensors: str,
+        images: Image.Image | list[Image.Image] | None = None,
+        **video: object,
     ) -> BatchFeature:
         if images is None:
             visual = self.family.visual("video", size=0, seed=0)
             made, tokens = self.family.inputs([[visual]]), self.family.tokens(visual)
         else:
             made = self.image_processor(images, return_tensors=return_tensors)
-            tokens = [IMAGE] * (int(made["image_grid_thw"].prod()) // QWEN["merge_size"] ** 2)
+            counts = made["image_grid_thw"].prod(-1) // QWEN["merge_size"] ** 2
+            tokens = [token for count in counts.tolist() for token in (*[IMAGE] * count, 8)][:-1]
         ids = torch.tensor([[1, *tokens, 7]])
         return BatchFeature({"input_ids": ids} | self.family.token_kinds(ids) | dict(made))
 
@@ -64,16 +70,20 @@ def tiny_qwen(monkeypatch):
 
 
 def test_every_method_has_a_row_and_the_sheet_a_panel_for_each_answer(tmp_path):
-    result = compare("--retention", "0.3", "--sheet", tmp_path / "sheet.png")
+    result = compare("--retention", "0.3", "--sheet", tmp_path / "sheet.png", "--json", tmp_path / "rows.json")
     assert result.exit_code == 0, result.output
     assert max(map(len, result.stdout.splitlines())) <= 100
     rows = rows_of(result.stdout)
     assert list(rows) == ["dense", *vitcop.METHODS, "downsample"]
-    assert rows["dense"][0] == "100.0%" and rows["dense"][3] == "red"
+    assert rows["dense"][0] == "100.0%" and rows["dense"][3] == "green"
     answered = [row for row in rows.values() if row[0] != "-"]
     assert all(abs(float(row[0].removesuffix("%")) - 30) < 1 for row in answered[1:])
     assert rows["downsample"][:3] == ["-"] * 3 and rows["downsample"][3].startswith("Down-sampling saves nothing")
     Image.open(tmp_path / "sheet.png").verify()
+    held = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["name"] for row in held] == list(rows)
+    assert [f"{row['average_retention']:.1%}" for row in held[:-1]] == [row[0] for row in answered]
+    assert held[0]["answer"] == rows["dense"][3] and held[-1]["refusal"].startswith("Down-sampling saves nothing")
 
 
 def test_a_method_that_cannot_reach_the_retention_says_so_and_the_others_answer():
@@ -95,6 +105,19 @@ def test_down_sampling_is_the_dense_model_on_fewer_tokens(tiny_qwen, tmp_path):
     assert sizes[1] / sizes[0] == pytest.approx((4 + text) / (16 + text), rel=0.01)
     flops = [float(rows[name][1]) for name in ("dense", "random", "downsample")]
     assert flops[0] > flops[1] > flops[2]
+
+
+def test_several_pictures_are_all_counted_and_all_down_sampled(tiny_qwen, tmp_path):
+    files = tmp_path / "small.png", tmp_path / "large.png"
+    for file, size in zip(files, (24, 32), strict=True):
+        Image.new("RGB", (size, size)).save(file)
+    images = [option for file in files for option in ("--image", file)]
+    result = compare(*images, "--methods", "random", "--retention", "1/2", "--sheet", tmp_path / "sheet.png")
+    assert result.exit_code == 0, result.output
+    rows = rows_of(result.stdout)
+    assert rows["random"][0] == f"{(4 + 8) / (9 + 16):.1%}"
+    assert rows["downsample"][0] == f"{(4 + 4) / (9 + 16):.1%}"
+    Image.open(tmp_path / "sheet.png").verify()
 
 
 def test_a_video_is_compared_but_not_down_sampled(tiny_qwen, tmp_path):

@@ -1,5 +1,6 @@
 """The overlay shows every token in its place, as what became of it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import AutoProcessor, LlamaConfig, LlavaNextImageProcessorPil
 from vitcop import Report, StageReport, VitcopError, builtin
 from vitcop.models.grids import SEPARATOR, Grids
 from vitcop.pictures.drawing import GAP, LINE, MARGIN, PAPER, SHORTEST_SIDE
-from vitcop.pictures.overlay import as_seen, overlay, tiles_as_seen
+from vitcop.pictures.overlay import as_seen, overlay, overlay_of_prompt, tiles_as_seen, tiles_of_pictures
 
 ROWS, COLUMNS = 2, 3
 CELL = SHORTEST_SIDE // ROWS
@@ -83,6 +84,43 @@ def test_kept_tokens_keep_their_colours_and_dropped_ones_are_grey():
         colors = [pixel(page, panel, token) for token in range(6)]
         assert [colors[token] for token in kept] == [COLORS[token] for token in kept]
         assert [is_grey(color) for color in colors] == [token not in kept for token in range(6)]
+
+
+def test_white_paper_that_was_dropped_does_not_look_like_paper():
+    paper = Image.new("RGB", (COLUMNS * CELL, ROWS * CELL), "white")
+    page = overlay(paper, report_of(Grids.full((ROWS, COLUMNS)), stage(0, index=[0, 1, 2, 3, 4, 5], keep=[0])))
+    for token in range(6):
+        colors = {pixel(page, 1, token, across=across / 40, down=0.5) for across in range(1, 40)}
+        assert colors == {PAPER} if token == 0 else len(colors) > 1 and PAPER not in colors
+
+
+def test_every_image_of_a_prompt_has_its_row_below_the_heading():
+    first, second = (stage(0, list(range(6)), kept) for kept in ([0, 1], [4, 5]))
+    both = StageReport(
+        0, (6, 6), (2, 2), torch.cat([first.index] * 2), torch.cat([first.keep, second.keep + 6]), None, None
+    )
+    grid = Grids.full((ROWS, COLUMNS))
+    report = replace(report_of(grid, both), images=(grid, grid), modalities=("image",) * 2, rows=(0, 0))
+    question = "what is it that stands beside the words of a question which is far too long for a line? " * 2
+    page = overlay_of_prompt([[mosaic(COLORS, COLUMNS)], [mosaic(COLORS[::-1], COLUMNS)]], report, [question, "red"])
+    plain = overlay_of_prompt([[mosaic(COLORS, COLUMNS)], [mosaic(COLORS[::-1], COLUMNS)]], report)
+    heading = page.height - plain.height
+    assert page.width == plain.width and heading == 3 * LINE + GAP  # the question takes two lines
+    assert page.crop((0, heading, *page.size)).tobytes() == plain.tobytes()
+    for row, colors, kept in ((0, COLORS, {0, 1}), (1, COLORS[::-1], {4, 5})):
+        below = plain.crop((0, row * (2 * LINE + ROWS * CELL + GAP), *plain.size))
+        assert [pixel(below, 0, token) for token in range(6)] == colors
+        assert {token for token in range(6) if not is_grey(pixel(below, 1, token))} == kept
+
+
+def test_tiles_of_several_pictures_are_told_apart():
+    tiles = torch.arange(5.0)[:, None, None, None].expand(5, 3, 2, 2)
+    padded = torch.stack([tiles[:3], torch.cat([tiles[3:], tiles[:1]])])
+    for pixel_values in (tiles, tiles[None], padded):
+        first, second = tiles_of_pictures(pixel_values, [3, 2])
+        assert first[:, 0, 0, 0].tolist() == [0, 1, 2] and second[:, 0, 0, 0].tolist() == [3, 4]
+    with pytest.raises(VitcopError, match=r"not those of 3 \+ 3 tiles"):
+        tiles_of_pictures(tiles, [3, 3])
 
 
 @pytest.mark.parametrize("last", [4, 0])

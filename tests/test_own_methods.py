@@ -235,20 +235,20 @@ def test_packages_announce_theirs(tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
     (site / "acme.py").write_text(MINE.replace("Mine", "Acme"))
     (site / "acme_broken.py").write_text("import nothing_of_this_name")
-    install(site, "acme", acme="acme:Acme", broken="acme_broken:Broken", other="acme:Half", fastw="acme:Acme")
+    install(site, "acme", acme="acme:Acme", acmebroken="acme_broken:AcmeBroken", other="acme:Half", fastw="acme:Acme")
     told = invoke("methods")
-    assert "Of another package: acme (acme:Acme)" in told and "broken" in told and "acme" not in sys.modules
-    with pytest.raises(vitcop.VitcopError, match=r"'acne'. Did you mean 'acme'\? .* broken, "):
+    assert "Of another package: acme (acme:Acme)" in told and "acmebroken" in told and "acme" not in sys.modules
+    with pytest.raises(vitcop.VitcopError, match=r"'acne'. Did you mean 'acme'\? .* acmebroken, "):
         vitcop.Pruner.named("acne")
     method = vitcop.Pruner.from_dict({"method": "acme", "retention": 0.5})
     assert type(method).__name__ == "Acme" and method.to_dict()["method"] == "acme"
-    with pytest.raises(vitcop.VitcopError, match="announces as acme_broken:Broken: ModuleNotFoundError: No m"):
-        vitcop.Pruner.named("broken")
+    with pytest.raises(vitcop.VitcopError, match="announces as acme_broken:AcmeBroken: ModuleNotFoundError: No m"):
+        vitcop.Pruner.named("acmebroken")
     with pytest.raises(vitcop.VitcopError, match="announced as 'fastw', but its `name` is 'acme'"):
         vitcop.Pruner.named("fastw")
-    install(tmp_path_factory.mktemp("another"), "another", broken="elsewhere:Broken")
-    with pytest.raises(vitcop.VitcopError, match="are both announced as 'broken'"):
-        vitcop.Pruner.named("broken")
+    install(tmp_path_factory.mktemp("another"), "another", acmebroken="elsewhere:AcmeBroken")
+    with pytest.raises(vitcop.VitcopError, match="are both announced as 'acmebroken'"):
+        vitcop.Pruner.named("acmebroken")
 
 
 def test_a_name_is_of_one_class():

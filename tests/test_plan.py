@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import FAMILIES
 from PIL import Image
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedModel
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
@@ -16,6 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from typer.testing import CliRunner
 
 import vitcop
+from vitcop import builtin
 from vitcop.cli import app
 from vitcop.costs.plan import Planner
 
@@ -70,6 +71,14 @@ def test_the_papers_table_from_the_config_of_llava_7b(config_file, retention, to
     # 32 layers of 4 square projections and a gated MLP, and 640 tokens that attend to each other.
     decoder = 32 * (2 * 640 * (4 * 4096**2 + 3 * 4096 * 11008) + 4 * 640**2 * 4096)
     assert table["decoder prefill"][0] == f"{decoder / 1e9:,.4g} GFLOP"
+
+
+def test_a_shape_of_bench_is_planned_by_its_name_and_the_model_in_the_box_without_one(config_file, monkeypatch):
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)  # no weights
+    named, given = invoke("--model", "llava-1.5-7b"), invoke("--model", config_file)
+    assert named.exit_code == 0 and named.stdout == given.stdout
+    own = invoke()
+    assert own.exit_code == 0 and own.stdout == invoke("--model", builtin.MODEL_PATH).stdout != named.stdout
 
 
 @pytest.mark.parametrize("method", [vitcop.ViTCoP(), vitcop.KNorm(), vitcop.Random()])
@@ -174,3 +183,12 @@ def test_refusals_are_one_line(config_file, arguments, message):
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
     result = invoke("--model", tmp_path)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    misspelt = invoke("--model", "llava-1.5-7")
+    assert misspelt.exit_code == 2 and "Did you mean 'llava-1.5-7b'?" in misspelt.stderr
+
+
+def test_a_model_that_reads_text_only_is_told_so(tmp_path):
+    LlamaConfig().save_pretrained(tmp_path)
+    result = invoke("--model", tmp_path)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "Models of type 'llama' take no pictures" in result.stderr and "Did you mean" not in result.stderr

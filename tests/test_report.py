@@ -1,12 +1,18 @@
 """The report says what happened, and its costs are those that are counted."""
 
 import json
+from dataclasses import replace
+from xml.etree import ElementTree
 
+import pytest
 import torch
 from families.base import NUM_LAYERS
+from test_overlay import report_of, stage
 from tiny import LLAVA, RAGGED, TOKENS_PER_IMAGE, batch
 
 import vitcop
+from vitcop import StageReport
+from vitcop.models.grids import Grids
 
 
 def test_report_accounts_for_every_token():
@@ -35,3 +41,52 @@ def test_report_accounts_for_every_token():
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["images"][2]["stages"][1]["kept"] == merging.kept(2)
     assert str(report).splitlines()[0] == report.summary and str(report).count("\n") == 4
+    assert repr(report) == "Report(vitcop: 28.8% of 108 visual tokens, 3 stages)"
+    assert repr(merging).startswith("StageReport(before layer 2: ") and len(repr(merging)) < 100
+
+
+def cells_of(html: str) -> list[list[str]]:
+    """Of each row of the one table."""
+    table = ElementTree.fromstring(html)
+    assert table.tag == "table"
+    return [[cell.text or "" for cell in row] for row in table.iter("tr")]
+
+
+def test_a_notebook_shows_a_table_that_no_name_can_break():
+    entering = stage(0, index=[0, 1, 2, 3, 4, 5], keep=[0, 2, 3])
+    report = replace(report_of(Grids.full((2, 3)), entering, stage(2, index=[0, 2, 3], keep=[1])), method="<b>&")
+    html = report._repr_html_()
+    assert ElementTree.fromstring(html).find("caption").text == report.summary and report.summary.startswith("<b>&: ")
+    assert cells_of(html) == [
+        ["", "row", "tokens", "from layer 0", "from layer 2", "average"],
+        ["image 0", "0", "6", "3", "1", "33.3%"],
+    ]
+
+
+@pytest.mark.parametrize("images", [8, 64])
+def test_plain_values_take_work_in_proportion_to_the_images(images, monkeypatch):
+    read = []
+    as_list = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: read.append(tensor.numel()) or as_list(tensor))
+    lengths, kept = (6,) * images, (3,) * images
+    merging = StageReport(
+        layer=0,
+        before=lengths,
+        after=kept,
+        index=torch.arange(6).repeat(images),
+        keep=(6 * torch.arange(images)[:, None] + torch.tensor([0, 2, 4])).flatten(),
+        merge=torch.arange(3 * images).repeat_interleave(2),
+        cluster=None,
+    )
+    report = replace(
+        report_of(Grids.full((2, 3)), merging),
+        images=(Grids.full((2, 3)),) * images,
+        modalities=("image",) * images,
+        rows=(0,) * images,
+    )
+    plain = report.to_dict()["images"]
+    assert plain[-1]["stages"][0] == {
+        "layer": 0, "before": 6, "after": 3, "kept": [0, 2, 4],
+        "merged": {"0": [0, 1], "2": [2, 3], "4": [4, 5]},
+    }  # fmt: skip
+    assert sum(read) <= images * (3 + 6 + 6) + 6  # what is kept, what is merged into what, the size of the one grid

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from itertools import accumulate
 from typing import Any
 
 from jaxtyping import Int
@@ -43,30 +47,42 @@ class StageReport:
 
     def kept(self, image: int = 0) -> list[int]:
         """Numbers, within the image, of the visual tokens that stayed."""
-        start = sum(self.after[:image])
-        return self.index[self.keep[start : start + self.after[image]]].tolist()
+        return self.index[self.keep[self._stayed[image]]].tolist()
 
     def merged(self, image: int = 0) -> dict[int, list[int]]:
         """Tokens that took others in -> the tokens whose mean went into them, themselves included if they took part."""
         groups: dict[int, list[int]] = {}
         if self.merge is None:
             return groups
-        start = sum(self.before[:image])
-        rows = slice(start, start + self.before[image])
-        index, keep = self.index.tolist(), self.keep.tolist()
-        for source, slot in zip(index[rows], self.merge[rows].tolist(), strict=True):
-            if slot >= 0:
-                groups.setdefault(index[keep[slot]], []).append(source)
+        rows = self._came[image]
+        sources, slots = self.index[rows], self.merge[rows]
+        taking_part = slots >= 0
+        targets = self.index[self.keep[slots[taking_part]]]
+        for source, target in zip(sources[taking_part].tolist(), targets.tolist(), strict=True):
+            groups.setdefault(target, []).append(source)
         return {token: group for token, group in groups.items() if group != [token]}
 
     def clusters(self, image: int = 0) -> dict[int, int]:
         """Visual token -> its cluster, for the tokens that came to the stage and are in one."""
         if self.cluster is None:
             return {}
-        start = sum(self.before[:image])
-        rows = slice(start, start + self.before[image])
+        rows = self._came[image]
         pairs = zip(self.index[rows].tolist(), self.cluster[rows].tolist(), strict=True)
         return {token: cluster for token, cluster in pairs if cluster >= 0}
+
+    def __repr__(self) -> str:
+        merged = "" if self.merge is None else ", the others merged"
+        where = f"before layer {self.layer}" if self.layer else "entering the decoder"
+        return f"StageReport({where}: {sum(self.after)} of {sum(self.before)} visual tokens kept{merged})"
+
+    # Where each image stands among the rows is worked out once, for batches of hundreds of images.
+    @cached_property
+    def _came(self) -> list[slice]:
+        return _slices(self.before)
+
+    @cached_property
+    def _stayed(self) -> list[slice]:
+        return _slices(self.after)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +116,7 @@ class Report:
     decoder_config: PretrainedConfig
     bytes_per_value: int
 
-    @property
+    @cached_property
     def image_lengths(self) -> tuple[int, ...]:
         """Visual tokens of each image, before pruning."""
         return tuple(image.num_tokens for image in self.images)
@@ -122,6 +138,12 @@ class Report:
     def average_retention(self, image: int = 0) -> float:
         """Share of an image's visual tokens that was alive, averaged over the decoder layers."""
         return sum(self.visual_tokens(image)) / (self.num_layers * self.image_lengths[image])
+
+    @property
+    def overall_retention(self) -> float:
+        """Share of the visual tokens of all images that was alive, averaged over the decoder layers."""
+        alive = sum(sum(self.visual_tokens(image)) for image in range(len(self.images)))
+        return alive / (self.num_layers * sum(self.image_lengths))
 
     @property
     def positions(self) -> Int[Tensor, "batch width"]:
@@ -185,20 +207,48 @@ class Report:
     @property
     def summary(self) -> str:
         """The whole batch in one line."""
-        alive = sum(sum(self.visual_tokens(image)) for image in range(len(self.image_lengths)))
-        retention = alive / (self.num_layers * sum(self.image_lengths))
         (dense_flops, flops), (dense_bytes, held) = self.prefill_flops, self.kv_cache_bytes
         return (
-            f"{self.method}: {retention:.1%} of {sum(self.image_lengths)} visual tokens on average; decoder prefill "
-            f"{figure(flops / 1e9)} of {figure(dense_flops / 1e9)} GFLOP ({flops / dense_flops:.1%}), KV cache "
-            f"{figure(held / 1e6)} of {figure(dense_bytes / 1e6)} MB ({held / dense_bytes:.1%})"
+            f"{self.method}: {self.overall_retention:.1%} of {sum(self.image_lengths)} visual tokens on average; "
+            f"decoder prefill {figure(flops / 1e9)} of {figure(dense_flops / 1e9)} GFLOP ({flops / dense_flops:.1%}), "
+            f"KV cache {figure(held / 1e6)} of {figure(dense_bytes / 1e6)} MB ({held / dense_bytes:.1%})"
+        )
+
+    def __repr__(self) -> str:
+        stages = "1 stage" if len(self.stages) == 1 else f"{len(self.stages)} stages"
+        return (
+            f"Report({self.method}: {self.overall_retention:.1%} of {sum(self.image_lengths)} visual tokens, {stages})"
         )
 
     def __str__(self) -> str:
-        stages = "".join(f"{f'layer {stage.layer}':>10}" for stage in self.stages)
+        layers, rows = self._table()
+        stages = "".join(f"{f'layer {layer}':>10}" for layer in layers)
         lines = [self.summary, f"{'':9}    row  tokens  {stages}   average    (tokens alive from each layer on)"]
-        for i, (count, row) in enumerate(zip(self.image_lengths, self.rows, strict=True)):
-            counts = "".join(f"{stage.after[i]:>10}" for stage in self.stages)
-            name = f"{self.modalities[i]} {i}"
-            lines.append(f"{name:9}  {row:>5}  {count:>6}  {counts}   {self.average_retention(i):>6.1%}")
+        for name, row, count, *alive, average in rows:
+            lines.append(f"{name:9}  {row:>5}  {count:>6}  {''.join(f'{each:>10}' for each in alive)}   {average:>6}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The same as a table, as notebooks show it."""
+        layers, rows = self._table()
+        head = ["", "row", "tokens", *(f"from layer {layer}" for layer in layers), "average"]
+        lines = [_html_row("th", head), *(_html_row("td", row) for row in rows)]
+        return f"<table><caption>{escape(self.summary)}</caption>{''.join(lines)}</table>"
+
+    def _table(self) -> tuple[list[int], list[list[object]]]:
+        """Layers before which stages stand; of each image its name, row, tokens, what each stage left, and average."""
+        rows: list[list[object]] = []
+        for i, (count, row) in enumerate(zip(self.image_lengths, self.rows, strict=True)):
+            alive = [stage.after[i] for stage in self.stages]
+            rows.append([f"{self.modalities[i]} {i}", row, count, *alive, f"{self.average_retention(i):.1%}"])
+        return [stage.layer for stage in self.stages], rows
+
+
+def _slices(lengths: Sequence[int]) -> list[slice]:
+    """Of things that stand one behind the other, so many of each."""
+    ends = list(accumulate(lengths))
+    return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+
+
+def _html_row(tag: str, cells: Sequence[object]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(str(cell))}</{tag}>' for cell in cells)}</tr>"

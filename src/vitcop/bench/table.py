@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..tables import add_columns
 from .results import DENSE, SPED_UP, Benchmark, Block, Row, Setting, Spread
 
 _QUIET = 1.25  # the longest over the shortest time of the same work
@@ -42,8 +43,7 @@ def tables(benchmark: Benchmark) -> Iterator[RenderableType]:
 
 def _times(block: Block, title: str) -> Table:
     table = _empty(f"Milliseconds, {title}")
-    for heading in TIMES.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+    add_columns(table, *TIMES.values(), right=True)
     for row in block.rows:
         _add(table, row, *(_cell(row.seconds(phase), 1000) for phase in TIMES))
     return table
@@ -52,8 +52,7 @@ def _times(block: Block, title: str) -> Table:
 def _gains(block: Block, title: str) -> Table:
     table = _empty(f"Speed-up and memory, {title}")
     headings = ("prefill", "first\ntoken", "decode", "predicted,\nprefill", "achieved /\npredicted")
-    for heading in (*headings, "tokens/s", "peak\nMB", "KV cache\nMB"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    add_columns(table, *headings, "tokens/s", "peak\nMB", "KV cache\nMB", right=True)
     for row in block.rows:
         _add(
             table,
@@ -69,8 +68,8 @@ def _gains(block: Block, title: str) -> Table:
 
 def _empty(title: str) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column("average", justify="right", no_wrap=True)
+    add_columns(table, "")
+    add_columns(table, "average", right=True)
     return table
 
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from .. import builtin
-from ..errors import UnsupportedModelError, VitcopError, check_retention, unknown_name
+from ..errors import VitcopError, check_retention
 from ..shares import read_share
+from ..tables import output, show
 from .choice import METHOD_HELP, SHAPES, check_shape, import_methods, read_methods
 from .common import (
     CountingBar,
-    check_place,
-    check_plot,
+    DeviceOption,
+    choose_device,
     load,
     one_line_errors,
     progress_bars,
     read_list,
     read_size,
-    writing_errors,
 )
+from .outputs import JsonOption, check_file, check_plot, write_json, writing_errors
 
 if TYPE_CHECKING:
     from ..bench import Subject
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 DOWNSAMPLE = "downsample"
 METHODS = f"vitcop,visionzip,random,uniformgrid,{DOWNSAMPLE}"
 RANDOM, LOADED = "random weights", "loaded"
-DTYPES = ("float32", "bfloat16", "float16")
-WIDTH = 120
 
 
 def bench(
@@ -53,7 +50,7 @@ def bench(
         str, typer.Option(help="Shares of the visual tokens to keep, averaged over the decoder layers, with commas.")
     ] = "1/9",
     batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1",
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda if it is there")] = None,
+    device: DeviceOption = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, bfloat16 or float16.", show_default="bfloat16 on cuda, float32 on cpu"),
@@ -64,7 +61,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which each method takes its turn.")] = 5,
     decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode in each.")] = 16,
     text_tokens: Annotated[int, typer.Option(min=1, help="Text tokens behind the picture.")] = 64,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all that was measured to this file.")] = None,
+    json_file: JsonOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the speed-up of the prefill into this file.")] = None,
 ) -> None:
     """Time dense and pruned in turn, part by part, beside what the hardware would allow."""
@@ -78,10 +75,8 @@ def bench(
         width, height = (None, None) if image_size is None else read_size(image_size)
         if 0 in (width, height):
             raise VitcopError(f"--image-size has at least one pixel each way; got {image_size!r}.")
-        if json_file:
-            check_place("--json", json_file)
-        if plot:
-            check_plot(plot)
+        check_file("--json", json_file)
+        check_plot(plot)
         with progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
             from ..bench import Course, run_benchmark
@@ -95,18 +90,15 @@ def bench(
             benchmark = run_benchmark(subject, course, CountingBar(progress, "Measuring"))
     from ..bench.table import tables
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH  # a file has no width, and the usual guess cuts numbers off
-    console.print(*tables(benchmark), sep="\n\n")
-    if json_file:
-        with one_line_errors(), writing_errors("--json", json_file):
-            json_file.write_text(json.dumps(benchmark.to_dict(), indent=1), encoding="utf-8")
-    if plot:
-        from ..bench.plot import plot as draw
+    show(output(), *tables(benchmark))
+    with one_line_errors():
+        if json_file:
+            write_json("--json", json_file, benchmark.to_dict())
+        if plot:
+            from ..bench.plot import plot as draw
 
-        with one_line_errors(), writing_errors("--plot", plot):
-            draw(benchmark).savefig(plot, dpi=150)
+            with writing_errors("--plot", plot):
+                draw(benchmark).savefig(plot, dpi=150)
 
 
 def _read_batch(text: str) -> int:
@@ -123,14 +115,8 @@ def _subject(name: str, device: str | None, dtype: str | None) -> Subject:
     from ..bench import Subject
     from ..bench.random_weights import random_model
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ("cpu", "cuda"):
-        raise VitcopError(unknown_name("device", device, ("cpu", "cuda")))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UnsupportedModelError("There is no GPU that torch can use; leave out --device cuda, or say --device cpu.")
+    device = choose_device(device, dtype)
     dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
-    if dtype not in DTYPES:
-        raise VitcopError(unknown_name("dtype", dtype, DTYPES))
     transformers.logging.set_verbosity_error()
     if name in SHAPES:
         return Subject(name, RANDOM, *random_model(name, torch.device(device), getattr(torch, dtype)))

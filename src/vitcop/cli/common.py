@@ -6,12 +6,11 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,25 +18,31 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import builtin
-from ..errors import VitcopError
+from ..errors import UnsupportedModelError, VitcopError, unknown_name
 from ..inputs.prompts import placeholder_of, prompt_about
 from ..inputs.video import Clip, middles, read_clip
-from ..pictures.overlay import as_seen, tiles_as_seen
+from ..pictures.overlay import as_seen, tiles_as_seen, tiles_of_pictures
+
+if TYPE_CHECKING:
+    from ..report import Report
 
 FRAMES = 16
 MAX_NEW_TOKENS = 64
-PLOT_KINDS = (".png", ".svg", ".pdf")
-PICTURE_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff")
+DEVICES, DTYPES = ("cpu", "cuda"), ("float32", "bfloat16", "float16")
 GENERAL_QUESTION = "What is in this picture?"
+PICTURES_QUESTION = "What is in these pictures?"
 VIDEO_QUESTION = "What happens in this video?"
 
-Subject = Image.Image | Clip
-"""What a question is about."""
+Subject = tuple[Image.Image, ...] | Clip
+"""What a question is about: pictures, or a video."""
 
 QuestionArgument = Annotated[
     str | None, typer.Argument(help="What to ask.", show_default="one that suits the picture or video")
 ]
-ImageOption = Annotated[Path | None, typer.Option(help="The picture.", show_default="an example")]
+ImageOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="The picture; for several in one prompt, once for each.", show_default="an example"),
+]
 VideoOption = Annotated[Path | None, typer.Option(help="A video in place of the picture.")]
 FramesOption = Annotated[
     int | None, typer.Option(help="Frames to take, spread evenly over the video.", show_default=str(FRAMES))
@@ -51,13 +56,26 @@ ModelOption = Annotated[
 RetentionOption = Annotated[
     str, typer.Option(help="Share of the visual tokens to keep, averaged over the decoder layers.")
 ]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda if it is there")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16.", show_default="what the checkpoint has on cuda, float32 on cpu"),
+]
+LengthOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens after which an answer is cut off.")]
 
 
-def question_about(source: Path, *, is_video: bool) -> str:
+def sources_of(images: list[Path] | None, video: Path | None) -> list[Path]:
+    """The files that the options name, or the example."""
+    return [video] if video else images or [builtin.EXAMPLE_PICTURE]
+
+
+def question_about(images: list[Path] | None, video: Path | None) -> str:
     """What to ask where nothing was asked."""
-    if is_video:
+    if video:
         return VIDEO_QUESTION
-    return builtin.example_question() if source == builtin.EXAMPLE_PICTURE else GENERAL_QUESTION
+    if not images:
+        return builtin.example_question()
+    return GENERAL_QUESTION if len(images) == 1 else PICTURES_QUESTION
 
 
 @contextmanager
@@ -86,14 +104,14 @@ def read_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def read_subject(image: Path | None, video: Path | None, frames: int | None) -> Subject:
-    """The picture, or frames of the video, that the options name."""
-    if image and video:
+def read_subject(images: list[Path] | None, video: Path | None, frames: int | None) -> Subject:
+    """The pictures, or frames of the video, that the options name."""
+    if images and video:
         raise VitcopError("--image and --video do not go together; give one of them.")
     if video is None:
         if frames is not None:
             raise VitcopError("--frames goes with a video; give one with --video.")
-        return read_picture(image or builtin.EXAMPLE_PICTURE)
+        return tuple(map(read_picture, sources_of(images, video)))
     count = FRAMES if frames is None else frames
     if count < 1:
         raise VitcopError(f"--frames has to be at least 1; got {count}.")
@@ -123,45 +141,6 @@ def read_picture(path: Path) -> Image.Image:
         raise VitcopError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def check_can_write(option: str, path: Path, source: Path) -> None:
-    """Refuse before the model runs, not after."""
-    check_kind(option, path, PICTURE_KINDS)
-    check_place(option, path)
-    if path.exists() and path.samefile(source):
-        raise VitcopError(f"{option} would overwrite {source}; give it another name.")
-
-
-def check_kind(option: str, path: Path, kinds: Sequence[str]) -> None:
-    """Refuse a file whose name does not say how to write it."""
-    if path.suffix.lower() not in kinds:
-        raise VitcopError(f"{option} needs one of the extensions {', '.join(kinds)}; got {path.name!r}.")
-
-
-def check_plot(path: Path) -> None:
-    """Refuse a plot that could not be drawn or written."""
-    check_kind("--plot", path, PLOT_KINDS)
-    check_place("--plot", path)
-    if find_spec("matplotlib") is None:
-        raise VitcopError('--plot needs matplotlib: pip install "vitcop[plot]"')
-
-
-def check_place(option: str, path: Path) -> None:
-    """Refuse a file that has no folder, or is one."""
-    if not path.parent.is_dir():
-        raise VitcopError(f"{option} cannot be written: there is no folder {path.parent}.")
-    if path.is_dir():
-        raise VitcopError(f"{option} cannot be written: {path} is a folder.")
-
-
-@contextmanager
-def writing_errors(option: str, path: Path) -> Iterator[None]:
-    """Name the file that could not be written, and the option that asked for it."""
-    try:
-        yield
-    except OSError as error:
-        raise VitcopError(f"{option} cannot be written to {path}: {error.strerror or error}.") from error
-
-
 def progress_bars() -> Progress:
     """Bars on stderr, if that is a terminal, which vanish when they are done."""
     # Even a disabled bar ends with an empty line where it cannot draw, and a quiet console does not.
@@ -173,14 +152,14 @@ def progress_bars() -> Progress:
 class TokenBar:
     """A progress bar that `generate` moves, which takes it for a streamer."""
 
-    def __init__(self, progress: Progress, text: str) -> None:
-        self.progress, self.task = progress, progress.add_task(text, total=MAX_NEW_TOKENS)
+    def __init__(self, progress: Progress, text: str, total: int) -> None:
+        self.progress, self.task = progress, progress.add_task(text, total=total)
 
     def put(self, tokens: object) -> None:
         self.progress.advance(self.task)
 
     def end(self) -> None:
-        self.progress.update(self.task, completed=MAX_NEW_TOKENS)
+        pass  # its owner takes it away, also after a refusal
 
 
 class CountingBar:
@@ -195,27 +174,34 @@ class CountingBar:
 
 @dataclass(frozen=True)
 class Chat:
-    """A loaded model, and a question about a picture or a video as it takes it."""
+    """A loaded model, and a question about pictures or a video as it takes it."""
 
     model: Any
     processor: Any
     inputs: Any
+    max_new_tokens: int
 
     @staticmethod
-    def about(subject: Subject, question: str, model: Any, processor: Any) -> Chat:
+    def about(
+        subject: Subject, question: str, model: Any, processor: Any, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> Chat:
         modality = modality_of(subject)
         token = placeholder_of(processor, modality)
         if token in question:
             raise VitcopError(f"The question {question!r} holds {token!r}, which stands for the {modality}.")
-        prompt = prompt_about(question, processor, modality)
+        prompt = prompt_about(question, processor, modality, 1 if isinstance(subject, Clip) else len(subject))
         try:
             inputs = processor(text=prompt, return_tensors="pt", **_visual_arguments(subject))
         except ValueError as error:
             raise VitcopError(f"The model cannot take the question {question!r} on this {modality}: {error}") from error
-        return Chat(model, processor, inputs.to(model.device, dtype=model.dtype))
+        return Chat(model, processor, inputs.to(model.device, dtype=model.dtype), max_new_tokens)
 
-    def answer(self, bar: TokenBar) -> str:
-        output = self.generate(MAX_NEW_TOKENS, streamer=bar)
+    def answer(self, progress: Progress, text: str) -> str:
+        bar = TokenBar(progress, text, self.max_new_tokens)
+        try:
+            output = self.generate(self.max_new_tokens, streamer=bar)
+        finally:
+            progress.remove_task(bar.task)
         new = output[:, self.inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
 
@@ -224,7 +210,7 @@ class Chat:
 
 
 def _visual_arguments(subject: Subject) -> dict[str, Any]:
-    """A picture or a video as the processors of transformers take it."""
+    """Pictures or a video as the processors of transformers take them."""
     if isinstance(subject, Clip):
         # They may not take frames away again, but some write into the prompt when each frame was.
         return {
@@ -232,7 +218,25 @@ def _visual_arguments(subject: Subject) -> dict[str, Any]:
             "video_metadata": [subject.metadata],
             "do_sample_frames": False,
         }
-    return {"images": subject}
+    return {"images": list(subject)}
+
+
+def choose_device(device: str | None, dtype: str | None) -> str:
+    """Where a model goes: where the options say, or to the GPU if there is one.
+
+    Raises:
+        VitcopError: there is no such device or dtype.
+    """
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in DEVICES:
+        raise VitcopError(unknown_name("device", device, DEVICES))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedModelError("There is no GPU that torch can use; leave out --device cuda, or say --device cpu.")
+    if dtype is not None and dtype not in DTYPES:
+        raise VitcopError(unknown_name("dtype", dtype, DTYPES))
+    return device
 
 
 def load(name: str, modality: str, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
@@ -245,9 +249,8 @@ def load(name: str, modality: str, device: str | None = None, dtype: str | None 
         dtype: of the weights; what the checkpoint has on a GPU and float32 on a CPU, unless it is said.
 
     Raises:
-        VitcopError: it cannot be found, loaded or pruned, or does not take the modality.
+        VitcopError: it cannot be found, loaded or pruned, does not take the modality, or the device is not there.
     """
-    import torch
     import transformers
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -256,7 +259,7 @@ def load(name: str, modality: str, device: str | None = None, dtype: str | None 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device, dtype)
     with loading_errors(name):
         model_type = AutoConfig.from_pretrained(name).model_type
     if modality not in known_family(model_type).modalities:  # before gigabytes are loaded in vain
@@ -284,11 +287,13 @@ def loading_errors(name: str) -> Iterator[None]:
         raise VitcopError(f"Cannot load the model {name!r}: {where}{reason}") from error
 
 
-def pictures_of_grids(subject: Subject, chat: Chat, grids: int) -> list[Image.Image]:
-    """What each grid of a picture or a video covers."""
+def pictures_of_grids(subject: Subject, chat: Chat, report: Report) -> list[list[Image.Image]]:
+    """What each grid covers of each picture, or of the video."""
+    counts = [len(image.shapes) for image in report.images]
     if isinstance(subject, Clip):
-        frames = (subject.frames[number] for number in middles(grids, len(subject.frames)))
-        return [as_seen(frame, chat.processor.video_processor) for frame in frames]
-    if grids == 1:
-        return [as_seen(subject, chat.processor.image_processor)]
-    return tiles_as_seen(chat.inputs["pixel_values"], chat.processor.image_processor)
+        frames = (subject.frames[number] for number in middles(counts[0], len(subject.frames)))
+        return [[as_seen(frame, chat.processor.video_processor) for frame in frames]]
+    if max(counts) == 1:
+        return [[as_seen(picture, chat.processor.image_processor)] for picture in subject]
+    tiles = tiles_of_pictures(chat.inputs["pixel_values"], counts)
+    return [tiles_as_seen(each, chat.processor.image_processor) for each in tiles]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from PIL import Image
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -22,18 +21,21 @@ from ..inputs.video import Clip
 from ..methods import METHODS
 from ..pictures.sheet import Entry, contact_sheet
 from ..shares import read_share
+from ..tables import add_columns, add_prose, output, show
 from .choice import METHOD_HELP, import_methods, make_method, read_methods
 from .common import (
+    MAX_NEW_TOKENS,
     Chat,
+    DeviceOption,
+    DtypeOption,
     FramesOption,
     ImageOption,
+    LengthOption,
     ModelOption,
     QuestionArgument,
     RetentionOption,
     Subject,
-    TokenBar,
     VideoOption,
-    check_can_write,
     load,
     modality_of,
     one_line_errors,
@@ -41,14 +43,16 @@ from .common import (
     progress_bars,
     question_about,
     read_subject,
-    writing_errors,
+    sources_of,
 )
+from .outputs import JsonOption, check_file, check_picture, write_json, writing_errors
 
 if TYPE_CHECKING:
     from ..report import Report
     from ..selection.pruner import Pruner
 
 ALL, DENSE, DOWNSAMPLE = "all", "dense", "downsample"
+LONGEST_ANSWER = 24  # characters, on the sheet
 
 
 def compare(
@@ -57,33 +61,44 @@ def compare(
     video: VideoOption = None,
     frames: FramesOption = None,
     model: ModelOption = str(builtin.MODEL_PATH),
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     retention: RetentionOption = "1/9",
     methods: Annotated[
         str, typer.Option(help=f"Methods, with commas: {ALL} of vitcop's own, or each {METHOD_HELP}.")
     ] = ALL,
-    sheet: Annotated[Path | None, typer.Option(help="Write a picture of what each method kept to this file.")] = None,
+    max_new_tokens: LengthOption = MAX_NEW_TOKENS,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a picture of what each method kept, of the first picture, to this file.")
+    ] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Answer a question under every method at the same average retention, and from fewer pixels."""
-    source = video or image or builtin.EXAMPLE_PICTURE
     if question is None:
-        question = question_about(source, is_video=video is not None)
+        question = question_about(image, video)
     with one_line_errors():
         share = read_share(retention)
         check_retention(share)
         names = read_methods("--methods", methods, words={ALL: METHODS})
         subject = read_subject(image, video, frames)
-        if sheet:
-            check_can_write("--sheet", sheet, source)
+        check_picture("--sheet", sheet, sources_of(image, video))
+        check_file("--json", json_file, sources_of(image, video))
         with progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
             names = import_methods(names)
-            chat = Chat.about(subject, question, *load(model, modality_of(subject)))
+            loaded = load(model, modality_of(subject), device, dtype)
+            chat = Chat.about(subject, question, *loaded, max_new_tokens)
             progress.remove_task(loading)
             rows = list(_rows(subject, question, chat, names, share, progress))
-    Console().print(_table(rows))
-    if sheet:
-        with one_line_errors(), writing_errors("--sheet", sheet):
-            contact_sheet([row.entry for row in rows if isinstance(row, _Outcome)]).save(sheet)
+    show(output(), _table(question, rows))
+    with one_line_errors():
+        if sheet:
+            with writing_errors("--sheet", sheet):
+                entries = [row.entry for row in rows if isinstance(row, _Outcome)]
+                contact_sheet(entries, [question]).save(sheet)
+        if json_file:
+            values = [row.to_dict() for row in rows]
+            write_json("--json", json_file, {"question": question, "retention": share, "rows": values})
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,7 @@ class _Outcome:
         name: of the method.
         subject, chat: what the model was shown and asked.
         report: of the prompt.
-        whole: visual tokens of the picture as it is.
+        whole: visual tokens of each picture as it is.
     """
 
     name: str
@@ -102,19 +117,31 @@ class _Outcome:
     subject: Subject
     chat: Chat
     report: Report
-    whole: int
+    whole: tuple[int, ...]
 
     @property
     def average(self) -> float:
         """Share of the visual tokens alive, averaged over the decoder layers."""
-        return self.report.average_retention() * self.report.image_lengths[0] / self.whole
+        return self.report.overall_retention * sum(self.report.image_lengths) / sum(self.whole)
 
     @property
     def entry(self) -> Entry:
-        grids = len(self.report.images[0].shapes)
-        alive = self.report.visual_tokens()[-1]
-        caption = f"{alive} of {self.whole} left, {self.average:.1%} on average"
-        return Entry(self.name, caption, pictures_of_grids(self.subject, self.chat, grids), self.report)
+        """Of the first picture, on the sheet."""
+        pictures = pictures_of_grids(self.subject, self.chat, self.report)
+        answer = shorten(self.answer, LONGEST_ANSWER, placeholder="...")
+        number = f"picture 1 of {len(pictures)}: " if len(pictures) > 1 else ""
+        alive = f"{self.report.visual_tokens()[-1]} of {self.whole[0]} left, {self.average:.1%} on average"
+        return Entry(f"{self.name}: {answer}", number + alive, pictures[0], self.report)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain values."""
+        return {
+            "name": self.name,
+            "answer": self.answer,
+            "average_retention": self.average,
+            "prefill_flops": self.report.prefill_flops[1],
+            "kv_cache_bytes": self.report.kv_cache_bytes[1],
+        }
 
 
 @dataclass(frozen=True)
@@ -124,6 +151,10 @@ class _Refusal:
     name: str
     reason: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain values."""
+        return {"name": self.name, "refusal": self.reason}
+
 
 def _rows(
     subject: Subject, question: str, chat: Chat, names: Sequence[str], share: float, progress: Progress
@@ -132,15 +163,13 @@ def _rows(
     from .. import prune
     from ..methods.random import Random
 
-    def outcome(name: str, subject: Subject, chat: Chat, pruner: Pruner, whole: int | None = None) -> _Outcome:
-        bar = TokenBar(progress, f"Answering: {name}")
-        try:
-            with prune(chat.model, pruner) as pruning:
-                answer = chat.answer(bar)
-        finally:
-            progress.remove_task(bar.task)
+    def outcome(
+        name: str, subject: Subject, chat: Chat, pruner: Pruner, whole: tuple[int, ...] | None = None
+    ) -> _Outcome:
+        with prune(chat.model, pruner) as pruning:
+            answer = chat.answer(progress, f"Answering: {name}")
         assert pruning.report is not None
-        return _Outcome(name, answer, subject, chat, pruning.report, whole or pruning.report.image_lengths[0])
+        return _Outcome(name, answer, subject, chat, pruning.report, whole or pruning.report.image_lengths)
 
     # What drops nothing leaves the model as it is, bit by bit, and gives a report.
     everything = Random(retention=1.0)
@@ -155,27 +184,26 @@ def _rows(
     except BudgetError as error:
         yield _Refusal(DOWNSAMPLE, str(error))
     else:
-        own = Chat.about(smaller, question, chat.model, chat.processor)
+        own = Chat.about(smaller, question, chat.model, chat.processor, chat.max_new_tokens)
         yield outcome(DOWNSAMPLE, smaller, own, everything, dense.whole)
 
 
-def _downsampled(subject: Subject, chat: Chat, share: float) -> Image.Image:
+def _downsampled(subject: Subject, chat: Chat, share: float) -> Subject:
     if isinstance(subject, Clip):
         raise BudgetError("Down-sampling is for pictures; of a video, take fewer --frames.")
-    return downsample(subject, chat.processor, share)[0]
+    return tuple(downsample(picture, chat.processor, share)[0] for picture in subject)
 
 
-def _table(rows: Sequence[_Outcome | _Refusal]) -> Table:
+def _table(question: str, rows: Sequence[_Outcome | _Refusal]) -> Table:
     """One row for each method; those without an answer say why."""
     caption = (
         "Average: visual tokens alive, over all decoder layers. Prefill and KV cache: of the prompt in the decoder. "
         "The vision encoder, which only down-sampling makes cheaper, and the selection are not in it: see vitcop plan."
     )
-    table = Table(caption=caption, caption_justify="left")
-    table.add_column("", no_wrap=True)
-    for title in ("average", "prefill\nGFLOP", "KV cache\nMB"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("answer", overflow="fold")
+    table = Table(title=Text(question), title_justify="left", caption=caption, caption_justify="left")
+    add_columns(table, "")
+    add_columns(table, "average", "prefill\nGFLOP", "KV cache\nMB", right=True)
+    add_prose(table, "answer")
     for row in rows:
         if row.name == DOWNSAMPLE:
             table.add_section()

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from .. import builtin
 from ..errors import VitcopError, check_retention, unknown_name
 from ..methods import METHODS
 from ..shares import read_share
+from ..tables import output, show
 from .choice import METHOD_HELP, import_methods, read_methods
 from .common import (
     CountingBar,
-    check_place,
-    check_plot,
     load,
     one_line_errors,
     progress_bars,
     read_list,
-    writing_errors,
 )
+from .outputs import JsonOption, check_file, check_plot, make_folder, write_json, writing_errors
 
 ALL, ABLATIONS, SUITES = "all", "ablations", ("builtin",)
 VARIANTS = (
@@ -61,7 +60,7 @@ def eval_(
     seed: Annotated[int, typer.Option(min=0, help="Of the scenes: 0 to report, others to choose by.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 25,
     folder: Annotated[Path | None, typer.Option(help="Keep what is done here, and go on from it after a stop.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every answer to this file.")] = None,
+    json_file: JsonOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy against operations into this file.")] = None,
 ) -> None:
     """Ask questions with known answers under every method, from one retention to the next."""
@@ -73,14 +72,11 @@ def eval_(
             check_retention(share)
         many = {ALL: METHODS, ABLATIONS: VARIANTS}
         names = read_methods("--methods", methods, words=many, others=VARIANTS)
-        if json_file:
-            check_place("--json", json_file)
-        if plot:
-            check_plot(plot)
+        check_file("--json", json_file)
+        check_plot(plot)
         if folder is not None:
-            with writing_errors("--folder", folder):
-                folder.mkdir(parents=True, exist_ok=True)
-        with progress_bars() as progress:
+            make_folder("--folder", folder)
+        with _stops(folder), progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
             from ..quality import Course, Subject, builtin_suite, evaluate
 
@@ -91,14 +87,27 @@ def eval_(
             course = Course(names, shares, batch)
             bar = CountingBar(progress, "Asking")
             evaluation = evaluate(subject, asked, course, bar, folder)
-    from ..quality.table import show
+    from ..quality.table import tables
 
-    show(evaluation, Console())
-    if json_file:
-        with one_line_errors(), writing_errors("--json", json_file):
-            json_file.write_text(json.dumps(evaluation.to_dict(), indent=1), encoding="utf-8")
-    if plot:
-        from ..quality.plot import plot as draw
+    show(output(), *tables(evaluation))
+    with one_line_errors():
+        if json_file:
+            write_json("--json", json_file, evaluation.to_dict())
+        if plot:
+            from ..quality.plot import plot as draw
 
-        with one_line_errors(), writing_errors("--plot", plot):
-            draw(evaluation).savefig(plot, dpi=150)
+            with writing_errors("--plot", plot):
+                draw(evaluation).savefig(plot, dpi=150)
+
+
+@contextmanager
+def _stops(folder: Path | None) -> Iterator[None]:
+    """Say at Ctrl-C what is left of the run, and exit as shells have it."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if folder is None:
+            typer.echo("Stopped. Nothing was kept; with --folder, a run goes on where it was stopped.", err=True)
+        else:
+            typer.echo(f"Stopped. The same command goes on from what {folder} holds.", err=True)
+        raise typer.Exit(130) from stop

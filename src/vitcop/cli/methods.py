@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..methods import METHODS
 from ..selection.registry import plug_ins
+from ..tables import add_columns, add_prose, output, show
 from .choice import METHOD_HELP, check_method
 from .common import one_line_errors
 
@@ -33,10 +33,10 @@ def methods(
     if name is None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for title in HEADER:
-            table.add_column(title, no_wrap=title in ("method", "paper"))
+            (add_columns if title in ("method", "paper") else add_prose)(table, title)
         for method in METHODS.values():
             table.add_row(*map(Text, row_of(method)))
-        Console().print(table)
+        show(output(), table)
         for other, place in plug_ins().items():
             typer.echo(f"Of another package: {other} ({place})")
         return

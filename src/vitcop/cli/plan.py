@@ -6,13 +6,14 @@ import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from .. import builtin
 from ..errors import VitcopError, check_retention
 from ..figures import figure
 from ..shares import read_share
-from .choice import METHOD_HELP, check_method, make_method
+from ..tables import add_columns, output, show
+from .choice import METHOD_HELP, check_method, check_shape, make_method
 from .common import loading_errors, one_line_errors, read_size
 
 if TYPE_CHECKING:
@@ -22,7 +23,13 @@ RETENTION = "1/9"
 
 
 def plan(
-    model: Annotated[str, typer.Option(help="Folder, Hugging Face name or config.json of a vision-language model.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A shape of `vitcop bench`, such as llava-1.5-7b; or a folder, config.json or Hugging Face name.",
+            show_default="the small one in the box",
+        ),
+    ] = str(builtin.MODEL_PATH),
     method: Annotated[str, typer.Option(help=f"How to choose the tokens to keep: {METHOD_HELP}.")] = "vitcop",
     retention: Annotated[
         str | None,
@@ -51,6 +58,7 @@ def plan(
         share = read_share(RETENTION if retention is None else retention)
         check_retention(share)
         check_method(method)
+        check_shape(model)
         width, height = (None, None) if image_size is None else read_size(image_size)
         from ..costs.plan import Planner
 
@@ -65,13 +73,17 @@ def plan(
             planned = planner.for_kv_mb(pruner, kv_mb)
         else:
             planned = planner.plan(pruner)
-    Console().print(_table(planned))
+    show(output(), _table(planned))
 
 
 def _read_config(name: str) -> Any:
     import transformers
 
+    from ..bench.shapes import SHAPES
+
     transformers.logging.set_verbosity_error()
+    if name in SHAPES:
+        return SHAPES[name].config()
     with loading_errors(name):
         return transformers.AutoConfig.from_pretrained(name)
 
@@ -95,10 +107,8 @@ def _table(plan: Plan) -> Table:
         f"{_counted(plan.text_tokens, 'text token')} (--text-tokens). FLOPs of matrix products; see docs/costs.md."
     )
     table = Table(caption=caption, caption_justify="left")
-    table.add_column()
-    table.add_column("dense", justify="right")
-    table.add_column(plan.method.name, justify="right")
-    table.add_column("share", justify="right")
+    add_columns(table, "")
+    add_columns(table, "dense", plan.method.name, "share", right=True)
     for first, last, alive in plan.stretches:
         table.add_row(f"visual tokens, layers {first}-{last}", str(total), str(alive), f"{alive / total:.1%}")
     average = sum(plan.visual_tokens) / len(plan.visual_tokens)

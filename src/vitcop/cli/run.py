@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -17,19 +16,22 @@ from rich.text import Text
 from .. import builtin
 from ..errors import check_retention
 from ..figures import figure
-from ..pictures.overlay import overlay as draw_overlay
+from ..pictures.overlay import overlay_of_prompt
 from ..shares import read_share
+from ..tables import add_columns, add_prose, output, show
 from .choice import METHOD_HELP, check_method, make_method
 from .common import (
+    MAX_NEW_TOKENS,
     Chat,
+    DeviceOption,
+    DtypeOption,
     FramesOption,
     ImageOption,
+    LengthOption,
     ModelOption,
     QuestionArgument,
     RetentionOption,
-    TokenBar,
     VideoOption,
-    check_can_write,
     load,
     modality_of,
     one_line_errors,
@@ -37,8 +39,9 @@ from .common import (
     progress_bars,
     question_about,
     read_subject,
-    writing_errors,
+    sources_of,
 )
+from .outputs import JsonOption, check_file, check_picture, write_json, writing_errors
 
 if TYPE_CHECKING:
     from ..report import Report
@@ -53,48 +56,59 @@ def run(
     video: VideoOption = None,
     frames: FramesOption = None,
     model: ModelOption = str(builtin.MODEL_PATH),
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     retention: RetentionOption = "1/9",
     method: Annotated[str, typer.Option(help=f"How to choose the tokens to keep: {METHOD_HELP}.")] = "vitcop",
+    max_new_tokens: LengthOption = MAX_NEW_TOKENS,
     compare: Annotated[bool, typer.Option("--compare", help="Answer without pruning, too, and compare.")] = False,
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of what each stage kept to this file.")] = None,
+    json_file: JsonOption = None,
 ) -> None:
-    """Answer a question about a picture or a video with most of its visual tokens dropped."""
-    source = video or image or builtin.EXAMPLE_PICTURE
+    """Answer a question about pictures or a video with most of their visual tokens dropped."""
     if question is None:
-        question = question_about(source, is_video=video is not None)
+        question = question_about(image, video)
     with one_line_errors():
         share = read_share(retention)
         check_retention(share)
         check_method(method)
         subject = read_subject(image, video, frames)
-        if overlay:
-            check_can_write("--overlay", overlay, source)
+        check_picture("--overlay", overlay, sources_of(image, video))
+        check_file("--json", json_file, sources_of(image, video))
         with progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
             from .. import prune
 
             pruner = make_method(method, share)
-            chat = Chat.about(subject, question, *load(model, modality_of(subject)))
+            loaded = load(model, modality_of(subject), device, dtype)
+            chat = Chat.about(subject, question, *loaded, max_new_tokens)
             progress.remove_task(loading)
             with prune(chat.model, pruner) as pruning:
-                answer = chat.answer(TokenBar(progress, "Answering"))
+                answer = chat.answer(progress, "Answering")
             report = pruning.report
             assert report is not None
+            asked = {"question": question, "answer": answer, **pruner.to_dict(), "report": report.to_dict()}
+            heading = [question, f"{report.method}: {answer}"]
             if compare:
-                dense_answer = chat.answer(TokenBar(progress, "Answering without pruning"))
+                dense_answer = chat.answer(progress, "Answering without pruning")
                 seconds = _seconds_to_first_token(chat, pruner, progress)
+                asked |= {"dense_answer": dense_answer, "seconds_to_first_token": seconds}
+                heading.append(f"dense: {dense_answer}")
     if compare:
-        Console().print(_table(report, (dense_answer, answer), seconds, _device_name(chat)))
+        show(output(), _table(question, report, (dense_answer, answer), seconds, _device_name(chat)))
     else:
+        typer.echo(question, err=True)  # alone on stdout, the answer can go on into a pipe
         typer.echo(answer)
         typer.echo(report.summary, err=True)
-    if overlay:
-        with one_line_errors(), writing_errors("--overlay", overlay):
-            pictures = pictures_of_grids(subject, chat, len(report.images[0].shapes))
-            draw_overlay(pictures, report).save(overlay)
+    with one_line_errors():
+        if overlay:
+            with writing_errors("--overlay", overlay):
+                overlay_of_prompt(pictures_of_grids(subject, chat, report), report, heading).save(overlay)
+        if json_file:
+            write_json("--json", json_file, asked)
 
 
-def _seconds_to_first_token(chat: Chat, pruner: Pruner, progress: Progress) -> tuple[float, float]:
+def _seconds_to_first_token(chat: Chat, pruner: Pruner, progress: Progress) -> dict[str, float]:
     """Median time that a prompt takes until its first token, dense and pruned, the vision encoder included."""
     import torch
 
@@ -113,7 +127,8 @@ def _seconds_to_first_token(chat: Chat, pruner: Pruner, progress: Progress) -> t
         dense.append(timed())
         with prune(chat.model, pruner):
             pruned.append(timed())
-    return statistics.median(dense[1:]), statistics.median(pruned[1:])  # the first ones warm up
+    # The first ones warm up.
+    return {"dense": statistics.median(dense[1:]), "pruned": statistics.median(pruned[1:])}
 
 
 def _device_name(chat: Chat) -> str:
@@ -121,24 +136,25 @@ def _device_name(chat: Chat) -> str:
 
     if chat.model.device.type == "cuda":
         return torch.cuda.get_device_name(chat.model.device)
-    return f"CPU with {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return "CPU with 1 thread" if threads == 1 else f"CPU with {threads} threads"
 
 
-def _table(report: Report, answers: tuple[str, str], seconds: tuple[float, float], device: str) -> Table:
+def _table(question: str, report: Report, answers: tuple[str, str], seconds: dict[str, float], device: str) -> Table:
     """What pruning changed, dense beside pruned."""
     caption = f"Time to first token: median of {REPEATS} runs on this {device}, vision encoder included."
-    table = Table(caption=caption, caption_justify="left")
-    table.add_column()
-    table.add_column("dense", overflow="fold", min_width=15)
-    table.add_column(report.method, overflow="fold", min_width=15)
+    table = Table(title=Text(question), title_justify="left", caption=caption, caption_justify="left")
+    add_columns(table, "")
+    add_prose(table, "dense", report.method)
     table.add_row("answer", *map(Text, answers))
-    table.add_row("time to first token", *(f"{1000 * value:,.1f} ms" for value in seconds))
+    table.add_row("time to first token", *(f"{1000 * value:,.1f} ms" for value in seconds.values()))
     table.add_section()
-    total, layer = report.image_lengths[0], 0
-    for alive, layers in groupby(report.visual_tokens()):
+    total, layer = sum(report.image_lengths), 0
+    of_images = [report.visual_tokens(image) for image in range(len(report.images))]
+    for alive, layers in groupby(map(sum, zip(*of_images, strict=True))):
         first, layer = layer, layer + len(list(layers))
         table.add_row(f"visual tokens, layers {first}-{layer - 1}", str(total), str(alive))
-    table.add_row("average retention", "100.0%", f"{report.average_retention():.1%}")
+    table.add_row("average retention", "100.0%", f"{report.overall_retention:.1%}")
     table.add_section()
     table.add_row("decoder prefill", *(f"{figure(flops / 1e9)} GFLOP" for flops in report.prefill_flops))
     table.add_row("KV cache of the prompt", *(f"{size:,} bytes" for size in report.kv_cache_bytes))

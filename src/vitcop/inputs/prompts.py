@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 
-def prompt_about(question: str, processor: Any, modality: str | None) -> str:
-    """The prompt with one picture or video before the question, by the processor's chat template if it has one.
+def prompt_about(question: str, processor: Any, modality: str | None, count: int = 1) -> str:
+    """The prompt with pictures or a video before the question, by the processor's chat template if it has one.
 
     Args:
         question: without placeholders.
         processor: of a transformers model.
         modality: "image" or "video"; None asks without either.
+        count: how many of them.
     """
     if getattr(processor, "chat_template", None) is not None:
-        content = [{"type": "text", "text": question}]
-        if modality is not None:
-            content.insert(0, {"type": modality})
+        visuals = [] if modality is None else [{"type": modality}] * count
+        content = [*visuals, {"type": "text", "text": question}]
         return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    placeholder = "" if modality is None else f"{placeholder_of(processor, modality)}\n"
-    return f"USER: {placeholder}{question} ASSISTANT:"
+    placeholders = "" if modality is None else f"{placeholder_of(processor, modality)}\n" * count
+    return f"USER: {placeholders}{question} ASSISTANT:"
 
 
 def placeholder_of(processor: Any, modality: str) -> str:

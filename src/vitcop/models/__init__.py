@@ -6,6 +6,10 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from ..errors import UnsupportedModelError, unknown_name
 from .base import Description, ModelFamily, Observation, VisionModules
@@ -15,6 +19,8 @@ from .grids import Grids
 from .tower import TowerFamily
 
 TABLE = "docs/models.md"
+TEXT_ONLY = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
+"""Types of models that transformers knows to continue text, and to take nothing else."""
 
 
 def _families() -> dict[str, type[ModelFamily]]:
@@ -46,6 +52,11 @@ def known_family(model_type: str) -> type[ModelFamily]:
         UnsupportedModelError: there is none; the message names the nearest and the table of families.
     """
     if model_type not in FAMILIES:
+        if model_type in TEXT_ONLY:
+            raise UnsupportedModelError(
+                f"Models of type {model_type!r} take no pictures, and so have no visual tokens to drop; name a "
+                f"vision-language model. See {TABLE}."
+            )
         raise UnsupportedModelError(f"{unknown_name('model type', model_type, FAMILIES)} See {TABLE}.")
     return FAMILIES[model_type]
 

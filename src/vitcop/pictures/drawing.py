@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -28,7 +28,8 @@ TITLE, TEXT = ImageFont.load_default(38), ImageFont.load_default(30)
 LINE = 48
 
 PAPER, INK, PALE_INK = (255, 255, 255), (24, 24, 27), (95, 95, 104)
-DROPPED, KEPT = (228, 228, 228), (196, 138, 84)
+DROPPED, HATCH, KEPT = (228, 228, 228), (150, 150, 150), (196, 138, 84)
+NOTE = "What is dropped before a layer has been read by all layers before that one."
 
 
 def groups_of_stages(report: Report, image: int) -> list[Groups]:
@@ -77,6 +78,7 @@ class Grid:
     def panel(self, kept: Iterable[int], groups: Groups, colors: dict[int, Color]) -> Image.Image:
         """The picture, every token shown as what became of it; tokens of other grids do not matter."""
         panel = _tinted(self.picture.convert("L").convert("RGB"), DROPPED, 0.75)
+        _draw_hatching(panel, self.cell)
         for token, members in groups.items():
             panel.paste(_tinted(self.picture, colors[token], 0.5), mask=self._mask(members))
         panel.paste(self.picture, mask=self._mask(kept))
@@ -126,6 +128,14 @@ def has_blanks(image: Grids) -> bool:
 
 def _tinted(picture: Image.Image, color: Color, share: float) -> Image.Image:
     return Image.blend(picture, Image.new("RGB", picture.size, color), share)
+
+
+def _draw_hatching(panel: Image.Image, cell: int) -> None:
+    """Draw slanted lines, two through each cell: plain grey could be the paper of a picture."""
+    draw = ImageDraw.Draw(panel)
+    step = max(4, cell // 2)
+    for left in range(-panel.height, panel.width, step):
+        draw.line((left, panel.height, left + panel.height, 0), fill=HATCH, width=max(1, cell // 12))
 
 
 def _draw_outline(draw: ImageDraw.ImageDraw, places: Collection[Place], cell: int, color: Color) -> None:
@@ -179,18 +189,36 @@ class Column:
             top += panel.height + GAP
 
 
-def page_of(rows: Sequence[Sequence[Column]], legend: Image.Image) -> Image.Image:
-    """Rows of columns, the first of them the longest, and what their colours mean below them."""
+def page_of(heading: Sequence[str], rows: Sequence[Sequence[Column]], legend: Image.Image) -> Image.Image:
+    """Lines of a heading, rows of columns, the first of them the longest, and below what their colours mean."""
     width = max(column.width for row in rows for column in row)
+    inside = max(len(rows[0]) * (width + GAP) - GAP, legend.width, round(TEXT.getlength(NOTE)))
+    lines = [line for text in heading for line in _wrapped(text, inside)]
     heights = [max(column.height for column in row) for row in rows]
-    *tops, bottom = accumulate([MARGIN, *(GAP + height for height in heights)])
-    inside = max(len(rows[0]) * (width + GAP) - GAP, legend.width)
-    page = Image.new("RGB", (2 * MARGIN + inside, bottom + legend.height + MARGIN), PAPER)
+    start = MARGIN + (len(lines) * LINE + GAP if lines else 0)
+    *tops, bottom = accumulate([start, *(GAP + height for height in heights)])
+    page = Image.new("RGB", (2 * MARGIN + inside, bottom + legend.height + LINE + MARGIN), PAPER)
+    draw = ImageDraw.Draw(page)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, MARGIN + number * LINE), line, INK, TITLE)
     for top, row in zip(tops, rows, strict=True):
         for number, column in enumerate(row):
             column.draw_on(page, MARGIN + number * (width + GAP), top)
     page.paste(legend, (MARGIN, bottom))
+    draw.text((MARGIN, bottom + legend.height + LINE // 2), NOTE, PALE_INK, TEXT)
     return page
+
+
+def _wrapped(text: str, width: int) -> Iterator[str]:
+    """Lines that are no wider than so many pixels, but where a single word is."""
+    line = ""
+    for word in text.split():
+        longer = f"{line} {word}".strip()
+        if line and TITLE.getlength(longer) > width:
+            yield line
+            longer = word
+        line = longer
+    yield line
 
 
 def legend_of(*, merging: bool, blanks: bool) -> Image.Image:

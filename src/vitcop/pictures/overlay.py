@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..errors import VitcopError
-from .drawing import SHORTEST_SIDE, Column, colors_of, grids_of, groups_of_stages, has_blanks, legend_of, page_of
+from .drawing import (
+    SHORTEST_SIDE,
+    Column,
+    Groups,
+    colors_of,
+    grids_of,
+    groups_of_stages,
+    has_blanks,
+    legend_of,
+    page_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,10 +74,32 @@ def tiles_as_seen(pixel_values: Tensor, image_processor: Any) -> list[Image.Imag
     return [Image.fromarray(tile.numpy()) for tile in values.permute(0, 2, 3, 1)]
 
 
+def tiles_of_pictures(pixel_values: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """The pixel values of each picture of a prompt, (tiles, 3, height, width).
+
+    Args:
+        pixel_values: as they go into the model: (pictures, most tiles, 3, height, width), or the tiles of all pictures
+            in one row, (tiles, 3, height, width) or (1, tiles, 3, height, width).
+        counts: tiles of each picture.
+
+    Raises:
+        VitcopError: the pixel values have another shape.
+    """
+    if pixel_values.ndim == 5 and len(pixel_values) == len(counts) > 1:
+        return [tiles[:count] for tiles, count in zip(pixel_values, counts, strict=True)]
+    row = pixel_values[0] if pixel_values.ndim == 5 else pixel_values
+    if row.ndim != 4 or len(row) != sum(counts):
+        raise VitcopError(
+            f"No picture of these tiles can be drawn: pixel values of shape {tuple(pixel_values.shape)} are not those "
+            f"of {' + '.join(map(str, counts))} tiles."
+        )
+    return list(row.split(list(counts)))
+
+
 def overlay(pictures: Image.Image | Sequence[Image.Image], report: Report, image: int = 0) -> Image.Image:
     """Draw what every stage left of an image or a video: a column for each stage, and a row for each grid.
 
-    Kept tokens have their colours and dropped ones are grey. Merged ones are tinted, and share an outline
+    Kept tokens have their colours and dropped ones are grey and hatched. Merged ones are tinted, and share an outline
     with the token that stands for them, which has a dot, until that one is dropped as well. A group may be
     spread over several grids. Cells for which there is no token, as their padding was cut away, are blank.
 
@@ -80,16 +112,44 @@ def overlay(pictures: Image.Image | Sequence[Image.Image], report: Report, image
     Raises:
         VitcopError: there is not one picture for each grid.
     """
-    pictures = [pictures] if isinstance(pictures, Image.Image) else pictures
+    return _page([], [[pictures] if isinstance(pictures, Image.Image) else pictures], report, [image])
+
+
+def overlay_of_prompt(
+    pictures: Sequence[Sequence[Image.Image]], report: Report, heading: Sequence[str] = ()
+) -> Image.Image:
+    """Draw what every stage left of all images of a prompt, one below the other.
+
+    Args:
+        pictures: of each image, as `overlay` takes them.
+        report: of the prefill that read them.
+        heading: lines that stand above, such as the question and the answer.
+
+    Raises:
+        VitcopError: there is not one picture for each grid.
+    """
+    return _page(heading, pictures, report, range(len(report.images)))
+
+
+def _page(
+    heading: Sequence[str], pictures: Sequence[Sequence[Image.Image]], report: Report, images: Sequence[int]
+) -> Image.Image:
+    of_stages = [groups_of_stages(report, image) for image in images]
+    rows = [_columns(*each, report) for each in zip(images, pictures, of_stages, strict=True)]
+    merging = any(groups for stages in of_stages for groups in stages)
+    blanks = any(has_blanks(report.images[image]) for image in images)
+    return page_of(heading, rows, legend_of(merging=merging, blanks=blanks))
+
+
+def _columns(image: int, pictures: Sequence[Image.Image], of_stages: Sequence[Groups], report: Report) -> list[Column]:
+    """The image as it is seen, and what each stage left of it."""
     shapes, total = report.images[image].shapes, report.image_lengths[image]
     shortest_side = max(SMALLEST_SIDE, min(SHORTEST_SIDE, TALLEST // len(shapes)))
     grids = grids_of(pictures, report.images[image], shortest_side)
-    of_stages = groups_of_stages(report, image)
     colors = colors_of(token for groups in of_stages for token in groups)
-
     columns = [Column("As the model sees it", f"{total} tokens", [grid.seen() for grid in grids])]
     for stage, groups in zip(report.stages, of_stages, strict=True):
         title = f"Before layer {stage.layer}" if stage.layer else "Entering the decoder"
         panels = [grid.panel(stage.kept(image), groups, colors) for grid in grids]
         columns.append(Column(title, f"{stage.after[image]} of {total} tokens", panels))
-    return page_of([columns], legend_of(merging=bool(colors), blanks=has_blanks(report.images[image])))
+    return columns

@@ -35,17 +35,17 @@ class Entry:
     report: Report
 
 
-def contact_sheet(entries: Sequence[Entry]) -> Image.Image:
+def contact_sheet(entries: Sequence[Entry], heading: Sequence[str] = ()) -> Image.Image:
     """Draw what is alive in the last decoder layer, of every entry, in the colours of `overlay`.
 
-    Tiles and frames of one image stand in a square, each smaller.
+    Tiles and frames of one image stand in a square, each smaller. Lines of a heading stand above all.
     """
     per_row = -(-len(entries) // -(-len(entries) // MOST_IN_A_ROW))  # rows of the same length, as far as that goes
     columns = [Column(entry.title, entry.caption, [_panel(entry)]) for entry in entries]
     rows = [columns[first : first + per_row] for first in range(0, len(columns), per_row)]
     merging = any(_groups(entry.report) for entry in entries)
     blanks = any(has_blanks(entry.report.images[0]) for entry in entries)
-    return page_of(rows, legend_of(merging=merging, blanks=blanks))
+    return page_of(heading, rows, legend_of(merging=merging, blanks=blanks))
 
 
 def _groups(report: Report) -> dict[int, set[int]]:

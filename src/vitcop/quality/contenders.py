@@ -13,8 +13,9 @@ from ..inputs.downsample import downsample
 from ..methods.random import Random
 from ..models import Size
 from ..selection.pruner import Pruner
+from .journal import Answered, Journal
 from .oracle import oracle_for
-from .reader import Answered, Reader
+from .reader import Reader
 from .results import BLIND, DENSE, DOWNSAMPLE, MAJORITY, ORACLE, RANDOM, Row
 from .suite import Case, Suite
 
@@ -54,8 +55,8 @@ class Contest:
         text = self.reader.text_tokens
         self.planner = Planner.of(subject.model.config, width=width, height=height, text_tokens=text)
 
-    def row(self, name: str, retention: float, methods: Mapping[str, Pruners]) -> Row:
-        """What the contender answers.
+    def row(self, name: str, retention: float, methods: Mapping[str, Pruners], journal: Journal) -> Row:
+        """What the contender answers, or has answered before.
 
         Raises:
             VitcopError: it cannot, at this retention or on this model.
@@ -69,9 +70,9 @@ class Contest:
             RANDOM: self._random,
         }
         if name in special:
-            return special[name](retention)
+            return special[name](retention, journal)
         method = methods[name](retention)
-        return self._answered(name, retention, [self.reader.read(constant(method))], self._flops(method))
+        return self._answered(name, retention, [self.reader.read(constant(method), journal)], self._flops(method))
 
     def floor(self, name: str, methods: Mapping[str, Pruners]) -> float | None:
         """The lowest retention that a method can reach here, by bisection; None if it reaches none."""
@@ -92,8 +93,8 @@ class Contest:
             return False
         return True
 
-    def _dense(self, retention: float) -> Row:
-        row = self._answered(DENSE, 1.0, [self.reader.read(None)], self._flops(Random(retention=1.0)))
+    def _dense(self, retention: float, journal: Journal) -> Row:
+        row = self._answered(DENSE, 1.0, [self.reader.read(None, journal)], self._flops(Random(retention=1.0)))
         cases, (given,) = self.suite.cases, row.answers
         if not any(answer == case.answer for answer, case in zip(given, cases, strict=True)):
             raise VitcopError(
@@ -102,20 +103,20 @@ class Contest:
             )
         return row
 
-    def _majority(self, retention: float) -> Row:
+    def _majority(self, retention: float, journal: Journal) -> Row:
         return Row(MAJORITY, 1.0, 0.0, 0, [self.suite.guesses()])
 
-    def _blind(self, retention: float) -> Row:
+    def _blind(self, retention: float, journal: Journal) -> Row:
         decoder, layers = self.planner.family.decoder.config, len(self.planner.family.layers)
         flops = prefill_flops(decoder, [self.reader.text_tokens] * layers)
-        return self._answered(BLIND, 1.0, [self.reader.read_blind()], flops)
+        return self._answered(BLIND, 1.0, [self.reader.read_blind(journal)], flops)
 
-    def _random(self, retention: float) -> Row:
+    def _random(self, retention: float, journal: Journal) -> Row:
         methods = [Random(retention, seed=seed) for seed in range(RANDOM_SEEDS if retention < 1 else 1)]
-        answered = [self.reader.read(constant(method)) for method in methods]
+        answered = [self.reader.read(constant(method), journal) for method in methods]
         return self._answered(RANDOM, retention, answered, self._flops(methods[0]))
 
-    def _oracle(self, retention: float) -> Row:
+    def _oracle(self, retention: float, journal: Journal) -> Row:
         shapes = self.planner.geometry.image.shapes
         if len(shapes) != 1 or shapes[0][0] != shapes[0][1]:
             raise VitcopError("The oracle is for models that see a square picture as one square grid.")
@@ -124,17 +125,17 @@ class Contest:
         def pruner_for(cases: Sequence[Case]) -> Pruner:
             return oracle_for(cases, side, retention)
 
-        answered = self.reader.read(pruner_for)
+        answered = self.reader.read(pruner_for, journal)
         return self._answered(ORACLE, retention, [answered], self._flops(Random(retention=retention)))
 
-    def _downsample(self, retention: float) -> Row:
+    def _downsample(self, retention: float, journal: Journal) -> Row:
         smaller, share = downsample(self.picture, self.subject.processor, retention)
         planner = replace(self.planner, size=Size(smaller.height, smaller.width))
         flops = planner.plan(Random(retention=1.0)).flops.total
-        return self._answered(DOWNSAMPLE, retention, [self.reader.read_resized(smaller.size, share)], flops)
+        return self._answered(DOWNSAMPLE, retention, [self.reader.read_resized(smaller.size, share, journal)], flops)
 
     def _answered(self, name: str, retention: float, answered: Sequence[Answered], flops: int) -> Row:
-        return Row(name, retention, answered[0].average, flops, [list(each.answers) for each in answered])
+        return Row(name, retention, answered[0].average, flops, [each.answers for each in answered])
 
     def _flops(self, method: Pruner) -> int:
         return self.planner.plan(method).flops.total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,22 +14,10 @@ from transformers import BatchFeature
 from ..engine import prune
 from ..inputs.prompts import prompt_about
 from ..selection.pruner import Pruner
+from .journal import Answered, Journal
 from .suite import Case
 
 MAX_NEW_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Answered:
-    """What a model said to some cases.
-
-    Attributes:
-        answers: in lower case, without a full stop.
-        average: share of the visual tokens alive, averaged over decoder layers and cases.
-    """
-
-    answers: tuple[str, ...]
-    average: float
 
 
 class Reader:
@@ -45,31 +33,46 @@ class Reader:
         self.text_tokens = round(sum(lengths) / len(lengths)) - 1
         """Of a prompt, the picture's placeholder left out; the mean over the cases."""
 
-    def read(self, pruner_for: Callable[[Sequence[Case]], Pruner] | None) -> Answered:
+    def read(self, pruner_for: Callable[[Sequence[Case]], Pruner] | None, journal: Journal | None = None) -> Answered:
         """The answers, each batch under its pruner; None for the dense model."""
         if not self._inputs:
             self._inputs = [self._prompts(batch, [case.picture() for case in batch]) for batch in self.batches]
-        answers: list[str] = []
-        averages: list[float] = []
-        for batch, inputs in zip(self.batches, self._inputs, strict=True):
+
+        def ask(number: int) -> Answered:
+            batch = self.batches[number]
             with nullcontext() if pruner_for is None else prune(self.model, pruner_for(batch)) as pruning:
-                answers += self._generate(inputs)
+                answers = self._generate(self._inputs[number])
                 report = None if pruning is None else pruning.report
-            averages += [1.0 if report is None else report.average_retention(image) for image in range(len(batch))]
-        return Answered(tuple(answers), sum(averages) / len(averages))
+            averages = [1.0 if report is None else report.average_retention(image) for image in range(len(batch))]
+            return Answered(list(answers), averages)
 
-    def read_resized(self, size: tuple[int, int], average: float) -> Answered:
+        return self._all(ask, journal or Journal(None))
+
+    def read_resized(self, size: tuple[int, int], average: float, journal: Journal | None = None) -> Answered:
         """The dense model's answers about pictures of another width and height."""
-        answers: list[str] = []
-        for batch in self.batches:
-            pictures = [case.picture().resize(size, Image.Resampling.LANCZOS) for case in batch]
-            answers += self._generate(self._prompts(batch, pictures))
-        return Answered(tuple(answers), average)
 
-    def read_blind(self) -> Answered:
+        def ask(number: int) -> Answered:
+            batch = self.batches[number]
+            pictures = [case.picture().resize(size, Image.Resampling.LANCZOS) for case in batch]
+            return Answered(list(self._generate(self._prompts(batch, pictures))), [average] * len(batch))
+
+        return self._all(ask, journal or Journal(None))
+
+    def read_blind(self, journal: Journal | None = None) -> Answered:
         """The answers without any picture."""
-        answers = [answer for batch in self.batches for answer in self._generate(self._prompts(batch, None))]
-        return Answered(tuple(answers), 0.0)
+
+        def ask(number: int) -> Answered:
+            batch = self.batches[number]
+            return Answered(list(self._generate(self._prompts(batch, None))), [0.0] * len(batch))
+
+        return self._all(ask, journal or Journal(None))
+
+    def _all(self, ask: Callable[[int], Answered], journal: Journal) -> Answered:
+        answered = [journal.answer(partial(ask, number)) for number in range(len(self.batches))]
+        return Answered(
+            [answer for each in answered for answer in each.answers],
+            [average for each in answered for average in each.averages],
+        )
 
     def _prompts(self, batch: Sequence[Case], pictures: list[Image.Image] | None) -> Any:
         modality = None if pictures is None else "image"

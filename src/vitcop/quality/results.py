@@ -21,11 +21,11 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure, and where it lies with a chance of 95 %."""
+    """A figure, and where it lies with a chance of 95 %; None where all questions are about one scene."""
 
     value: float
-    lowest: float
-    highest: float
+    lowest: float | None
+    highest: float | None
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,11 @@ class Evaluation:
         return next(row for row in self.rows if row.name == DENSE)
 
     @property
+    def scenes(self) -> int:
+        """That are asked about."""
+        return len({case.scene for case in self.cases})
+
+    @property
     def types(self) -> list[str]:
         """Of the questions."""
         return list(dict.fromkeys(case.type for case in self.cases))
@@ -135,7 +140,7 @@ class Evaluation:
         own, dense = self._drawn(self._right(row)), self._drawn(self._right(self.dense))
         if not dense[0]:
             raise VitcopError("The dense model answers nothing right, so that no share of it can be told.")
-        return _interval(own[dense > 0] / dense[dense > 0])
+        return self._interval(own[dense > 0] / dense[dense > 0])
 
     def gain(self, name: str, base: str) -> Interval:
         """Accuracy of one contender minus another's, the mean over the retentions at which both answer.
@@ -145,7 +150,7 @@ class Evaluation:
         found = {(row.name, row.retention): self._right(row) for row in self.rows}
         both = [share for share in self.retentions if (name, share) in found and (base, share) in found]
         better = np.mean([found[name, share] - found[base, share] for share in both], axis=0)
-        return _interval(self._drawn(better) / self._drawn(np.ones(len(self.cases))))
+        return self._interval(self._drawn(better) / self._drawn(np.ones(len(self.cases))))
 
     def _drawn(self, of_question: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Sums over the questions of scenes drawn at random, with repeats; the first is the sum over all scenes."""
@@ -153,6 +158,13 @@ class Evaluation:
         of_scene = np.bincount([scenes[case.scene] for case in self.cases], of_question, len(scenes))
         draws = np.random.default_rng(0).multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), RESAMPLES)
         return np.concatenate([np.ones((1, len(scenes)), int), draws]) @ of_scene
+
+    def _interval(self, drawn: np.ndarray[Any, np.dtype[np.float64]]) -> Interval:
+        """What was asked, which is the first, and where 95 % of what was drawn lie."""
+        if self.scenes == 1:  # of which every draw is the same
+            return Interval(float(drawn[0]), None, None)
+        lowest, highest = np.quantile(drawn[1:], (0.025, 0.975))
+        return Interval(float(drawn[0]), float(lowest), float(highest))
 
     def _right(self, row: Row) -> np.ndarray[Any, np.dtype[np.float64]]:
         """1 or 0 for each question, the mean over the row's seeds."""
@@ -177,9 +189,3 @@ class Evaluation:
             rows=tuple(taken(Row, row) for row in values["rows"]),
             refusals=tuple(taken(Refusal, refusal) for refusal in values["refusals"]),
         )
-
-
-def _interval(drawn: np.ndarray[Any, np.dtype[np.float64]]) -> Interval:
-    """What was asked, which is the first, and where 95 % of what was drawn lie."""
-    lowest, highest = np.quantile(drawn[1:], (0.025, 0.975))
-    return Interval(float(drawn[0]), float(lowest), float(highest))

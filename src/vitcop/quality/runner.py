@@ -21,6 +21,7 @@ from ..records import taken
 from ..selection.pruner import Pruner
 from ..selection.registry import check
 from .contenders import Contest, Pruners, Subject
+from .journal import Journal
 from .results import DENSE, DOWNSAMPLE, ONCE, ORACLE, RANDOM, Evaluation, Refusal, Row, Setting
 from .suite import Suite
 from .variants import VARIANTS
@@ -58,8 +59,8 @@ def evaluate(subject: Subject, suite: Suite, course: Course, told: Told, folder:
         suite: the questions.
         course: methods and retentions.
         told: of every contender, before it is asked.
-        folder: keeps what is done, so that a run that was stopped goes on. What depends on other weights, questions or
-            another state of vitcop's code, or ran elsewhere or in other batches, is kept apart.
+        folder: keeps what is done, batch by batch, so that a run that was stopped goes on. What depends on other
+            weights, questions or another state of vitcop's code, or ran elsewhere or in other batches, is kept apart.
 
     Raises:
         VitcopError: a method is not known, the model cannot be pruned or answers nothing right, or the GPU runs out of
@@ -77,8 +78,10 @@ def evaluate(subject: Subject, suite: Suite, course: Course, told: Told, folder:
         told(f"{name} at {retention:.3g}", len(todo))
         result = store.read(name, retention)
         if result is None:
-            result = _ask(contest, name, retention, methods | {name: _pruners(name) for name in ALWAYS[1:3]})
+            journal = store.journal(name, retention)
+            result = _ask(contest, name, retention, methods | {name: _pruners(name) for name in ALWAYS[1:3]}, journal)
             store.write(result)
+            journal.close()
         if isinstance(result, Row):
             rows.append(result)
         else:
@@ -112,9 +115,11 @@ def _codes(methods: Iterable[str]) -> dict[str, str]:
         raise VitcopError(f"What is kept in a folder is told apart by files of methods: {error}.") from error
 
 
-def _ask(contest: Contest, name: str, retention: float, methods: Mapping[str, Pruners]) -> Row | Refusal:
+def _ask(
+    contest: Contest, name: str, retention: float, methods: Mapping[str, Pruners], journal: Journal
+) -> Row | Refusal:
     try:
-        return contest.row(name, retention, methods)
+        return contest.row(name, retention, methods, journal)
     except VitcopError as error:
         if name == DENSE:
             raise
@@ -125,7 +130,10 @@ def _ask(contest: Contest, name: str, retention: float, methods: Mapping[str, Pr
 
 
 class _Store:
-    """A file for each contender and retention, and state of the code of those that are not vitcop's."""
+    """A file for each contender, retention and state of the code of those that are not vitcop's.
+
+    Until a contender has answered all, one that grows with its answers.
+    """
 
     def __init__(self, folder: Path | None, codes: Mapping[str, str]) -> None:
         self.folder, self.codes = folder, codes
@@ -145,6 +153,9 @@ class _Store:
         part = file.with_suffix(f".{os.getpid()}.part")  # another run may be at the same contender
         part.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
         part.replace(file)  # a stop leaves a whole file or none
+
+    def journal(self, name: str, retention: float) -> Journal:
+        return Journal(self.folder and self._file(name, retention).with_suffix(".jsonl"))
 
     def _file(self, name: str, retention: float) -> Path:
         assert self.folder is not None

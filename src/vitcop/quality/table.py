@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
-from rich.measure import Measurement
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from ..figures import figure
+from ..tables import add_columns
 from .results import ONCE, Evaluation, Row
-
-LONGEST = 1000  # line, in characters
 
 
 def tables(evaluation: Evaluation) -> Iterator[RenderableType]:
     """A table for each retention; then what all have in common."""
     for retention in evaluation.retentions:
         table = Table(title=f"retention {retention:.4g}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for heading in headings(evaluation):
-            table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        name, *figures = headings(evaluation)
+        add_columns(table, name)
+        add_columns(table, *figures, right=True)
         rows = rows_at(evaluation, retention)
         for row in rows:
             table.add_row(*cells(evaluation, row), end_section=row.name == ONCE[-1])
@@ -30,15 +29,6 @@ def tables(evaluation: Evaluation) -> Iterator[RenderableType]:
             if refusal.retention == retention:
                 yield Text(f"{refusal.name}{floor_of(refusal.floor)}: {refusal.reason}", style="italic")
     yield Text(caption(evaluation))
-
-
-def show(evaluation: Evaluation, console: Console) -> None:
-    """Print the tables, on longer lines than the console has where figures would be cut off."""
-    found = list(tables(evaluation))
-    free = console.options.update(max_width=LONGEST)
-    widths = [Measurement.get(console, free, each).maximum for each in found if isinstance(each, Table)]
-    console.width = max(console.width, *widths)
-    console.print(*found, sep="\n\n")
 
 
 def rows_at(evaluation: Evaluation, retention: float) -> list[Row]:
@@ -68,7 +58,10 @@ def cells(evaluation: Evaluation, row: Row) -> list[str]:
 def share_cell(evaluation: Evaluation, row: Row) -> str:
     """Share of the dense accuracy, in percent, and its interval."""
     share = evaluation.share_of_dense(row)
-    return f"{100 * share.value:.1f} ({100 * share.lowest:.0f}-{100 * share.highest:.0f})"
+    value = f"{100 * share.value:.1f}"
+    if share.lowest is None or share.highest is None:
+        return value
+    return f"{value} ({100 * share.lowest:.0f}-{100 * share.highest:.0f})"
 
 
 def floor_of(floor: float | None) -> str:
@@ -79,12 +72,15 @@ def floor_of(floor: float | None) -> str:
 def caption(evaluation: Evaluation) -> str:
     """What was asked, of which model, and how to read the figures."""
     setting, cases = evaluation.setting, evaluation.cases
+    interval = "with an interval of 95 % (bootstrap over scenes)"
+    if evaluation.scenes == 1:
+        interval = "without an interval, which needs questions about several scenes"
     return (
         f"{setting.model}, {setting.dtype}, {setting.visual_tokens} visual tokens, {setting.layers} decoder layers, on "
         f"{setting.device}. {len(cases)} questions of the suite {setting.suite!r}, seed {setting.seed}, one per "
         f"prompt, {setting.batch} prompts at a time. Average: visual tokens alive, over all decoder layers. GFLOP: "
         "until the first token, encoder and selection included. Accuracy in percent, of all questions and of each "
-        "type. Of dense: accuracy in percent of the dense model's, with an interval of 95 % (bootstrap over scenes). "
+        f"type. Of dense: accuracy in percent of the dense model's, {interval}. "
         "Agreement: answers, right or wrong, that are the dense model's. Random: the mean over its seeds. Majority: "
         "the answer that is most often right among those that fit the wording. Blind: no picture. Oracle: the "
         "objects' masks known, the question not."
