@@ -17,19 +17,20 @@ _WORDS = {bool: "True or False", int: "a whole number", float: "a finite number"
 
 
 def checked(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a dataclass, with tuples for lists, since settings never change.
+    """Settings of a dataclass, with tuples for lists where the annotation allows it, since settings never change.
 
-    A whole number will do for a number, and any sequence for a list; True and False are no numbers. What an
-    annotation says of tensors and their like is left alone.
+    A whole number will do for a number; True and False are no numbers. What an annotation says of tensors and their
+    like is left alone.
 
     Raises:
         VitcopError: one is not of the type that its annotation says, or a number that is not finite.
     """
-    settings = {name: _frozen(value) for name, value in values.items()}
-    for name, value in settings.items():
-        hint = _hints(kind)[name]  # type: ignore[arg-type]
-        if not _fits(value, hint):
-            raise VitcopError(f"{name} of {kind.__name__} is {_said(hint)}; got {_shown(values[name])}.")
+    settings = {}
+    for name, value in values.items():
+        hint, frozen = _hints(kind)[name], _frozen(value)  # type: ignore[arg-type]
+        if not (fits := _fits(frozen, hint)) and not _fits(value, hint):
+            raise VitcopError(f"{name} of {kind.__name__} is {_said(hint)}; got {_shown(value)}.")
+        settings[name] = frozen if fits else value
     return settings
 
 
@@ -66,7 +67,7 @@ def _fits(value: object, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float) and _is_finite(value)
     if _is_list(hint):
-        return _is_list(type(value)) and _fit(value, get_args(hint))
+        return _is_list(type(value)) and isinstance(value, origin or hint) and _fit(value, get_args(hint))
     kind = origin or hint
     # What tensors and their like make of isinstance is theirs.
     return type(kind) not in (type, ABCMeta) or isinstance(value, kind)
