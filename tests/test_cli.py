@@ -189,7 +189,7 @@ def test_the_example_question_is_for_the_example_picture_only(arguments, questio
         (["--image", "tiny.png", "--overlay", "tiny.png"], "overwrite tiny.png"),
         (["--model", "./missing"], "no such folder"),
         (["--model", "llama"], "Models of type 'llama' take no pictures"),
-        (["--model", "vip"], "unknown model type 'vipllava'. Did you mean 'video_llava'?"),
+        (["--model", "vip"], "unknown model type 'vipllava'. Did you mean 'llava'?"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--dtype", "bfloat"], "Did you mean 'bfloat16'?"),
         (["--json", "missing/run.json"], "--json cannot be written: there is no folder missing"),
