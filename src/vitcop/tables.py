@@ -64,6 +64,6 @@ def _paragraphs(table: Table) -> Iterator[RenderableType]:
         yield Text(str(name), style="bold")
         for heading, cell in zip(headings, cells, strict=True):
             words = Text.assemble(f"{heading}: ", cell if isinstance(cell, Text) else " ".join(str(cell).split()))
-            yield Padding(words, (0, 0, 0, INDENT))
+            yield Padding(words, (0, 0, 0, INDENT), expand=False)
     if table.caption:
         yield Text(str(table.caption))

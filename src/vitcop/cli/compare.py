@@ -98,7 +98,8 @@ def compare(
                 contact_sheet(entries, [question]).save(sheet)
         if json_file:
             values = [row.to_dict() for row in rows]
-            write_json("--json", json_file, {"question": question, "retention": share, "rows": values})
+            asked = {"model": model, "question": question, "retention": share}
+            write_json("--json", json_file, asked | {"rows": values})
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ class _Outcome:
         pictures = pictures_of_grids(self.subject, self.chat, self.report)
         answer = shorten(self.answer, LONGEST_ANSWER, placeholder="...")
         number = f"picture 1 of {len(pictures)}: " if len(pictures) > 1 else ""
-        alive = f"{self.report.visual_tokens()[-1]} of {self.whole[0]} left, {self.average:.1%} on average"
+        average = self.report.average_retention() * self.report.image_lengths[0] / self.whole[0]
+        alive = f"{self.report.visual_tokens()[-1]} of {self.whole[0]} left, {average:.1%} on average"
         return Entry(f"{self.name}: {answer}", number + alive, pictures[0], self.report)
 
     def to_dict(self) -> dict[str, Any]:

@@ -87,7 +87,13 @@ def run(
                 answer = chat.answer(progress, "Answering")
             report = pruning.report
             assert report is not None
-            asked = {"question": question, "answer": answer, **pruner.to_dict(), "report": report.to_dict()}
+            asked = {
+                "model": model,
+                "question": question,
+                "answer": answer,
+                **pruner.to_dict(),
+                "report": report.to_dict(),
+            }
             heading = [question, f"{report.method}: {answer}"]
             if compare:
                 dense_answer = chat.answer(progress, "Answering without pruning")
