@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import builtin
-from ..errors import VitcopError, unknown_name
+from ..errors import VitcopError, one_line, unknown_name
+from ..inputs.pictures import read_picture
 from ..inputs.prompts import placeholder_of, prompt_about
 from ..inputs.video import Clip, middles, read_clip
 from ..pictures.overlay import as_seen, tiles_as_seen
@@ -69,7 +69,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except VitcopError as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {one_line(error)}", err=True)
         raise typer.Exit(2) from error
 
 
@@ -111,33 +111,12 @@ def read_subject(image: Path | None, video: Path | None, frames: int | None) -> 
         if frames is not None:
             raise VitcopError("--frames goes with a video; give one with --video.")
         return read_picture(image or builtin.EXAMPLE_PICTURE)
-    count = FRAMES if frames is None else frames
-    if count < 1:
-        raise VitcopError(f"--frames has to be at least 1; got {count}.")
-    return read_clip(video, count)
+    return read_clip(video, FRAMES if frames is None else frames)
 
 
 def modality_of(subject: Subject) -> str:
     """What transformers calls the kind of the subject."""
     return "video" if isinstance(subject, Clip) else "image"
-
-
-def read_picture(path: Path) -> Image.Image:
-    """The picture as a viewer shows it: turned upright, on white where it is transparent, 8 bits a channel."""
-    try:
-        with warnings.catch_warnings(), Image.open(path) as file:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I;16"):
-                picture = picture.convert("I").point(lambda value: value / 256)
-            if picture.has_transparency_data:
-                paper = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(paper, picture.convert("RGBA"))
-            return picture.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise VitcopError(f"{path} is not a picture, or of a kind that Pillow cannot read.") from error
-    except Exception as error:  # a broken file can raise anything in the decoder of its kind
-        raise VitcopError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def check_can_write(option: str, path: Path, source: Path) -> None:
