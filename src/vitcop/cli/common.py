@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import builtin
-from ..errors import VitcopError, one_line, unknown_name
+from ..errors import UnsupportedModelError, VitcopError, one_line, reason, unknown_name
 from ..inputs.pictures import read_picture
 from ..inputs.prompts import placeholder_of, prompt_about
 from ..inputs.video import Clip, middles, read_clip
@@ -206,8 +206,10 @@ class Chat:
         prompt = prompt_about(question, processor, modality)
         try:
             inputs = processor(text=prompt, return_tensors="pt", **_visual_arguments(subject))
-        except ValueError as error:
-            raise VitcopError(f"The model cannot take the question {question!r} on this {modality}: {error}") from error
+        except Exception as error:  # a processor does what the settings of a checkpoint say, and can raise anything
+            raise VitcopError(
+                f"The model cannot take the question {question!r} on this {modality}: {reason(error)}"
+            ) from error
         return Chat(model, processor, inputs.to(model.device, dtype=model.dtype))
 
     def answer(self, bar: TokenBar) -> str:
@@ -245,7 +247,7 @@ def load(name: str, modality: str, device: str | None = None, dtype: str | None 
     """
     import torch
     import transformers
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from ..models import FAMILIES, known_family
 
@@ -253,18 +255,49 @@ def load(name: str, modality: str, device: str | None = None, dtype: str | None 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with loading_errors(name):
-        model_type = AutoConfig.from_pretrained(name).model_type
-    if modality not in known_family(model_type).modalities:  # before gigabytes are loaded in vain
+    config = read_config(name)
+    if modality not in known_family(config.model_type).modalities:  # before gigabytes are loaded in vain
         able = ", ".join(sorted(name for name, family in FAMILIES.items() if modality in family.modalities))
         raise VitcopError(
-            f"Models of type {model_type!r} take no {modality}s, or only as pictures of their own, which vitcop "
+            f"Models of type {config.model_type!r} take no {modality}s, or only as pictures of their own, which vitcop "
             f"does not show them; with --model, name one of type {able}."
         )
     with loading_errors(name):
-        processor = AutoProcessor.from_pretrained(name)
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         dtype = dtype or ("auto" if device == "cuda" else "float32")
-        return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device), processor
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if lacking:  # which transformers has filled with random numbers
+        raise VitcopError(
+            f"The model {name!r} lacks {len(lacking)} of its weights, or has them in another shape, such as "
+            f"{lacking[0]}; give a complete one."
+        )
+    return model.to(device), processor
+
+
+def read_config(name: str) -> Any:
+    """The config of a model, without what it may say of code to download and run.
+
+    Args:
+        name: folder, Hugging Face name or config.json.
+
+    Raises:
+        VitcopError: it cannot be found or read.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    with loading_errors(name):
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config._attn_implementation = "sdpa"
+    return config
 
 
 @contextmanager
@@ -275,9 +308,13 @@ def loading_errors(name: str) -> Iterator[None]:
     except Exception as error:  # of any of several libraries, which have no base class in common
         if isinstance(error, ImportError) and "torchvision" in str(error).lower():
             raise VitcopError(f"The processor of {name!r} needs torchvision: pip install torchvision") from error
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModelError(
+                f"The model {name!r} comes with Python code of its own, which vitcop does not run; give a model of a "
+                "type that transformers has itself."
+            ) from error
         where = "" if Path(name).exists() else "there is no such folder, and the hub gave: "
-        reason = str(error).strip().partition("\n")[0]
-        raise VitcopError(f"Cannot load the model {name!r}: {where}{reason}") from error
+        raise VitcopError(f"Cannot load the model {name!r}: {where}{reason(error)}") from error
 
 
 def pictures_of_grids(subject: Subject, chat: Chat, grids: int) -> list[Image.Image]:

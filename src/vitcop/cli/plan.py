@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.table import Table
 from ..errors import VitcopError
 from ..figures import figure
 from ..shares import read_share
-from .common import loading_errors, make_method, one_line_errors, read_size
+from .common import make_method, one_line_errors, read_config, read_size
 
 if TYPE_CHECKING:
     from ..costs.plan import Plan
@@ -52,7 +52,7 @@ def plan(
         from ..costs.plan import Planner
 
         pruner = make_method(method, share)
-        config = _read_config(model)
+        config = read_config(model)
         planner = Planner.of(config, height=height, width=width, frames=frames, text_tokens=text_tokens)
         if tokens is not None:
             planned = planner.for_tokens(pruner, tokens)
@@ -63,14 +63,6 @@ def plan(
         else:
             planned = planner.plan(pruner)
     Console().print(_table(planned))
-
-
-def _read_config(name: str) -> Any:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    with loading_errors(name):
-        return transformers.AutoConfig.from_pretrained(name)
 
 
 def _counted(count: int, noun: str, plural: str | None = None) -> str:
