@@ -1,5 +1,6 @@
 """Plans from a config alone: the paper's table, what solves for a retention, and what is refused."""
 
+import copy
 import json
 import re
 
@@ -16,6 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from typer.testing import CliRunner
 
 import vitcop
+from vitcop import builtin
 from vitcop.cli import app
 from vitcop.costs.plan import Planner
 
@@ -174,3 +176,37 @@ def test_refusals_are_one_line(config_file, arguments, message):
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
     result = invoke("--model", tmp_path)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "value", "complaint"),
+    [
+        ("text_config", "num_hidden_layers", 0, "The decoder has no layers"),
+        ("text_config", "num_hidden_layers", 20_000, "20,000 layers, and plans are made for up to 1,000"),
+        ("vision_config", "num_hidden_layers", 20_000, "20,000 layers, and plans are made for up to 1,000"),
+        ("vision_config", "patch_size", 0, "describes no model that can be built: ZeroDivisionError"),
+        ("vision_config", "patch_size", -1, "describes no model that can be built"),
+        ("vision_config", "image_size", 10**6, "15,625,000,000 patches"),
+        ("vision_config", "image_size", -1, "describes no model that can be built"),
+        ("vision_config", "hidden_size", 0, "describes no model that can be built"),
+        ("text_config", "num_attention_heads", 0, "Cannot load the model"),
+        ("text_config", "num_key_value_heads", 0, "describes no model that can be built"),
+        ("text_config", "vocab_size", 0, "describes no model that can be built"),
+        ("text_config", "hidden_act", "own", "describes no model that can be built: KeyError: 'own'"),
+    ],
+)
+def test_a_config_of_no_model_is_one_line_at_once(part, setting, value, complaint, tmp_path):
+    config = json.loads((builtin.MODEL_PATH / "config.json").read_text())
+    config[part][setting] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = invoke("--model", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert complaint in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "llava_onevision"])
+def test_tokens_that_no_memory_holds_are_refused_before_it_is_taken(name):
+    config = copy.deepcopy(FAMILIES[name].model().config)
+    config.vision_config.image_size = 10**6
+    with pytest.raises(vitcop.UnsupportedModelError, match="patches or tokens"):
+        Planner.of(config)
