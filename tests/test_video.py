@@ -163,12 +163,15 @@ def test_a_name_is_never_taken_for_an_address(tmp_path, monkeypatch):
         ("sound.wav", "sound.wav is not a video, or of a kind that is not read"),
         ("sound.mka", "sound.mka has no video stream"),
         ("empty.avi", "empty.avi holds a video stream without frames"),
+        ("codec.mkv", "codec.mkv is of a codec that PyAV does not have"),
     ],
 )
 def test_what_is_no_video_raises(name, complaint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("text.mp4").write_text("no video")
     write_clip(Path("empty.avi"), [])
+    content = write_clip(Path("codec.mkv"), greys(1)).read_bytes()
+    Path("codec.mkv").write_bytes(content.replace(b"V_MPEG4/ISO", b"V_OTHER/ISO"))
     with wave.open("sound.wav", "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(bytes(1000))

@@ -137,6 +137,8 @@ def _stream(file: Any, name: str) -> Any:
     stream = file.streams.best("video")
     if stream is None:
         raise VitcopError(f"{name} has no video stream; give a file with moving pictures.")
+    if stream.codec_context is None:
+        raise VitcopError(f"{name} is of a codec that PyAV does not have; convert the video to another.")
     if stream.width and stream.height:
         check_size(name, stream.width, stream.height)
     stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # headers may lie
