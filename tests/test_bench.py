@@ -380,6 +380,7 @@ def test_a_bare_run_measures_the_model_in_the_box(tmp_path):
         (["--method", ","], "--method is one or more"),
         (["--retention", "1/9,x"], "'x'"),
         (["--retention", "0.5,2"], "above 0 and at most 1"),
+        (["--image", "1x60000"], "--image has 1 x 60000 pixels, which is too thin"),
         (["--batch", "1,0"], "--batch is a whole number from 1 on, or several with commas; got '0'"),
         (["--batch", ""], "--batch is one or more"),
         (["--device", "tpu"], "unknown device 'tpu'"),

@@ -152,6 +152,7 @@ def test_the_example_question_is_for_the_example_picture_only(arguments, questio
         (["--image", "https://example.com/cat.png"], "https://example.com/cat.png is an address: download it first"),
         (["--video", "https://example.com/cat.mp4"], "https://example.com/cat.mp4 is an address: download it first"),
         (["--overlay", "missing/kept.png"], "no folder missing"),
+        (["--overlay", "a\nb/kept.png"], r"no folder a\nb"),
         (["--overlay", "kept.xyz"], "'kept.xyz'"),
         (["--overlay", "folder.png"], "is a folder"),
         (["--image", "tiny.png", "--overlay", "tiny.png"], "overwrite tiny.png"),

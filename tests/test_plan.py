@@ -1,6 +1,5 @@
 """Plans from a config alone: the paper's table, what solves for a retention, and what is refused."""
 
-import copy
 import json
 import re
 
@@ -20,6 +19,7 @@ import vitcop
 from vitcop import builtin
 from vitcop.cli import app
 from vitcop.costs.plan import Planner
+from vitcop.models import grids
 
 RUNNER = CliRunner()
 
@@ -205,8 +205,11 @@ def test_a_config_of_no_model_is_one_line_at_once(part, setting, value, complain
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next", "llava_onevision"])
-def test_tokens_that_no_memory_holds_are_refused_before_it_is_taken(name):
-    config = copy.deepcopy(FAMILIES[name].model().config)
-    config.vision_config.image_size = 10**6
-    with pytest.raises(vitcop.UnsupportedModelError, match="patches or tokens"):
-        Planner.of(config)
+def test_too_many_tokens_are_refused_before_memory_is_taken_for_them(name, monkeypatch):
+    taken = []
+    grids.Grids.full.cache_clear()
+    monkeypatch.setattr(torch, "cartesian_prod", lambda *axes: taken.append(axes))
+    monkeypatch.setattr(grids, "MOST_CELLS", 8)
+    with pytest.raises(vitcop.UnsupportedModelError, match="patches or tokens is more than the 8"):
+        Planner.of(FAMILIES[name].model().config)
+    assert not taken

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from .. import builtin
 from ..errors import UnsupportedModelError, VitcopError, check_retention, unknown_name
+from ..inputs.pictures import check_size
 from ..shares import read_share
 from .common import (
     CountingBar,
@@ -73,6 +74,8 @@ def bench(
         width, height = (None, None) if image is None else read_size(image)
         if 0 in (width, height):
             raise VitcopError(f"--image has at least one pixel each way; got {image!r}.")
+        if width and height:
+            check_size("--image", width, height)
         if json_file:
             check_place("--json", json_file)
         if plot:
