@@ -6,6 +6,7 @@ import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from errno import EINVAL
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,11 @@ def read_clip(path: Path, count: int) -> Clip:
             course = _course(file, _stream(file, name), name)
         with _open(path, name) as file:
             return _take(file, _stream(file, name), course, count, name)
-    except av.ArgumentError as error:  # of the codec
-        raise VitcopError(
-            f"{name} has frames of more than {MOST_PIXELS:,} pixels, or broken ones; scale the video down."
-        ) from error
     except av.FFmpegError as error:
+        if error.errno == EINVAL:  # what a codec says of frames that it may not decode
+            raise VitcopError(
+                f"{name} has frames of more than {MOST_PIXELS:,} pixels, or broken ones; scale the video down."
+            ) from error
         raise VitcopError(f"Cannot read {name} as a video: {error.strerror}.") from error
 
 
@@ -127,10 +128,12 @@ def _open(path: Path, name: str) -> Any:
     try:
         # With the protocol before it, no name is taken for an address.
         return av.open(f"file:{path}", metadata_errors="ignore", options=options)
-    except av.ArgumentError as error:
-        raise VitcopError(
-            f"{name} is not a video, or of a kind that is not read; give one of {', '.join(CONTAINERS)}."
-        ) from error
+    except av.FFmpegError as error:
+        if error.errno == EINVAL:
+            raise VitcopError(
+                f"{name} is not a video, or of a kind that is not read; give one of {', '.join(CONTAINERS)}."
+            ) from error
+        raise
 
 
 def _stream(file: Any, name: str) -> Any:
