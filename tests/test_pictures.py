@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -164,6 +166,14 @@ def test_what_would_take_much_memory_is_refused_by_its_header(size, complaint, t
     (tmp_path / "large.png").write_bytes(png(*size))
     with pytest.raises(vitcop.VitcopError, match=complaint):
         read_picture(tmp_path / "large.png")
+
+
+def test_the_command_adds_no_warnings_of_libraries_to_its_line(tmp_path):
+    """Pillow warns of a picture as large as this one."""
+    (tmp_path / "large.png").write_bytes(png(10_000, 10_000))
+    script = "from vitcop.cli import app; app(['run', '--image', 'large.png'])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 
 def test_a_thin_picture_within_the_bound_is_read(tmp_path):
