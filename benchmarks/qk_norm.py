@@ -95,9 +95,10 @@ def smollm2() -> tuple[Any, Any]:
     assert package is not None and package.origin is not None
     file = next(Path(package.origin).parent.glob("*.gguf"))
     model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager"
+        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
     )
-    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    return tokenizer, model.eval()
 
 
 def correlations_of(model: torch.nn.Module, ids: list[int]) -> Tensor:

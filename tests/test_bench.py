@@ -382,6 +382,7 @@ def test_a_bare_run_measures_the_model_in_the_box(tmp_path):
         (["--methods", ","], "--methods is one or more"),
         (["--retentions", "1/9,x"], "'x'"),
         (["--retentions", "0.5,2"], "above 0 and at most 1"),
+        (["--image-size", "1x60000"], "--image-size has 1 x 60000 pixels, which is too thin"),
         (["--batches", "1,0"], "--batches is a whole number from 1 on, or several with commas; got '0'"),
         (["--batches", ""], "--batches is one or more"),
         (["--device", "tpu"], "unknown device 'tpu'"),

@@ -17,6 +17,7 @@ from families.base import TinyFamily, Visual
 from PIL import Image
 from transformers import BatchFeature
 from transformers.utils import is_torchvision_available
+from transformers.video_utils import VideoMetadata
 from typer.testing import CliRunner
 
 import vitcop
@@ -134,8 +135,9 @@ def test_a_video_is_read_answered_compared_and_drawn(tmp_path, monkeypatch):
     assert processor.content == [{"type": "video"}, {"type": "text", "text": common.VIDEO_QUESTION}]
     (frames,) = processor.visuals.pop("videos")
     assert [number_of(frame) for frame in frames] == [2, 7, 12, 17]
-    metadata = {"total_num_frames": 20, "fps": RATE, "frames_indices": [2, 7, 12, 17]}
-    assert processor.visuals == {"video_metadata": [metadata], "do_sample_frames": False}
+    (metadata,) = processor.visuals.pop("video_metadata")
+    assert VideoMetadata(**metadata).timestamps == [number / RATE for number in (2, 7, 12, 17)]
+    assert processor.visuals == {"do_sample_frames": False}
     table = table_of(result.stdout)
     assert table["answer"] == ["3 tokens"] * 2
     assert table["visual tokens, layers 0-1"] == ["18", "18"]  # two grids of 3 x 3, each of two frames
@@ -185,7 +187,11 @@ def test_the_example_question_is_for_the_example_picture_only(arguments, questio
         (["--image", "text.png"], "text.png is not a picture"),
         (["--image", "cut.png"], "truncated"),
         (["--image", "broken.ppm"], "Cannot read broken.ppm"),
+        (["--image", "a\nb\x1b[1m.png"], r"a\nb\x1b[1m.png"),
+        (["--image", "https://example.com/cat.png"], "https://example.com/cat.png is an address: download it first"),
+        (["--video", "https://example.com/cat.mp4"], "https://example.com/cat.mp4 is an address: download it first"),
         (["--overlay", "missing/kept.png"], "no folder missing"),
+        (["--overlay", "a\nb/kept.png"], r"no folder a\nb"),
         (["--overlay", "kept.xyz"], "'kept.xyz'"),
         (["--overlay", "folder.png"], "is a folder"),
         (["--image", "tiny.png", "--overlay", "tiny.png"], "overwrite tiny.png"),
@@ -205,9 +211,9 @@ def test_the_example_question_is_for_the_example_picture_only(arguments, questio
             marks=pytest.mark.skipif(is_torchvision_available(), reason="torchvision is there"),
         ),
         (["--video", "clip.mp4", "--image", "tiny.png"], "give one of them"),
-        (["--video", "clip.mp4", "--frames", "0"], "at least 1; got 0"),
+        (["--video", "clip.mp4", "--frames", "0"], "from 1 to 2048; got 0"),
         (["--frames", "3"], "--frames goes with a video"),
-        (["--video", "text.png"], "Cannot read text.png as a video"),
+        (["--video", "text.png"], "text.png is not a video, or of a kind that is not read"),
         (["--video", "clip.mp4", "--model", "weightless"], "take no videos, or only as pictures of their own"),
         (["is <image> a word?"], "question"),
     ],
@@ -260,10 +266,3 @@ def test_an_option_is_one_thing_in_all_commands():
 
 def test_version():
     assert CliRunner().invoke(cli.app, ["--version"]).stdout == f"vitcop {vitcop.__version__}\n"
-
-
-def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
-    Image.new("I;16", (2, 2), 128 * 256).save(tmp_path / "deep.png")
-    Image.new("RGBA", (2, 2), (200, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert common.read_picture(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
-    assert common.read_picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)

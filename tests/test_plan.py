@@ -19,6 +19,7 @@ import vitcop
 from vitcop import builtin
 from vitcop.cli import app
 from vitcop.costs.plan import Planner
+from vitcop.models import grids
 
 RUNNER = CliRunner()
 
@@ -192,3 +193,40 @@ def test_a_model_that_reads_text_only_is_told_so(tmp_path):
     result = invoke("--model", tmp_path)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert "Models of type 'llama' take no pictures" in result.stderr and "Did you mean" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "value", "complaint"),
+    [
+        ("text_config", "num_hidden_layers", 0, "The decoder has no layers"),
+        ("text_config", "num_hidden_layers", 20_000, "20,000 layers, and plans are made for up to 1,000"),
+        ("vision_config", "num_hidden_layers", 20_000, "20,000 layers, and plans are made for up to 1,000"),
+        ("vision_config", "patch_size", 0, "describes no model that can be built: ZeroDivisionError"),
+        ("vision_config", "patch_size", -1, "describes no model that can be built"),
+        ("vision_config", "image_size", 10**6, "15,625,000,000 patches"),
+        ("vision_config", "image_size", -1, "describes no model that can be built"),
+        ("vision_config", "hidden_size", 0, "describes no model that can be built"),
+        ("text_config", "num_attention_heads", 0, "Cannot load the model"),
+        ("text_config", "num_key_value_heads", 0, "describes no model that can be built"),
+        ("text_config", "vocab_size", 0, "describes no model that can be built"),
+        ("text_config", "hidden_act", "own", "describes no model that can be built: KeyError: 'own'"),
+    ],
+)
+def test_a_config_of_no_model_is_one_line_at_once(part, setting, value, complaint, tmp_path):
+    config = json.loads((builtin.MODEL_PATH / "config.json").read_text())
+    config[part][setting] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = invoke("--model", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert complaint in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "llava_onevision"])
+def test_too_many_tokens_are_refused_before_memory_is_taken_for_them(name, monkeypatch):
+    taken = []
+    grids.Grids.full.cache_clear()
+    monkeypatch.setattr(torch, "cartesian_prod", lambda *axes: taken.append(axes))
+    monkeypatch.setattr(grids, "MOST_CELLS", 8)
+    with pytest.raises(vitcop.UnsupportedModelError, match="patches or tokens is more than the 8"):
+        Planner.of(FAMILIES[name].model().config)
+    assert not taken

@@ -9,17 +9,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from io import BytesIO
 
 import numpy as np
 import ray
 import torch
-from PIL import Image
 from ray.data import ActorPoolStrategy, DataContext, Dataset, SaveMode
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vitcop
 from vitcop.builtin import MODEL_PATH
+from vitcop.inputs.pictures import read_picture
 from vitcop.shares import read_share
 
 BATCH_SIZE = 8
@@ -40,19 +39,22 @@ class Answerer:
 
     def __init__(self, model: str, method: vitcop.Pruner, device: str, threads: int) -> None:
         torch.set_num_threads(threads)  # an exported OMP_NUM_THREADS would hold for all actors of a machine alike
-        self.processor = AutoProcessor.from_pretrained(model)
+        self.processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
         self.processor.tokenizer.padding_side = "left"
         dtype = "auto" if device == "cuda" else "float32"
-        self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype).to(device)
+        self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, trust_remote_code=False).to(device)
         self.pruning = vitcop.prune(self.model, method)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray | list[str]]:
         """The answers to a batch of rows, beside their ids.
 
         Raises:
-            ValueError: a picture cannot be read; names its row.
+            VitcopError: a picture cannot be read; names its row.
         """
-        pictures = map(read_picture, batch["id"], batch["picture"])
+        pictures = [
+            read_picture(bytes(data), f"picture of row {row!r}")
+            for row, data in zip(batch["id"], batch["picture"], strict=True)
+        ]
         chats = [
             [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
             for picture, question in zip(pictures, batch["question"], strict=True)
@@ -67,14 +69,6 @@ class Answerer:
         output = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         answers = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return {"id": batch["id"], "answer": [text.strip() for text in answers]}
-
-
-def read_picture(row: object, data: bytes) -> Image.Image:
-    """The picture of a row, in RGB."""
-    try:
-        return Image.open(BytesIO(data)).convert("RGB")
-    except Exception as error:  # a broken file can raise anything in the decoder of its kind
-        raise ValueError(f"The picture of row {row!r} cannot be read: {error}.") from error
 
 
 def answer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 
 
@@ -16,6 +17,22 @@ class UnsupportedModelError(VitcopError):
 
 class BudgetError(VitcopError):
     """No schedule of the method reaches the retention asked for; the message names what is possible."""
+
+
+def one_line(text: object) -> str:
+    """A text from outside as it can stand in a message, with line breaks, escapes and the like written out.
+
+    Args:
+        text: the name of a file, or the message of an error of another library.
+    """
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))
+
+
+def reason(error: Exception) -> str:
+    """What an error of another library says, as one sentence of at most 300 characters."""
+    text = textwrap.shorten(one_line(" ".join(str(error).split())), 300, placeholder=" ...")
+    kind = "" if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: "
+    return f"{kind}{text}".removesuffix(".").removesuffix(": ") + "."
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype) -> tuple[P
     """
     shape = SHAPES[name]
     with torch.device("meta"):
-        count = AutoModelForImageTextToText.from_config(shape.config()).num_parameters()
+        count = AutoModelForImageTextToText.from_config(shape.config(), trust_remote_code=False).num_parameters()
     needed, there = count * dtype.itemsize, _memory(device)
     if needed > there:
         raise UnsupportedModelError(
@@ -37,7 +37,7 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype) -> tuple[P
         )
     # Initialised as for training, not left empty: denormals and NaNs slow a CPU down.
     with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(shape.config(), dtype=dtype).eval()
+        model = AutoModelForImageTextToText.from_config(shape.config(), dtype=dtype, trust_remote_code=False).eval()
     return model, RandomProcessor(family_of(model), shape.image_processor())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -14,6 +16,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     """Faster vision-language models: drop the visual tokens that an answer does not need."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries: what matters to a user is an error, of one line
     if version:
         from .. import __version__
 

@@ -9,6 +9,7 @@ import typer
 
 from .. import builtin
 from ..errors import VitcopError, check_retention
+from ..inputs.pictures import check_size
 from ..shares import read_share
 from ..tables import output, show
 from .choice import METHOD_HELP, SHAPES, check_shape, import_methods, read_methods
@@ -75,6 +76,8 @@ def bench(
         width, height = (None, None) if image_size is None else read_size(image_size)
         if 0 in (width, height):
             raise VitcopError(f"--image-size has at least one pixel each way; got {image_size!r}.")
+        if width and height:
+            check_size("--image-size", width, height)
         check_file("--json", json_file)
         check_plot(plot)
         with progress_bars() as progress:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import builtin
-from ..errors import UnsupportedModelError, VitcopError, unknown_name
+from ..errors import UnsupportedModelError, VitcopError, one_line, reason, unknown_name
+from ..inputs.pictures import read_picture
 from ..inputs.prompts import placeholder_of, prompt_about
 from ..inputs.video import Clip, middles, read_clip
 from ..pictures.overlay import as_seen, tiles_as_seen, tiles_of_pictures
@@ -84,7 +84,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except VitcopError as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {one_line(error)}", err=True)
         raise typer.Exit(2) from error
 
 
@@ -112,33 +112,12 @@ def read_subject(images: list[Path] | None, video: Path | None, frames: int | No
         if frames is not None:
             raise VitcopError("--frames goes with a video; give one with --video.")
         return tuple(map(read_picture, sources_of(images, video)))
-    count = FRAMES if frames is None else frames
-    if count < 1:
-        raise VitcopError(f"--frames has to be at least 1; got {count}.")
-    return read_clip(video, count)
+    return read_clip(video, FRAMES if frames is None else frames)
 
 
 def modality_of(subject: Subject) -> str:
     """What transformers calls the kind of the subject."""
     return "video" if isinstance(subject, Clip) else "image"
-
-
-def read_picture(path: Path) -> Image.Image:
-    """The picture as a viewer shows it: turned upright, on white where it is transparent, 8 bits a channel."""
-    try:
-        with warnings.catch_warnings(), Image.open(path) as file:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I;16"):
-                picture = picture.convert("I").point(lambda value: value / 256)
-            if picture.has_transparency_data:
-                paper = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(paper, picture.convert("RGBA"))
-            return picture.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise VitcopError(f"{path} is not a picture, or of a kind that Pillow cannot read.") from error
-    except Exception as error:  # a broken file can raise anything in the decoder of its kind
-        raise VitcopError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def progress_bars() -> Progress:
@@ -192,8 +171,10 @@ class Chat:
         prompt = prompt_about(question, processor, modality, 1 if isinstance(subject, Clip) else len(subject))
         try:
             inputs = processor(text=prompt, return_tensors="pt", **_visual_arguments(subject))
-        except ValueError as error:
-            raise VitcopError(f"The model cannot take the question {question!r} on this {modality}: {error}") from error
+        except Exception as error:  # a processor does what the settings of a checkpoint say, and can raise anything
+            raise VitcopError(
+                f"The model cannot take the question {question!r} on this {modality}: {reason(error)}"
+            ) from error
         return Chat(model, processor, inputs.to(model.device, dtype=model.dtype), max_new_tokens)
 
     def answer(self, progress: Progress, text: str) -> str:
@@ -252,7 +233,7 @@ def load(name: str, modality: str, device: str | None = None, dtype: str | None 
         VitcopError: it cannot be found, loaded or pruned, does not take the modality, or the device is not there.
     """
     import transformers
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from ..models import FAMILIES, known_family
 
@@ -260,18 +241,49 @@ def load(name: str, modality: str, device: str | None = None, dtype: str | None 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     device = choose_device(device, dtype)
-    with loading_errors(name):
-        model_type = AutoConfig.from_pretrained(name).model_type
-    if modality not in known_family(model_type).modalities:  # before gigabytes are loaded in vain
+    config = read_config(name)
+    if modality not in known_family(config.model_type).modalities:  # before gigabytes are loaded in vain
         able = ", ".join(sorted(name for name, family in FAMILIES.items() if modality in family.modalities))
         raise VitcopError(
-            f"Models of type {model_type!r} take no {modality}s, or only as pictures of their own, which vitcop "
+            f"Models of type {config.model_type!r} take no {modality}s, or only as pictures of their own, which vitcop "
             f"does not show them; with --model, name one of type {able}."
         )
     with loading_errors(name):
-        processor = AutoProcessor.from_pretrained(name)
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         dtype = dtype or ("auto" if device == "cuda" else "float32")
-        return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device), processor
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if lacking:  # which transformers has filled with random numbers
+        raise VitcopError(
+            f"The model {name!r} lacks {len(lacking)} of its weights, or has them in another shape, such as "
+            f"{lacking[0]}; give a complete one."
+        )
+    return model.to(device), processor
+
+
+def read_config(name: str) -> Any:
+    """The config of a model, without what it may say of code to download and run.
+
+    Args:
+        name: folder, Hugging Face name or config.json.
+
+    Raises:
+        VitcopError: it cannot be found or read.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    with loading_errors(name):
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config._attn_implementation = "sdpa"
+    return config
 
 
 @contextmanager
@@ -282,9 +294,13 @@ def loading_errors(name: str) -> Iterator[None]:
     except Exception as error:  # of any of several libraries, which have no base class in common
         if isinstance(error, ImportError) and "torchvision" in str(error).lower():
             raise VitcopError(f"The processor of {name!r} needs torchvision: pip install torchvision") from error
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModelError(
+                f"The model {name!r} comes with Python code of its own, which vitcop does not run; give a model of a "
+                "type that transformers has itself."
+            ) from error
         where = "" if Path(name).exists() else "there is no such folder, and the hub gave: "
-        reason = str(error).strip().partition("\n")[0]
-        raise VitcopError(f"Cannot load the model {name!r}: {where}{reason}") from error
+        raise VitcopError(f"Cannot load the model {name!r}: {where}{reason(error)}") from error
 
 
 def pictures_of_grids(subject: Subject, chat: Chat, report: Report) -> list[list[Image.Image]]:

@@ -13,8 +13,8 @@ from ..errors import VitcopError, check_retention
 from ..figures import figure
 from ..shares import read_share
 from ..tables import add_columns, output, show
-from .choice import METHOD_HELP, check_method, check_shape, make_method
-from .common import loading_errors, one_line_errors, read_size
+from .choice import METHOD_HELP, SHAPES, check_method, check_shape, make_method
+from .common import one_line_errors, read_config, read_size
 
 if TYPE_CHECKING:
     from ..costs.plan import Plan
@@ -63,7 +63,7 @@ def plan(
         from ..costs.plan import Planner
 
         pruner = make_method(method, share)
-        config = _read_config(model)
+        config = _config(model)
         planner = Planner.of(config, height=height, width=width, frames=frames, text_tokens=text_tokens)
         if tokens is not None:
             planned = planner.for_tokens(pruner, tokens)
@@ -76,16 +76,12 @@ def plan(
     show(output(), _table(planned))
 
 
-def _read_config(name: str) -> Any:
-    import transformers
+def _config(name: str) -> Any:
+    if name not in SHAPES:
+        return read_config(name)
+    from ..bench import shapes
 
-    from ..bench.shapes import SHAPES
-
-    transformers.logging.set_verbosity_error()
-    if name in SHAPES:
-        return SHAPES[name].config()
-    with loading_errors(name):
-        return transformers.AutoConfig.from_pretrained(name)
+    return shapes.SHAPES[name].config()
 
 
 def _counted(count: int, noun: str, plural: str | None = None) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -12,14 +13,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
-from ..errors import BudgetError, UnsupportedModelError, VitcopError
+from ..errors import BudgetError, UnsupportedModelError, VitcopError, reason
 from ..models import Geometry, ModelFamily, Size, family_of, known_family
 from ..selection.pruner import Pruner, checked_budgets
 from ..selection.stage_shape import StageShape
 from .closed_forms import VisionCost, decoder_widths, kv_cache_bytes, prefill_flops, vision_cost
 
 TEXT_TOKENS = 64
-LONGEST_SIDE, MOST_FRAMES, MOST_TEXT = 100_000, 10_000, 10_000_000
+LONGEST_SIDE, MOST_FRAMES, MOST_TEXT, MOST_LAYERS = 100_000, 10_000, 10_000_000, 1000
 _STEPS = 40  # of bisection
 
 
@@ -172,15 +173,17 @@ class Planner:
                 f"Models of type {config.model_type!r} take no videos, or only as pictures of their own; leave out the "
                 "number of frames."
             )
-        with torch.device("meta"):
-            family = family_of(AutoModelForImageTextToText.from_config(config))
-        usual = family.default_size
-        planner = Planner(family, Size(height or usual.height, width or usual.width, frames), text_tokens)
-        if not planner.geometry.image.num_tokens:
-            raise UnsupportedModelError(
-                f"The processor makes no visual token of {planner.size.width} x {planner.size.height} pixels; give a "
-                "picture that is not as thin."
-            )
+        _check_layers(config)
+        with _errors_of_config():
+            with torch.device("meta"):
+                family = family_of(AutoModelForImageTextToText.from_config(config, trust_remote_code=False))
+            usual = family.default_size
+            planner = Planner(family, Size(height or usual.height, width or usual.width, frames), text_tokens)
+            if not planner.geometry.image.num_tokens:
+                raise UnsupportedModelError(
+                    f"The processor makes no visual token of {planner.size.width} x {planner.size.height} pixels; give "
+                    "a picture that is not as thin."
+                )
         return planner
 
     @cached_property
@@ -331,6 +334,28 @@ class Planner:
         config = self.family.model.config
         dtype = getattr(config, "dtype", None) or getattr(self.family.decoder.config, "dtype", None) or torch.bfloat16
         return (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
+
+
+def _check_layers(config: PretrainedConfig) -> None:
+    """Raise before minutes go into layers that no model has."""
+    parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+    counts = [getattr(part, name, 0) for part in parts for name in ("num_hidden_layers", "depth")]
+    most = max(count for count in counts if isinstance(count, int))
+    if most > MOST_LAYERS:
+        raise UnsupportedModelError(f"The config has {most:,} layers, and plans are made for up to {MOST_LAYERS:,}.")
+
+
+@contextmanager
+def _errors_of_config() -> Iterator[None]:
+    """Say in one line that a config describes no model."""
+    try:
+        yield
+    except VitcopError:
+        raise
+    except Exception as error:  # sizes that are none come out in whatever is made of them
+        raise UnsupportedModelError(
+            f"The config describes no model that can be built: {reason(error)} Mend the config."
+        ) from error
 
 
 def _at(method: Pruner, retention: float) -> Pruner:

@@ -189,6 +189,8 @@ class ModelFamily(ABC):
         self.base: PreTrainedModel = model.base_model
         self.decoder: PreTrainedModel = model.get_decoder()
         self.layers: nn.ModuleList = self.decoder.layers
+        if not len(self.layers):
+            raise UnsupportedModelError("The decoder has no layers between which tokens could be dropped.")
         _check_decoder(self.decoder, self.has_windows)
         kinds = getattr(self.decoder.config, "layer_types", None) or ["full_attention"] * len(self.layers)
         self.layer_kinds: tuple[str, ...] = tuple(kinds[: len(self.layers)])

@@ -10,8 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..errors import UnsupportedModelError
+
 Shape = tuple[int, int]
 SEPARATOR = -1
+MOST_CELLS = 10_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +64,12 @@ class Grids:
     @staticmethod
     @lru_cache(maxsize=64)
     def full(*shapes: Shape) -> Grids:
-        """Grids one after another, row by row, without separators."""
+        """Grids one after another, row by row, without separators.
+
+        Raises:
+            UnsupportedModelError: they have more cells than memory is taken for.
+        """
+        check_cells(sum(rows * columns for rows, columns in shapes))
         with torch.device("cpu"):  # whatever the default device
             places = [
                 torch.cartesian_prod(torch.arange(rows) / rows, torch.arange(columns) / columns)
@@ -87,6 +95,15 @@ class Grids:
             count += len(part.shapes)
         shapes = tuple(shape for part in parts for shape in part.shapes)
         return Grids(shapes, torch.cat(segments), torch.cat([part.places for part in parts]))
+
+
+def check_cells(count: int) -> None:
+    """Raise before memory is taken for grids that no model could have."""
+    if count > MOST_CELLS:
+        raise UnsupportedModelError(
+            f"A picture or video of {count:,} patches or tokens is more than the {MOST_CELLS:,} that are worked out: "
+            "give a smaller picture or fewer frames, or mend the config if it is that which says so."
+        )
 
 
 def patch_numbers(shapes: Sequence[Shape], side: int) -> Int[Tensor, "tokens patches_per_token"]:

@@ -17,7 +17,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 from .base import Call, Description, Observation
 from .encoders import CLIP, Watched
 from .geometry import Geometry, Size
-from .grids import SEPARATOR, Grids
+from .grids import SEPARATOR, Grids, check_cells
 from .tower import OTHER_FEATURES, TowerFamily
 
 
@@ -98,6 +98,7 @@ def _places_of_tiles(tiles: int, columns: int, side: int) -> Float[Tensor, "tile
         columns: tiles beside each other.
         side: rows and columns of patches in a tile.
     """
+    check_cells(tiles * side**2)
     patch = torch.arange(side, dtype=torch.float64, device="cpu") / side
     inside = torch.cartesian_prod(patch, patch)
     number = torch.arange(-1, tiles - 1, device="cpu").clamp(min=0)
