@@ -19,13 +19,14 @@ STEPS = 3
 def pruned_logits(
     model: PreTrainedModel, inputs: dict[str, Tensor], method: vitcop.Pruner
 ) -> tuple[vitcop.Report, list[Tensor]]:
-    """What was kept, and logits of the survivors of the prompt and of `STEPS` decoded tokens."""
+    """What was kept, and logits of the survivors of the prompts, row after row, and of `STEPS` decoded tokens."""
     ids = inputs["input_ids"]
     mask = _mask(inputs)
     with torch.no_grad(), vitcop.prune(model, method) as pruning:
         output = model(**inputs)
         assert pruning.report is not None
-        report, logits = pruning.report, [output.logits]
+        report = pruning.report
+        logits = [output.logits[report.positions >= 0]]
         for step in range(1, STEPS + 1):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             given = {"attention_mask": mask} if "attention_mask" in inputs else {}
@@ -37,22 +38,15 @@ def pruned_logits(
 def masked_dense_logits(
     model: PreTrainedModel, inputs: dict[str, Tensor], method: vitcop.Pruner, report: vitcop.Report
 ) -> list[Tensor]:
-    """The same of a dense model that hides what `method` dropped, for all tokens of the prompt."""
+    """The same logits of a dense model that hides what `method` dropped."""
     ids = inputs["input_ids"]
     alive = alive_columns(report, ids.shape).to(ids.device)
     entered = alive[0] if method.positions == "compact" else _mask(inputs).bool()
     kept_by_family = KNOWN[model.config.model_type].keeps_positions
     with torch.no_grad():
-        return _masked_dense(model, inputs, alive, None if kept_by_family else count_positions(entered))
-
-
-def survivors(report: vitcop.Report, pruned: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-    """Of both logits of a prompt those of the tokens that both have, row after row."""
-    rows = [(row, columns >= 0, columns) for row, columns in enumerate(report.positions)]
-    return (
-        torch.cat([pruned[row, real] for row, real, _ in rows]),
-        torch.cat([dense[row, columns[real]] for row, real, columns in rows]),
-    )
+        prompts, *decoded = _masked_dense(model, inputs, alive, None if kept_by_family else count_positions(entered))
+    kept = [row[columns[columns >= 0]] for row, columns in zip(prompts, report.positions, strict=True)]
+    return [torch.cat(kept), *decoded]
 
 
 def alive_columns(report: vitcop.Report, shape: tuple[int, int]) -> Tensor:
