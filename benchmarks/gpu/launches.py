@@ -60,7 +60,7 @@ def counted(work: Callable[[], Any], device: torch.device) -> tuple[Any, dict[st
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities, acc_events=True) as profiler:
         result = work()
         if device.type == "cuda":
             torch.cuda.synchronize()
