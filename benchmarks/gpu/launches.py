@@ -34,8 +34,11 @@ def _counts(subject: Subject, device: torch.device) -> dict[str, dict[str, Any]]
     with torch.no_grad():
         found = {"dense": _of(lambda: model(**inputs, logits_to_keep=1), device)}
         for name in COUNTED:
-            with vitcop.prune(model, METHODS[name]):
+            with vitcop.prune(model, METHODS[name]) as pruning:
                 found[name] = _of(lambda: model(**inputs, logits_to_keep=1), device)
+            assert pruning.report is not None
+            for stage, count in zip(pruning.report.stages, found[name]["stages"], strict=True):
+                count["layer"] = stage.layer
     return found
 
 
@@ -44,9 +47,9 @@ def _of(forward: Callable[[], object], device: torch.device) -> dict[str, Any]:
     forward()  # what is launched once only, to set things up, is not counted
     stages: list[dict[str, int]] = []
 
-    def watched(layer: int, work: Callable[[], Any]) -> Any:
+    def watched(work: Callable[[], Any]) -> Any:
         result, count = counted(work, device)
-        stages.append({"layer": layer} | count)
+        stages.append(count)
         return result
 
     _, whole = counted(forward, device)

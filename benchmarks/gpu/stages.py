@@ -10,16 +10,16 @@ from vitcop.engine.prefill import Prefill
 
 
 @contextmanager
-def each_stage(watch: Callable[[int, Callable[[], Any]], Any]) -> Iterator[None]:
+def each_stage(watch: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
     """Have `watch` run every stage in this block.
 
     Args:
-        watch: gets the layer that the stage stands before, and what runs it, whose result it returns.
+        watch: gets what runs a stage, and returns its result.
     """
     stage: Any = Prefill._stage
 
-    def watched(prefill: Prefill, *args: Any) -> Any:
-        return watch(prefill.tokens.layer, lambda: stage(prefill, *args))
+    def watched(*args: Any) -> Any:
+        return watch(lambda: stage(*args))
 
     Prefill._stage = watched
     try:

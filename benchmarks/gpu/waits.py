@@ -50,7 +50,7 @@ def _waits(subject: Subject, device: torch.device) -> dict[str, str]:
     return found
 
 
-def _without_waiting(device: torch.device, layer: int, work: Callable[[], Any]) -> Any:
+def _without_waiting(device: torch.device, work: Callable[[], Any]) -> Any:
     """Raises where the host waits for a GPU."""
     if device.type != "cuda":
         return work()
