@@ -7,8 +7,8 @@ PROCESSORS := .venv-processors
 RAY := .venv-ray
 LMMS := .venv-lmms
 
-.PHONY: demo test test-slow test-oldest test-processors test-ray test-lmms test-all lint docs results quality quality-full \
-	format train clean
+.PHONY: demo test test-slow test-oldest test-processors test-ray test-lmms test-all lint docs results gpu gpu-rehearsal \
+	gpu-wheels quality quality-full format train clean
 
 demo: $(VENV)/.installed
 	mkdir -p build
@@ -55,6 +55,20 @@ docs: $(VENV)/.installed
 results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report
 
+# All that needs a GPU, in at most eight minutes, by the torch and transformers that PYTHON has, and without a network.
+gpu:
+	$(PYTHON) -m benchmarks.gpu
+
+# The same code on this CPU, with sizes that are soon done.
+gpu-rehearsal: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.gpu --rehearsal --out build/gpu-rehearsal
+
+# What `make gpu` imports besides, for Python 3.12 on Linux: to be brought along to a machine that lacks it.
+gpu-wheels:
+	rm -rf .wheels
+	$(PYTHON) -m pip download --quiet --constraint constraints.txt --only-binary :all: --python-version 3.12 \
+		$(foreach tag,2_28 2_27 2_17,--platform manylinux_$(tag)_x86_64) --dest .wheels jaxtyping pillow rich
+
 # Asks the model in the box anew, and writes docs/results from its answers. Minutes, or with quality-full hours; both go
 # on after a stop. What stands in the repository says how many questions it was made from.
 quality: QUESTIONS := 200
@@ -77,7 +91,7 @@ train: $(VENV)/.installed
 	$(BIN)/python -m training
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) $(RAY) $(LMMS) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) $(RAY) $(LMMS) .wheels build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch first and alone, so that nothing asks the registry for a newer build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -48,8 +48,7 @@ def section() -> str:
     parts = list(_parts())
     if not any(benchmark.setting.gpu for benchmark in runs().values()):
         parts.append(
-            "On a GPU: **not measured**; none was at hand. "
-            "`vitcop bench --model llava-1.5-7b --batches 1,8` measures it."
+            "On a GPU: **not measured**; none was at hand. [`make gpu`](docs/benchmarks.md#on-a-gpu) measures it."
         )
     return "\n".join(f"{part}\n" for part in parts)
 
@@ -75,7 +74,7 @@ def _line(block: Block, row: Row) -> str:
         f"{row.method}" + (f", batch {block.batch}" if block.batch > 1 else ""),
         f"{row.average_retention:.1%}",
         f"{selection.median:.1%}",
-        f"{dense.seconds('prefill').median:.2f} s to {prefill.median:.2f} s",
+        f"{_time(dense.seconds('prefill').median)} to {_time(prefill.median)}",
         _times(block.speedup(row, "prefill")),
         f"{row.predicted:.1f}x",
         f"{block.achieved(row):.0%}",
@@ -88,6 +87,10 @@ def _line(block: Block, row: Row) -> str:
 
 def _joined(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
 
 
 def _times(spread: Spread) -> str:

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, BatchFeature, PreTrainedMo
 
 from ..errors import UnsupportedModelError
 from ..models import ModelFamily, Size, family_of
-from .shapes import SHAPES
+from .shapes import SHAPES, Shape
 
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
@@ -35,6 +35,11 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype) -> tuple[P
             f"The weights of {name!r} take {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, and the "
             f"{device.type} has {there / 1e9:.1f} GB; name a smaller shape, or a narrower --dtype."
         )
+    return fill_shape(shape, device, dtype)
+
+
+def fill_shape(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, RandomProcessor]:
+    """A model of a shape that need not have a name, and its processor."""
     # Initialised as for training, not left empty: denormals and NaNs slow a CPU down.
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(shape.config(), dtype=dtype, trust_remote_code=False).eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ from .stopwatch import Stopwatch
 _STEPS = 33  # of the predicted curve, down to 1/256
 Told = Callable[[str, int], None]
 """Is told what runs next, and how often it is told in all."""
+Kept = Callable[[Benchmark], None]
+"""Gets what has been measured so far, whenever that is one block more."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,11 @@ class Course:
     size: Size | None = None
 
 
-def run_benchmark(subject: Subject, course: Course, told: Told) -> Benchmark:
+def run_benchmark(subject: Subject, course: Course, told: Told, kept: Kept = lambda so_far: None) -> Benchmark:
     """Measure every batch size at every retention.
+
+    Args:
+        kept: for who cannot be sure that the run comes to its end.
 
     Raises:
         UnsupportedModelError: the model cannot be pruned.
@@ -79,7 +84,7 @@ def run_benchmark(subject: Subject, course: Course, told: Told) -> Benchmark:
     """
     try:
         with torch.no_grad():
-            return _Run(subject, course, told).benchmark()
+            return _Run(subject, course, told).benchmark(kept)
     except torch.OutOfMemoryError as error:
         raise VitcopError("The GPU runs out of memory; ask for smaller --batches or a narrower --dtype.") from error
 
@@ -110,12 +115,15 @@ class _Run:
         rounds = course.repeats + 1
         self.passes = len(course.batches) * len(course.retentions) * ((len(course.methods) + 1) * rounds + 1)
 
-    def benchmark(self) -> Benchmark:
+    def benchmark(self, kept: Kept) -> Benchmark:
         self.told("ceilings", self.passes + 1)
         self.ceilings: Ceilings = measure_ceilings(self.model.device, self.model.dtype, self.stopwatch)
-        course = self.course
-        blocks = [self._block(batch, retention) for batch in course.batches for retention in course.retentions]
-        return Benchmark(self._setting(), tuple(blocks))
+        measured = Benchmark(self._setting(), ())
+        for batch in self.course.batches:
+            for retention in self.course.retentions:
+                measured = replace(measured, blocks=(*measured.blocks, self._block(batch, retention)))
+                kept(measured)
+        return measured
 
     def _block(self, batch: int, retention: float) -> Block:
         dense = _Contestant(DENSE, self._prompt(self.picture, batch), None)
@@ -202,7 +210,6 @@ class _Run:
         return prefill_seconds(config, tokens, batch, itemsize, self.ceilings, causal=self.causal)
 
     def _setting(self) -> Setting:
-
         course, subject = self.course, self.subject
         prompt = self._prompt(self.picture, 1)
         return Setting(

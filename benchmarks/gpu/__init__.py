@@ -1,0 +1,1 @@
+"""One prepared run of all that needs a GPU: `python -m benchmarks.gpu`; see docs/benchmarks.md."""

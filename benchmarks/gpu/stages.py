@@ -1,0 +1,28 @@
+"""Looks at each stage of a pruned prefill: selecting, merging and packing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vitcop.engine.prefill import Prefill
+
+
+@contextmanager
+def each_stage(watch: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
+    """Have `watch` run every stage in this block.
+
+    Args:
+        watch: gets what runs a stage, and returns its result.
+    """
+    stage: Any = Prefill._stage
+
+    def watched(*args: Any) -> Any:
+        return watch(lambda: stage(*args))
+
+    Prefill._stage = watched
+    try:
+        yield
+    finally:
+        Prefill._stage = stage

@@ -1,0 +1,138 @@
+"""What a pruned model must answer: as a dense one whose attention mask hides what was dropped, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+import vitcop
+from vitcop.engine.positions import count_positions
+from vitcop.models import FAMILIES as KNOWN
+
+STEPS = 3
+
+
+def pruned_logits(
+    model: PreTrainedModel, inputs: dict[str, Tensor], method: vitcop.Pruner
+) -> tuple[vitcop.Report, list[Tensor]]:
+    """What was kept, and logits of the survivors of the prompts, row after row, and of `STEPS` decoded tokens."""
+    ids = inputs["input_ids"]
+    mask = _mask(inputs)
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
+        output = model(**inputs)
+        assert pruning.report is not None
+        report = pruning.report
+        logits = [output.logits[report.positions >= 0]]
+        for step in range(1, STEPS + 1):
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            given = {"attention_mask": mask} if "attention_mask" in inputs else {}
+            output = model(input_ids=_token(ids, step), past_key_values=output.past_key_values, **given)
+            logits.append(output.logits)
+    return report, logits
+
+
+def masked_dense_logits(
+    model: PreTrainedModel, inputs: dict[str, Tensor], method: vitcop.Pruner, report: vitcop.Report
+) -> list[Tensor]:
+    """The same logits of a dense model that hides what `method` dropped."""
+    ids = inputs["input_ids"]
+    alive = alive_columns(report, ids.shape).to(ids.device)
+    entered = alive[0] if method.positions == "compact" else _mask(inputs).bool()
+    kept_by_family = KNOWN[model.config.model_type].keeps_positions
+    with torch.no_grad():
+        prompts, *decoded = _masked_dense(model, inputs, alive, None if kept_by_family else count_positions(entered))
+    kept = [row[columns[columns >= 0]] for row, columns in zip(prompts, report.positions, strict=True)]
+    return [torch.cat(kept), *decoded]
+
+
+def alive_columns(report: vitcop.Report, shape: tuple[int, int]) -> Tensor:
+    """(layers, batch, seq) bool: which prompt columns each decoder layer holds, padding left out."""
+    alive = torch.zeros(report.num_layers, *shape, dtype=torch.bool)
+    for layer in range(report.num_layers):
+        for row, columns in enumerate(report.positions_at(layer).cpu()):
+            alive[layer, row, columns[columns >= 0]] = True
+    return alive
+
+
+def _mask(inputs: dict[str, Tensor]) -> Tensor:
+    return inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+
+
+def _token(ids: Tensor, step: int) -> Tensor:
+    """What is decoded in a step."""
+    return ids.new_full((len(ids), 1), 10 + step)
+
+
+def _stock_mask(config: Any, layer: int, inputs: dict[str, Tensor], queries: int, seen: int) -> Tensor:
+    """(batch, queries, seen) bool: what the dense model's layer lets each token see, padding not considered."""
+    mask = _mask(inputs)
+    width, device = mask.shape[1], mask.device
+    end = (mask * torch.arange(1, width + 1, device=device)).amax(1, keepdim=True)
+    # A window of a right-padded row is counted as if the row stood alone, which the dense model does not do.
+    behind = torch.arange(seen - width, device=device)
+    columns = torch.cat([torch.arange(width, device=device).expand_as(mask), end + behind], 1)
+    visible = torch.ones(queries, seen, dtype=torch.bool, device=device).tril(seen - queries)[None]
+    kinds = inputs.get("token_type_ids")
+    if kinds is not None:  # of Gemma 3, whose pictures stand apart: within one, tokens see each other both ways
+        image = torch.nn.functional.pad(kinds == 1, (0, seen - kinds.shape[1]))
+        picture = (image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]).cumsum(1)
+        both = image[:, -queries:, None] & image[:, None] & (picture[:, -queries:, None] == picture[:, None])
+        visible = visible | both
+    if getattr(config, "layer_types", None) and config.layer_types[layer] == "sliding_attention":
+        visible = visible & (columns[:, -queries:, None] - columns[:, None] < config.sliding_window)
+    return visible
+
+
+def _masked_dense(
+    model: PreTrainedModel, inputs: dict[str, Tensor], alive: Tensor, positions: Tensor | None
+) -> list[Tensor]:
+    """Logits of the prompt and of the decoded tokens, by a dense model that hides what is not alive.
+
+    Args:
+        positions: of the prompt; None leaves them to the model, as its 3-D ones.
+    """
+    decoder: Any = model.get_decoder()
+    state: dict[str, Tensor] = {}
+
+    def hide(index: int) -> Any:
+        def hook(layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            return args, kwargs | {"attention_mask": state["masks"][index]}
+
+        return decoder.layers[index].register_forward_pre_hook(hook, with_kwargs=True)
+
+    hooks = [hide(index) for index in range(len(alive))]
+    try:
+        return list(_forwards(model, inputs, alive, positions, state))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _forwards(
+    model: PreTrainedModel, inputs: dict[str, Tensor], alive: Tensor, positions: Tensor | None, state: dict[str, Tensor]
+) -> Iterator[Tensor]:
+    """Logits forward by forward, with the masks of each in `state`."""
+    ids, config, cache = inputs["input_ids"], model.get_decoder().config, DynamicCache()
+    batch_size, width = ids.shape
+    lowest = torch.finfo(model.dtype).min
+    for step in range(STEPS + 1):
+        seen = width + step
+        queries = width if step == 0 else 1
+        visible = torch.cat([alive, alive.new_ones(*alive.shape[:2], step)], -1)
+        stock = [_stock_mask(config, layer, inputs, queries, seen) for layer in range(len(alive))]
+        masks = torch.stack([s.expand(batch_size, -1, -1) for s in stock]) & visible[:, :, None]
+        hidden = ~masks[:, :, None]
+        state["masks"] = hidden.new_zeros(hidden.shape, dtype=model.dtype).masked_fill(hidden, lowest)
+        if step == 0:
+            output = model(**inputs, position_ids=positions, past_key_values=cache)
+            if positions is None:
+                last = _mask(inputs).sum(1, keepdim=True).long() - 1 + model.model.rope_deltas
+            else:
+                last = positions.amax(-1, keepdim=True)
+        else:
+            output = model(input_ids=_token(ids, step), position_ids=last + step, past_key_values=cache)
+        yield output.logits
