@@ -235,7 +235,7 @@ class Prefill:
         )
         self.cache.running = True
 
-    def _stage(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _stage(self, entering: Tensor) -> tuple[Tensor, Tensor | None]:
         """Select, merge and repack. Returns the new hidden states and the slots they gather, None if all stayed."""
         tokens = self.tokens
         budget = tuple(b.get(tokens.layer, n) for b, n in zip(self.schedule, tokens.lengths, strict=True))
@@ -252,18 +252,19 @@ class Prefill:
         kept_tokens = replace(tokens, labels=labels, source=None).take(selection.keep, budget)
         if budget == tokens.lengths:
             self.tokens = kept_tokens
-            return hidden_states, None
+            return entering, None
 
         alive = self.layout.alive.flatten().index_fill(0, tokens.slots, False).index_fill(0, kept_tokens.slots, True)
         lengths = list(self.row_lengths[max(self.row_lengths)])
         for row, before, after in zip(self.rows, tokens.lengths, budget, strict=True):
             lengths[row] -= before - after
         alive = alive.view_as(self.layout.columns)
-        hidden_states, slots = self._pack(tokens.layer, hidden_states, alive, kept_tokens, tuple(lengths))
+        packed, slots = self._pack(tokens.layer, entering, alive, kept_tokens, tuple(lengths))
         if selection.merge is not None:
-            merged = merge_hidden_states(tokens.hidden_states, selection)
-            hidden_states = hidden_states.flatten(0, 1).index_copy(0, self.tokens.slots, merged).view_as(hidden_states)
-        return hidden_states, slots
+            # From the forward's own states: what the method has looked at carries no gradient.
+            merged = merge_hidden_states(entering.flatten(0, 1)[tokens.slots], selection)
+            packed = packed.flatten(0, 1).index_copy(0, self.tokens.slots, merged).view_as(packed)
+        return packed, slots
 
     def _pack(
         self, layer: int, hidden_states: Tensor, alive: Tensor, tokens: VisualTokens, lengths: tuple[int, ...]
