@@ -95,7 +95,8 @@ class StageSource(Source):
         cached_keys: of the layer before; None at the entrance.
         previous: what the layer before got; None at the entrance.
         ahead: makes what the layer about to run would get, if nothing were dropped; None at the entrance.
-        doubts: takes what has to be true of what was worked out, to be looked at when no stage waits for it any more.
+        doubts: takes, of keys that were worked out, how far they are from what the layer made of each row, and the norm
+            of that, to be looked at when no stage waits for it any more.
     """
 
     family: ModelFamily
@@ -106,7 +107,7 @@ class StageSource(Source):
     cached_keys: Float[Tensor, "batch kv_heads width head_dim"] | None = None
     previous: LayerInput | None = None
     ahead: Callable[[], LayerInput] | None = None
-    doubts: list[Bool[Tensor, ""]] = field(default_factory=list)
+    doubts: list[Float[Tensor, "2 batch"]] = field(default_factory=list)
 
     def hidden_states(self, slots: Tensor) -> Tensor:
         return self.states.flatten(0, 1)[slots]
@@ -173,7 +174,7 @@ class StageSource(Source):
         asked = self.previous.at(last)
         made = layer_keys(module, asked.hidden_states, asked.rotary)[:, 0].float()
         held = self.cached_keys[torch.arange(len(last), device=last.device), :, last[:, 0]].float()
-        self.doubts.append((made - held).norm() <= 0.1 * held.norm())  # rounding of half precision is far below
+        self.doubts.append(torch.stack([(made - held).flatten(1).norm(dim=1), held.flatten(1).norm(dim=1)]))
         return self.previous
 
     def _weighted(self, got: LayerInput, keys: Tensor, tokens: VisualTokens, weights: Tensor) -> Tensor:
