@@ -69,6 +69,21 @@ def test_a_picture_that_is_not_finite_harms_its_own_row_only(name, method):
     assert_same_logits(together[1], healthy[0])
 
 
+def test_a_small_picture_keeps_one_token_beside_others():
+    family = FAMILIES["qwen2_vl"]
+    model, prompts = family.model(), (Prompt(images=1, seed=7), Prompt(images=1, seed=2))  # of 20 and 15 tokens
+    inputs, method = batch(prompts, family=family), vitcop.ViTCoP(retention=1 / 18)
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
+        together = model(**inputs).logits[:, -1]
+        assert pruning.report.average_retention(1) == 1 / 15
+        for row, prompt in enumerate(prompts):
+            assert_same_logits(together[row], model(**batch([prompt], family=family)).logits[0, -1])
+    with torch.no_grad(), vitcop.prune(model, method, small_images="refuse"):
+        model(**batch(prompts[:1], family=family))
+        with pytest.raises(vitcop.BudgetError, match="one of 15 visual tokens in each stage"):
+            model(**inputs)
+
+
 def test_text_row_is_untouched():
     model, prompts = LLAVA.model(), (ONE_IMAGE, Prompt(images=0, seed=3))
     with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(retention=0.3)):

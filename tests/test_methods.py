@@ -18,7 +18,7 @@ from transformers import DynamicCache
 import vitcop
 from docs.methods_page import page
 from vitcop.ops.segments import smallest_per_segment
-from vitcop.selection.pruner import LITERATURE_LAYERS, LITERATURE_TOKENS, preset_retention
+from vitcop.selection.pruner import LITERATURE_LAYERS, LITERATURE_TOKENS, checked_budgets, preset_retention
 
 PRESETS = [
     (method, name, tokens)
@@ -116,6 +116,21 @@ def test_below_the_floor_names_it():
     for kind in (vitcop.FastV, vitcop.DART, vitcop.VScan):
         with pytest.raises(vitcop.BudgetError, match=f"{kind.__name__} looks at decoder layer 0 or a later one"):
             kind(layer=0)
+
+
+@pytest.mark.parametrize("name", vitcop.METHODS)
+def test_small_images_keep_one_token_in_each_stage(name):
+    method = vitcop.METHODS[name](retention=1 / 9)
+    for num_tokens in range(1, 40):
+        budgets = checked_budgets(method, num_tokens, 32, 1)
+        least = average({0: num_tokens} | dict.fromkeys(budgets, 1), 32)
+        assert abs(average({0: num_tokens} | budgets, 32) - num_tokens / 9) <= 1
+        if least > num_tokens / 9 + 1e-9:
+            assert set(budgets.values()) == {1}
+            with pytest.raises(vitcop.BudgetError, match=f"below {least / num_tokens:.4g}, what {name}"):
+                checked_budgets(method, num_tokens, 32, 1, "refuse")
+        else:
+            assert checked_budgets(method, num_tokens, 32, 1, "refuse") == budgets
 
 
 def test_low_averages_of_pyramiddrop_move_the_cuts_forward():

@@ -1,10 +1,11 @@
 """ViTCoP's schedule and its merging stage, against properties and a literal transcription."""
 
+import re
 from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tables import table
 
@@ -55,10 +56,26 @@ def test_explicit_numbers_win_or_raise():
         vitcop.ViTCoP(0.03, vision_retention=1.0).budgets(36, 32)
     with pytest.raises(vitcop.BudgetError, match=r"to 0\.79\d+ is possible"):
         vitcop.ViTCoP(0.876, deep_ratio=0.33).budgets(576, 32)
-    with pytest.raises(vitcop.BudgetError, match=r"0\.001736 to 1 is possible"):
-        vitcop.ViTCoP(0.001).budgets(576, 32)
     with pytest.raises(vitcop.BudgetError, match="number of decoder layers"):
         vitcop.ViTCoP(deep_layer=32).budgets(576, 32)
+
+
+SHARES = st.none() | st.floats(0.01, 1)
+
+
+@settings(max_examples=1000)
+@given(st.integers(1, 1500), st.integers(4, 60), st.floats(0.001, 1), SHARES, SHARES)
+@example(num_tokens=729, num_layers=28, retention=0.51, vision=0.55, deep=None)  # 400, 400, 312
+@example(num_tokens=35, num_layers=28, retention=0.747, vision=None, deep=0.6)  # 31, 31, 19, of 30.2 rounded down
+def test_what_is_said_to_be_possible_is(num_tokens, num_layers, retention, vision, deep):
+    method = vitcop.ViTCoP(retention, vision_retention=vision, deep_ratio=deep)
+    try:
+        budgets = method.budgets(num_tokens, num_layers)
+    except vitcop.BudgetError as error:
+        low, high = (float(bound) for bound in re.search(r"settings (\S+) to (\S+) is", str(error)).groups())
+        assert not low * 1.001 <= retention <= high * 0.999  # bounds are rounded in the message
+    else:
+        assert abs(average(budgets, num_layers) - retention * num_tokens) <= 1
 
 
 @pytest.mark.parametrize(

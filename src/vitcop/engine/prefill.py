@@ -16,7 +16,7 @@ from ..models.decoder import Rotary, refuse_rows
 from ..models.grids import Grids
 from ..ops.gather import gather_slots
 from ..report import Report, StageReport
-from ..selection.pruner import Pruner, checked_budgets
+from ..selection.pruner import Pruner, SmallImages, checked_budgets
 from ..selection.tokens import Entrance, Selection, VisualTokens, merge_hidden_states
 from .cache import PrunedCache, Request, adopt, cache_in
 from .layout import Layout
@@ -29,8 +29,16 @@ from .signals import LayerInput, Prompts, StageSource
 class Prefill:
     """A batch of prompts on its way through the decoder for the first time."""
 
-    def __init__(self, family: ModelFamily, method: Pruner, call: Call, placeholders: Placeholders) -> None:
+    def __init__(
+        self,
+        family: ModelFamily,
+        method: Pruner,
+        call: Call,
+        placeholders: Placeholders,
+        small_images: SmallImages = "floor",
+    ) -> None:
         family.check_attention()
+        self.small_images = small_images
         self.family, self.method, self.placeholders = family, method, placeholders
         self.observations: dict[str, list[Observation]] = {modality: [] for modality in family.modalities}
         self.stages: list[StageReport] = []
@@ -60,7 +68,7 @@ class Prefill:
         self.images, self.lengths = observation.images, observation.lengths
         self.bytes_per_value = hidden_states.element_size()
         schedules = {
-            n: checked_budgets(method, n, len(self.family.layers), self.family.first_stage_layer)
+            n: checked_budgets(method, n, len(self.family.layers), self.family.first_stage_layer, self.small_images)
             for n in set(self.lengths)
         }
         self.schedule = [schedules[n] for n in self.lengths]

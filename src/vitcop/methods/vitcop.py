@@ -246,11 +246,13 @@ class ViTCoP(Pruner):
         ratio = DEEP_RATIO if self.deep_ratio is None else self.deep_ratio
         vision = self.vision_retention
         if vision is None:
+            if r * num_tokens < 1 - 1e-9:
+                return 1, 1, 1
             vision = _vision_retention(r, L, s, d, ratio)
         entering = max(1, math.floor(vision * num_tokens + 1e-9))
         if self.deep_ratio is None:
             # Above what stage 2 can spend with B = A, the deep layers have to keep more than 1/5 of it.
-            ratio = min(1.0, max(ratio, (L * r / vision - d) / (L - d)))
+            ratio = min(1.0, max(ratio, (L * r * num_tokens / entering - d) / (L - d)))
 
         def deep_count(shallow: int) -> int:
             return min(shallow, max(1, round(ratio * shallow)))
@@ -259,6 +261,8 @@ class ViTCoP(Pruner):
             spent = s * entering + (d - s) * shallow + (L - d) * deep_count(shallow)
             return spent / L - r * num_tokens
 
+        if self.vision_retention is None and excess(entering) < -1 and entering < num_tokens:
+            entering += 1  # rounded down, it left too little even if nothing is dropped before the deep layers
         shallow = round((L * r / vision - s) / ((d - s) + (L - d) * ratio) * entering)
         shallow = min(entering, max(1, shallow))
         # Rounding three counts can add up to more than one token: step back towards the average.
@@ -266,7 +270,7 @@ class ViTCoP(Pruner):
             shallow -= 1
         while excess(shallow) < -1 and shallow < entering:
             shallow += 1
-        if abs(excess(shallow)) > 1 or r * num_tokens < 1 - 1e-9:
+        if abs(excess(shallow)) > 1:
             if self.vision_retention is None:
                 low, high = 1 / num_tokens, 1.0 if self.deep_ratio is None else (d + (L - d) * ratio) / L
             else:
