@@ -7,7 +7,7 @@ import torch
 from families.base import DECODER, IMAGE, NUM_LAYERS, VIDEO
 from families.llava import Llava
 from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, ragged
-from transformers import DynamicCache, Phi3Config
+from transformers import DynamicCache, OlmoeConfig, Phi3Config
 
 import vitcop
 from vitcop.ops.saliency import attention_received, attention_rows
@@ -58,11 +58,19 @@ def text_behind(inputs, tokens, row, image):
     return (text & (column > last)).nonzero()[:, 0]
 
 
+class WithOlmoe(Llava):
+    """Queries and keys normalised over all heads at once."""
+
+    text = OlmoeConfig(**DECODER, num_experts=4, num_experts_per_tok=2)
+
+
+ROWS = [(name, *how) for name in FAMILIES for how in (("keep", 0), ("compact", 0), ("keep", 1))]
+
+
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize(("positions", "since"), [("keep", 0), ("compact", 0), ("keep", 1)])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "positions", "since"), [*ROWS, ("llava with olmoe", "keep", 0)])
 def test_rows_are_the_attention_that_the_decoder_pays(name, positions, since, padding):
-    family = FAMILIES[name]
+    family = FAMILIES[name] if name in FAMILIES else WithOlmoe()
     inputs = batch(ragged(family), padding, family)
     read, weights, report = run(family, "eager", Reading(positions, since=since), inputs)
     other, _, _ = run(family, "sdpa", Reading(positions, since=since), inputs)
@@ -136,12 +144,14 @@ def doubled(kwargs):
     return kwargs | {"hidden_states": 2 * kwargs["hidden_states"]}
 
 
-@pytest.mark.parametrize("change", ["fused", "scaled", "soft caps", "other keys"])
+@pytest.mark.parametrize("change", ["fused", "scaled", "clipped", "soft caps", "other keys"])
 def test_attention_that_cannot_be_worked_out_raises(change):
     family = WithPhi3() if change == "fused" else LLAVA
     model = family.model()
     if change == "scaled":
         model.get_decoder().config.rope_parameters["llama_4_scaling_beta"] = 0.1
+    if change == "clipped":
+        model.get_decoder().config.clip_qkv = 8.0
     if change == "soft caps":
         for layer in model.get_decoder().layers:
             layer.self_attn.attn_logit_softcapping = 30.0
@@ -159,6 +169,16 @@ def test_attention_that_cannot_be_worked_out_raises(change):
             with pytest.raises(vitcop.UnsupportedModelError, match="no longer holds"):  # found out when it was full
                 model(input_ids=torch.tensor([[5]]), past_key_values=cache)
     with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(0.5)):
+        model(**batch([ONE_IMAGE]))
+
+
+def test_a_norm_by_another_name_raises():
+    """DART compares what it makes of hidden states."""
+    model = LLAVA.model()
+    decoder = model.get_decoder()
+    decoder.final_layernorm = decoder._modules.pop("norm")
+    method = vitcop.DART(0.5)
+    with torch.no_grad(), vitcop.prune(model, method), pytest.raises(vitcop.UnsupportedModelError, match="no `norm`"):
         model(**batch([ONE_IMAGE]))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import VitcopError
 from ..models import ModelFamily, Observation
-from ..models.decoder import Rotary, check_rows, layer_keys, layer_queries, rotated
+from ..models.decoder import Rotary, check_rows, final_norm, layer_keys, layer_queries, rotated
 from ..ops.gather import gather_slots
 from ..ops.saliency import attention_rows
 from ..ops.segments import segment_ids, upload
@@ -130,7 +130,8 @@ class StageSource(Source):
         return rotated(self.family.layers[previous.layer], keys[None].transpose(1, 2), (cos[None], -sin[None]))[0]
 
     def final_norm(self, states: Tensor) -> Tensor:
-        return self.family.decoder.norm(states).to(states.device)
+        decoder = self.family.decoder
+        return final_norm(decoder, decoder.config)(states).to(states.device)
 
     def text(self) -> TextTokens:
         lengths, places = self.prompts.text

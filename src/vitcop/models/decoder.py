@@ -23,8 +23,9 @@ def check_rows(layer: nn.Module, config: PretrainedConfig) -> None:
     known = known and hasattr(inspect.getmodule(type(attention)), "apply_rotary_pos_emb")
     partial_rotary = hasattr(attention, "rotary_ndims") or not getattr(attention, "use_rope", True)
     scales_queries = "llama_4_scaling_beta" in (getattr(config, "rope_parameters", None) or {})
+    clips = getattr(config, "clip_qkv", None) is not None
     changes_softmax = getattr(attention, "attn_logit_softcapping", None) or hasattr(attention, "sinks")
-    if not known or partial_rotary or scales_queries or changes_softmax:
+    if not known or partial_rotary or scales_queries or clips or changes_softmax:
         refuse_rows(config)
 
 
@@ -34,6 +35,17 @@ def refuse_rows(config: PretrainedConfig) -> NoReturn:
         f"The attention of the {config.model_type!r} decoder is not a plain softmax of q_proj and k_proj with rotary "
         "embeddings, so that its rows cannot be worked out; use a method that needs none, such as ViTCoP by key norms."
     )
+
+
+def final_norm(decoder: nn.Module, config: PretrainedConfig) -> nn.Module:
+    """The norm that stands behind the last layer."""
+    norm = getattr(decoder, "norm", None)
+    if norm is None:
+        raise UnsupportedModelError(
+            f"The {config.model_type!r} decoder has no `norm` behind its last layer, so that hidden states cannot be "
+            "compared as it would see them; use a method that does not, such as ViTCoP by key norms."
+        )
+    return norm
 
 
 def layer_queries(
@@ -53,9 +65,17 @@ def layer_keys(
 def _projected(layer: Any, kind: str, hidden_states: Tensor, rotary: Rotary) -> Tensor:
     attention = layer.self_attn
     states = getattr(attention, f"{kind}_proj")(layer.input_layernorm(hidden_states))
-    states = states.unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{kind}_norm", None)
+    if norm is not None and _width(norm) == states.shape[-1]:  # over all heads, as in OLMoE
+        states, norm = norm(states), None
+    states = states.unflatten(-1, (-1, attention.head_dim))
     return rotated(layer, (states if norm is None else norm(states)).transpose(1, 2), rotary)
+
+
+def _width(norm: nn.Module) -> int | None:
+    """Channels that a norm normalises; None where it has no weight for each, and takes as many as it gets."""
+    weight = getattr(norm, "weight", None)
+    return None if weight is None else weight.shape[-1]
 
 
 def rotated(
