@@ -6,6 +6,7 @@ import pytest
 import torch
 from families.base import DECODER, IMAGE, NUM_LAYERS, VIDEO
 from families.llava import Llava
+from peft import LoraConfig, get_peft_model
 from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, ragged
 from transformers import DynamicCache, OlmoeConfig, Phi3Config
 
@@ -96,6 +97,34 @@ def test_rows_are_the_attention_that_the_decoder_pays(name, positions, since, pa
                 torch.testing.assert_close(weighted, expected, rtol=1e-4, atol=1e-6)
                 for rows, same in zip(seen[ahead], under_sdpa[ahead], strict=True):
                     torch.testing.assert_close(rows, same, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_under_dropout_are_those_that_the_layers_have_drawn():
+    """An adapter in training makes other queries and keys each time: what an encoder or decoder layer made is kept."""
+    model, inputs, method = LLAVA.model("eager"), batch(ragged(LLAVA)), Reading()
+    torch.manual_seed(0)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj", "k_proj"], lora_dropout=0.5)).train()
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    encoder, seen_by_cls = model.model.vision_tower.encoder.layers[-2].self_attn, []
+    encoder.register_forward_hook(lambda module, args, output: seen_by_cls.append(output[1][:, :, 0, 1:]))
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
+        weights = wrapped(**inputs, output_attentions=True).attentions
+    for seen in method.read[1:]:
+        tokens = seen["tokens"]
+        columns = pruning.report.positions_at(tokens.layer - 1)
+        slots = tokens.slots % columns.shape[1]
+        for image, row in enumerate(pruning.report.rows):
+            own, paid = tokens.images == image, weights[tokens.layer - 1][row].mean(0)
+            last, weighted = (rows[own] for rows in seen[False])
+            torch.testing.assert_close(last, paid[-1, slots[own]], rtol=1e-4, atol=1e-6)
+            asking = tokens.text.slots.split(tokens.text.lengths)[image] % columns.shape[1]
+            expected = seen["weights"][image] @ paid[asking][:, slots[own]]
+            torch.testing.assert_close(weighted, expected, rtol=1e-4, atol=1e-6)
+    assert not any(layer.self_attn.k_proj._forward_hooks for layer in model.get_decoder().layers)
+    expected = torch.cat([weight.sum(0) for weight in seen_by_cls[0]])
+    torch.testing.assert_close(method.read[0]["tokens"].saliency, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])

@@ -141,16 +141,9 @@ class Pruning:
         return [main, *(main if d is None else self._family.encoder_attention(modality, d) for d in depths)]
 
     def _projections_to_keep(self) -> dict[nn.Module, list[str]]:
-        """Of the attentions that are watched those projections whose results are needed: keys, and some queries."""
-        found: dict[nn.Module, list[str]] = {}
-        for modality, watched in self._watched.items():
-            has_cls = self._family.vision(modality).has_cls
-            received = [not has_cls, *(not has_cls or signal.received for signal in self._signals)]
-            for attention, queries in zip(watched, received, strict=True):
-                wanted = (KEYS, FUSED, QUERIES) if queries else (KEYS, FUSED)
-                names = [name for name in wanted if hasattr(attention, name)]
-                found[attention] = list(dict.fromkeys([*found.get(attention, []), *names]))
-        return found
+        """Of the attentions that are watched the projections of queries and keys."""
+        watched = {attention for attentions in self._watched.values() for attention in attentions}
+        return {attention: [n for n in (QUERIES, KEYS, FUSED) if hasattr(attention, n)] for attention in watched}
 
     @property
     def _running(self) -> Prefill | Decode | None:

@@ -12,7 +12,7 @@ from transformers import Cache
 from ..errors import UnsupportedModelError, VitcopError
 from ..models import ModelFamily, Observation
 from ..models.base import Call
-from ..models.decoder import Rotary, refuse_rows
+from ..models.decoder import Rotary, keep_projected, refuse_rows
 from ..models.grids import Grids
 from ..ops.gather import gather_slots
 from ..report import Report, StageReport
@@ -160,7 +160,8 @@ class Prefill:
             kwargs = kwargs | self.fitted[kind]
         self.previous = None
         if layer + 1 in self.stage_layers:
-            self.previous = LayerInput(layer, hidden_states, kwargs["position_embeddings"])
+            projected = keep_projected(self.family.layers[layer])
+            self.previous = LayerInput(layer, hidden_states, kwargs["position_embeddings"], projected)
         if "flash" in self.family.decoder.config._attn_implementation:
             # Flash attention would take gaps between positions for the borders of packed sequences.
             kwargs["position_ids"] = None
@@ -177,12 +178,11 @@ class Prefill:
         if rotary is None:
             return source
         assert self.cache is not None and self.cache.last_keys is not None and self.previous is not None
-        before = self.previous
         return replace(
             source,
             doubts=self.doubts,
             cached_keys=self.cache.last_keys.to(device),
-            previous=LayerInput(before.layer, before.hidden_states.to(device), _on(device, before.rotary)),
+            previous=self.previous.to(device),
             ahead=lambda: LayerInput(layer, hidden_states, self._rotary(rotary)),
         )
 
@@ -320,7 +320,3 @@ class Prefill:
 def _agree(distance: Tensor, norm: Tensor) -> bool:
     """Whether keys are what the layer made; see `StageSource.doubts`. Rows that are not finite cannot show it."""
     return bool(((distance <= 0.1 * norm) | ~norm.isfinite()).all())  # rounding of half precision is far below
-
-
-def _on(device: torch.device, rotary: Rotary) -> Rotary:
-    return rotary[0].to(device), rotary[1].to(device)
