@@ -290,6 +290,23 @@ def test_a_wrong_selection_is_never_taken(mistake, stage):
                 model(input_ids=torch.tensor([[5]] * 3), past_key_values=cache)
 
 
+@dataclass(frozen=True)
+class Misled(tiny.ThreeStages):
+    """A method of somebody's own that chooses a token twice where numbers are none."""
+
+    def select(self, tokens, budget):
+        selection = super().select(tokens, budget)
+        return vitcop.Selection(selection.keep.masked_fill(tokens.saliency.isnan().any(), 0))
+
+
+def test_a_wrong_selection_of_a_picture_that_is_not_finite_says_so():
+    model, inputs = tiny.LLAVA.model(), tiny.batch([tiny.ONE_IMAGE, tiny.Prompt(images=1, seed=7)])
+    inputs["pixel_values"][1] = torch.nan
+    refused = pytest.raises(vitcop.VitcopError, match="features of image 1 of the batch are not finite")
+    with torch.no_grad(), vitcop.prune(model, Misled()), refused:
+        model(**inputs)
+
+
 def test_merging_where_nothing_is_dropped_is_never_taken():
     for lengths, budget, valid in (((4,), (4,), False), ((4,), (3,), True), ((2, 2), (2, 1), False)):
         selection = vitcop.Selection(torch.arange(sum(budget)), torch.tensor([0, -1, -1, -1]))

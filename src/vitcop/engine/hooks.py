@@ -1,4 +1,4 @@
-"""Runs a pruning method inside a stock transformers model. The only file with hooks.
+"""Runs a pruning method inside a stock transformers model. The only file with hooks that stay.
 
     pixels -> get_image_features -> observe(): keys, saliency, grids
                   |
