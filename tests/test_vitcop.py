@@ -32,6 +32,10 @@ def test_papers_table(retention, counts, mean):
     assert round(average(budgets, 32), 1) == mean
 
 
+def test_stage_one_keeps_at_most_half_until_later_stages_need_more():
+    assert [vitcop.ViTCoP(r).budgets(576, 32)[0] for r in (0.34, 0.37, 0.4)] == [288, 288, 307]
+
+
 @settings(max_examples=400)
 @given(st.integers(1, 3000), st.integers(4, 80), st.floats(0, 1))
 def test_schedule_averages_the_retention(num_tokens, num_layers, share):
@@ -170,17 +174,25 @@ def test_merging_equals_its_definition(data):
         torch.testing.assert_close(row, own + tokens.hidden_states[group].mean(0) if group else own)
 
 
-def test_images_are_merged_by_themselves_and_full_ones_left_alone():
+@pytest.mark.parametrize("normalised", [False, True])
+def test_images_are_merged_by_themselves_and_full_ones_left_alone(normalised):
     generator = torch.Generator().manual_seed(0)
     sizes, budgets = (12, 7, 20), (5, 7, 3)
     tables = [
-        clustered(torch.rand(n, generator=generator).tolist(), torch.randint(4, (n,), generator=generator).tolist())
+        clustered(
+            torch.rand(n, generator=generator).tolist(),
+            torch.randint(4, (n,), generator=generator).tolist(),
+            saliency=torch.rand(n, generator=generator) - n,  # of another size in each image
+            normalised_keys=normalised,
+        )
         for n in sizes
     ]
     together = table(
         sizes,
         hidden_states=torch.cat([t.hidden_states for t in tables]),
         keys=torch.cat([t.keys for t in tables]),
+        saliency=torch.cat([t.saliency for t in tables]),
+        normalised_keys=normalised,
         layer=2,
         stage=1,
         labels={"cluster": torch.cat([t.labels["cluster"] for t in tables])},
@@ -190,6 +202,12 @@ def test_images_are_merged_by_themselves_and_full_ones_left_alone():
         alone = merge_hidden_states(part.hidden_states, merge_clusters(part, (budget,)))
         torch.testing.assert_close(rows, alone)
     assert torch.equal(merged[1], tables[1].hidden_states)
+
+
+def test_sums_of_large_groups_do_not_overflow_half_precision():
+    selection = vitcop.Selection(torch.tensor([0]), torch.zeros(5000, dtype=torch.long))
+    merged = merge_hidden_states(torch.full((5000, 2), 100.0, dtype=torch.float16), selection)
+    assert merged.tolist() == [[100.0, 100.0]]
 
 
 def first_stage(method, **fields):

@@ -16,7 +16,7 @@ from .segments import by_size, is_real, pad_segments, per_segment, unpad_segment
 # makes the clusters independent of the scale of the keys.
 NEIGHBOURS = 0.02
 
-# Of a squared distance, as a share of the squares of both norms: rounding of as many channels as encoders have is below.
+# Of a squared distance, as a share of both squared norms: rounding of as many channels as encoders have is below.
 ROUNDING = 1e-5
 
 
