@@ -20,8 +20,10 @@ the vision encoder, or, where there is none, the attention received ([models.md]
 last token's row foretell attention has been [measured](results/key_norm.md), layer by layer, on a language model.
 
 `retention` means the same for all: the share of the visual tokens alive, averaged over the decoder layers, within one
-token. A method that cannot average a retention raises `BudgetError`, which names the least that it can. What each
-does, step by step, what differs from its authors' code, and what it costs, is told by `vitcop methods NAME`.
+token. A picture so small that one token in each stage is more than that keeps this one, and the report says what that
+averages; `prune(..., small_images="refuse")` raises instead. What no size of picture lets a method average raises
+`BudgetError`, which names the least that is possible. What each method does, step by step, what differs from its
+authors' code, and what it costs, is told by `vitcop methods NAME`.
 
 A method of your own is named `file.py:Class` or `package.module:Class`, wherever one of these is; see
 [CONTRIBUTING](../CONTRIBUTING.md#add-a-method).

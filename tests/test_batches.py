@@ -48,6 +48,42 @@ def test_row_equals_row_alone(name, method, padding):
                 assert report.average_retention(image) == pruning.report.average_retention(own)
 
 
+CROWDED = vitcop.ViTCoP(0.3, vision_retention=0.5, centre_fraction=0.9)  # more clusters than stage II has tokens for
+BROKEN = [("llava", method) for method in METHODS.values()]
+# Pixtral's encoder lays all pictures in a row, and a mask does not take away what is not a number.
+BROKEN += [(name, CROWDED) for name in FAMILIES if name not in ("llava with pixtral", "mistral3")]
+
+
+@pytest.mark.parametrize(("name", "method"), BROKEN, ids=lambda it: getattr(it, "name", it))
+def test_a_picture_that_is_not_finite_harms_its_own_row_only(name, method):
+    """As in the dense model, and vision towers in float16 make such features."""
+    family = FAMILIES[name]
+    model, prompts = family.model(), (ONE_IMAGE, Prompt(images=2, seed=2))
+    inputs, alone = batch(prompts, family=family), batch(prompts[1:], family=family)
+    inputs["pixel_values"][0][inputs["pixel_values"][0] != 0] = torch.nan  # but for padding
+    with torch.no_grad():
+        assert model(**inputs).logits[1, -1].isfinite().all()
+        with vitcop.prune(model, method):
+            together, healthy = model(**inputs).logits[:, -1], model(**alone).logits[:, -1]
+    assert together[0].isnan().all()
+    assert_same_logits(together[1], healthy[0])
+
+
+def test_a_small_picture_keeps_one_token_beside_others():
+    family = FAMILIES["qwen2_vl"]
+    model, prompts = family.model(), (Prompt(images=1, seed=7), Prompt(images=1, seed=2))  # of 20 and 15 tokens
+    inputs, method = batch(prompts, family=family), vitcop.ViTCoP(retention=1 / 18)
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
+        together = model(**inputs).logits[:, -1]
+        assert pruning.report.average_retention(1) == 1 / 15
+        for row, prompt in enumerate(prompts):
+            assert_same_logits(together[row], model(**batch([prompt], family=family)).logits[0, -1])
+    with torch.no_grad(), vitcop.prune(model, method, small_images="refuse"):
+        model(**batch(prompts[:1], family=family))
+        with pytest.raises(vitcop.BudgetError, match="one of 15 visual tokens in each stage"):
+            model(**inputs)
+
+
 def test_text_row_is_untouched():
     model, prompts = LLAVA.model(), (ONE_IMAGE, Prompt(images=0, seed=3))
     with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(retention=0.3)):

@@ -180,7 +180,7 @@ def test_the_example_question_is_for_the_example_picture_only(arguments, questio
         (["--retention", "2"], "above 0 and at most 1"),
         (["--retention", "abc"], "'abc'"),
         (["--retention", "1/0"], "'1/0'"),
-        (["--retention", "0.001"], "is possible"),  # known only once the model runs
+        (["--method", "fastv", "--retention", "0.001"], "the smallest that fastv"),  # known only once it runs
         (["--method", "vitcp"], "Did you mean 'vitcop'?"),
         (["--image", "missing.png"], "missing.png: No such file"),
         (["--image", "."], "directory"),

@@ -70,6 +70,20 @@ def test_equal_keys_fall_into_one_forest():
         assert sorted(labels.unique().tolist()) == list(range(num_centres(0.12, 36)))
 
 
+@pytest.mark.parametrize("seed", [19, 34, 82, 276])
+def test_equal_keys_are_equal_beside_others(seed):
+    """As of a plain background: their order is that of their numbers, whatever rounding says."""
+    generator, pictures = torch.Generator().manual_seed(seed), []
+    for side in (12, 9, 11):
+        kinds = int(torch.randint(1, 6, (), generator=generator))
+        keys, (_, places) = torch.randn(kinds, 64, generator=generator) * 3, picture(0, side)
+        pictures.append((keys[torch.randint(kinds, (side**2,), generator=generator)], places))
+    settings = {"centre_fraction": 0.12, "cutoff": 8.0, "radius": 0.6}
+    alone = [density_peaks(keys, places, (len(keys),), **settings) for keys, places in pictures]
+    keys, places = (torch.cat(parts) for parts in zip(*pictures, strict=True))
+    assert torch.equal(density_peaks(keys, places, (144, 81, 121), **settings), torch.cat(alone))
+
+
 @pytest.mark.parametrize("cutoff", [None, 2.5])
 def test_ragged_segments_are_clustered_by_themselves(cutoff):
     pictures = [picture(seed, side) for seed, side in ((1, 3), (2, 6), (3, 1), (4, 4))]

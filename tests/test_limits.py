@@ -327,8 +327,15 @@ def test_features_that_are_not_those_observed_raise(model, inputs, monkeypatch):
 
 
 def test_decoders_of_another_kind_raise(model):
-    model.model.language_model.layers[0].forward = lambda hidden_states, mask: hidden_states
-    with pytest.raises(vitcop.UnsupportedModelError, match="Llama-like decoder"):
+    decoder = model.model.language_model
+    decoder.layers[0].forward = lambda hidden_states, mask: hidden_states
+    with pytest.raises(vitcop.UnsupportedModelError, match="usual names"):
+        vitcop.prune(model, VITCOP)
+    decoder.layers[1].attention = decoder.layers[1]._modules.pop("self_attn")
+    with pytest.raises(vitcop.UnsupportedModelError, match="`self_attn` each"):
+        vitcop.prune(model, VITCOP)
+    decoder.blocks = decoder._modules.pop("layers")
+    with pytest.raises(vitcop.UnsupportedModelError, match="no `layers`"):
         vitcop.prune(model, VITCOP)
 
 

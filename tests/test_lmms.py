@@ -169,8 +169,8 @@ def test_two_processes_answer_as_one(scenes):
 
 @needs_lmms_eval
 def test_errors_are_raised_where_lmms_eval_scores_an_empty_answer(scenes):
-    with pytest.raises(vitcop.BudgetError, match="is possible"):  # known only once the model runs
-        evaluate(f"{BOX},method=vitcop,retention=0.001")
+    with pytest.raises(vitcop.BudgetError, match="the smallest that fastv"):  # known only once the model runs
+        evaluate(f"{BOX},method=fastv,retention=0.001")
 
 
 @needs_lmms_eval

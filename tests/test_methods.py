@@ -18,7 +18,7 @@ from transformers import DynamicCache
 import vitcop
 from docs.methods_page import page
 from vitcop.ops.segments import smallest_per_segment
-from vitcop.selection.pruner import LITERATURE_LAYERS, LITERATURE_TOKENS, preset_retention
+from vitcop.selection.pruner import LITERATURE_LAYERS, LITERATURE_TOKENS, checked_budgets, preset_retention
 
 PRESETS = [
     (method, name, tokens)
@@ -117,6 +117,21 @@ def test_below_the_floor_names_it():
     for kind in (vitcop.FastV, vitcop.DART, vitcop.VScan):
         with pytest.raises(vitcop.BudgetError, match=f"{kind.__name__} looks at decoder layer 0 or a later one"):
             kind(layer=0)
+
+
+@pytest.mark.parametrize("name", vitcop.METHODS)
+def test_small_images_keep_one_token_in_each_stage(name):
+    method = vitcop.METHODS[name](retention=1 / 9)
+    for num_tokens in range(1, 40):
+        budgets = checked_budgets(method, num_tokens, 32, 1)
+        least = average({0: num_tokens} | dict.fromkeys(budgets, 1), 32)
+        assert abs(average({0: num_tokens} | budgets, 32) - num_tokens / 9) <= 1
+        if least > num_tokens / 9 + 1e-9:
+            assert set(budgets.values()) == {1}
+            with pytest.raises(vitcop.BudgetError, match=f"below {least / num_tokens:.4g}, what {name}"):
+                checked_budgets(method, num_tokens, 32, 1, "refuse")
+        else:
+            assert checked_budgets(method, num_tokens, 32, 1, "refuse") == budgets
 
 
 def test_low_averages_of_pyramiddrop_move_the_cuts_forward():
@@ -274,6 +289,23 @@ def test_a_wrong_selection_is_never_taken(mistake, stage):
         if cache.layers:  # what is seen at the entrance leaves it empty
             with pytest.raises(vitcop.UnsupportedModelError, match="no longer holds"):
                 model(input_ids=torch.tensor([[5]] * 3), past_key_values=cache)
+
+
+@dataclass(frozen=True)
+class Misled(tiny.ThreeStages):
+    """A method of somebody's own that chooses a token twice where numbers are none."""
+
+    def select(self, tokens, budget):
+        selection = super().select(tokens, budget)
+        return vitcop.Selection(selection.keep.masked_fill(tokens.saliency.isnan().any(), 0))
+
+
+def test_a_wrong_selection_of_a_picture_that_is_not_finite_says_so():
+    model, inputs = tiny.LLAVA.model(), tiny.batch([tiny.ONE_IMAGE, tiny.Prompt(images=1, seed=7)])
+    inputs["pixel_values"][1] = torch.nan
+    refused = pytest.raises(vitcop.VitcopError, match="features of image 1 of the batch are not finite")
+    with torch.no_grad(), vitcop.prune(model, Misled()), refused:
+        model(**inputs)
 
 
 def test_merging_where_nothing_is_dropped_is_never_taken():

@@ -209,7 +209,7 @@ def test_a_floor_is_the_lowest_retention_that_a_method_takes(subject, suite):
     floor = contest.floor("fastv", methods)
     contest.planner.plan(methods["fastv"](floor))
     with pytest.raises(vitcop.BudgetError):
-        contest.planner.plan(methods["fastv"](floor * 0.999))
+        contest.planner.plan(methods["fastv"](floor * 0.999), small_images="refuse")
     assert contest.floor("oracle", methods) is None
 
 

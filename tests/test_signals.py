@@ -6,8 +6,9 @@ import pytest
 import torch
 from families.base import DECODER, IMAGE, NUM_LAYERS, VIDEO
 from families.llava import Llava
+from peft import LoraConfig, get_peft_model
 from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, ragged
-from transformers import DynamicCache, Phi3Config
+from transformers import DynamicCache, OlmoeConfig, Phi3Config
 
 import vitcop
 from vitcop.ops.saliency import attention_received, attention_rows
@@ -58,11 +59,19 @@ def text_behind(inputs, tokens, row, image):
     return (text & (column > last)).nonzero()[:, 0]
 
 
+class WithOlmoe(Llava):
+    """Queries and keys normalised over all heads at once."""
+
+    text = OlmoeConfig(**DECODER, num_experts=4, num_experts_per_tok=2)
+
+
+ROWS = [(name, *how) for name in FAMILIES for how in (("keep", 0), ("compact", 0), ("keep", 1))]
+
+
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize(("positions", "since"), [("keep", 0), ("compact", 0), ("keep", 1)])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "positions", "since"), [*ROWS, ("llava with olmoe", "keep", 0)])
 def test_rows_are_the_attention_that_the_decoder_pays(name, positions, since, padding):
-    family = FAMILIES[name]
+    family = FAMILIES[name] if name in FAMILIES else WithOlmoe()
     inputs = batch(ragged(family), padding, family)
     read, weights, report = run(family, "eager", Reading(positions, since=since), inputs)
     other, _, _ = run(family, "sdpa", Reading(positions, since=since), inputs)
@@ -88,6 +97,34 @@ def test_rows_are_the_attention_that_the_decoder_pays(name, positions, since, pa
                 torch.testing.assert_close(weighted, expected, rtol=1e-4, atol=1e-6)
                 for rows, same in zip(seen[ahead], under_sdpa[ahead], strict=True):
                     torch.testing.assert_close(rows, same, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_under_dropout_are_those_that_the_layers_have_drawn():
+    """An adapter in training makes other queries and keys each time: what an encoder or decoder layer made is kept."""
+    model, inputs, method = LLAVA.model("eager"), batch(ragged(LLAVA)), Reading()
+    torch.manual_seed(0)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj", "k_proj"], lora_dropout=0.5)).train()
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    encoder, seen_by_cls = model.model.vision_tower.encoder.layers[-2].self_attn, []
+    encoder.register_forward_hook(lambda module, args, output: seen_by_cls.append(output[1][:, :, 0, 1:]))
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
+        weights = wrapped(**inputs, output_attentions=True).attentions
+    for seen in method.read[1:]:
+        tokens = seen["tokens"]
+        columns = pruning.report.positions_at(tokens.layer - 1)
+        slots = tokens.slots % columns.shape[1]
+        for image, row in enumerate(pruning.report.rows):
+            own, paid = tokens.images == image, weights[tokens.layer - 1][row].mean(0)
+            last, weighted = (rows[own] for rows in seen[False])
+            torch.testing.assert_close(last, paid[-1, slots[own]], rtol=1e-4, atol=1e-6)
+            asking = tokens.text.slots.split(tokens.text.lengths)[image] % columns.shape[1]
+            expected = seen["weights"][image] @ paid[asking][:, slots[own]]
+            torch.testing.assert_close(weighted, expected, rtol=1e-4, atol=1e-6)
+    assert not any(layer.self_attn.k_proj._forward_hooks for layer in model.get_decoder().layers)
+    expected = torch.cat([weight.sum(0) for weight in seen_by_cls[0]])
+    torch.testing.assert_close(method.read[0]["tokens"].saliency, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
@@ -136,12 +173,14 @@ def doubled(kwargs):
     return kwargs | {"hidden_states": 2 * kwargs["hidden_states"]}
 
 
-@pytest.mark.parametrize("change", ["fused", "scaled", "soft caps", "other keys"])
+@pytest.mark.parametrize("change", ["fused", "scaled", "clipped", "soft caps", "other keys"])
 def test_attention_that_cannot_be_worked_out_raises(change):
     family = WithPhi3() if change == "fused" else LLAVA
     model = family.model()
     if change == "scaled":
         model.get_decoder().config.rope_parameters["llama_4_scaling_beta"] = 0.1
+    if change == "clipped":
+        model.get_decoder().config.clip_qkv = 8.0
     if change == "soft caps":
         for layer in model.get_decoder().layers:
             layer.self_attn.attn_logit_softcapping = 30.0
@@ -159,6 +198,16 @@ def test_attention_that_cannot_be_worked_out_raises(change):
             with pytest.raises(vitcop.UnsupportedModelError, match="no longer holds"):  # found out when it was full
                 model(input_ids=torch.tensor([[5]]), past_key_values=cache)
     with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(0.5)):
+        model(**batch([ONE_IMAGE]))
+
+
+def test_a_norm_by_another_name_raises():
+    """DART compares what it makes of hidden states."""
+    model = LLAVA.model()
+    decoder = model.get_decoder()
+    decoder.final_layernorm = decoder._modules.pop("norm")
+    method = vitcop.DART(0.5)
+    with torch.no_grad(), vitcop.prune(model, method), pytest.raises(vitcop.UnsupportedModelError, match="no `norm`"):
         model(**batch([ONE_IMAGE]))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vitcop.engine.prefill import Prefill
+from vitcop.engine.stages import Stages
 
 
 @contextmanager
@@ -16,13 +16,13 @@ def each_stage(watch: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
     Args:
         watch: gets what runs a stage, and returns its result.
     """
-    stage: Any = Prefill._stage
+    stage: Any = Stages._stage
 
     def watched(*args: Any) -> Any:
         return watch(lambda: stage(*args))
 
-    Prefill._stage = watched
+    Stages._stage = watched
     try:
         yield
     finally:
-        Prefill._stage = stage
+        Stages._stage = stage

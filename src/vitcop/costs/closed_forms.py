@@ -14,7 +14,6 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..models.base import VisionModules
-from ..models.encoders import QUERIES
 from ..models.geometry import Geometry
 
 UNGATED = ("apertus", "arcee", "nemotron", "phi", "starcoder2")
@@ -49,7 +48,7 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     in all stretches: patches `2 W p` for p patches, a layer `2 W N + 4 h sum n^2`, the projector `2 W` a row. All
     layers run, also those behind the one whose features are used. A pooling head, which SigLIP runs and no model
     here uses, adds `2 (2 h^2 (N + 1) + W_mlp) + 4 h n` a picture.
-    [CLS] adds `2 W_q` a stretch and `2 h N`, attention received `2 h sum n^2`: queries and keys are the layer's own.
+    [CLS] adds `2 h N`, attention received `2 h sum n^2`: queries and keys are the layer's own.
     """
     width = _width(modules.attention)
     head_dim = width // cast(int, modules.attention.num_heads)
@@ -62,9 +61,8 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     tower += 2 * _weights(modules.layers) * tokens + 4 * width * (pairs * full + windowed)
     tower += sum(_pooling_flops(modules.tower, n) for n in stretches)
 
-    saliency = received = 2 * width * pairs
-    if modules.has_cls:
-        saliency = 2 * _weights([modules.attention.get_submodule(QUERIES)]) * len(stretches) + 2 * width * tokens
+    received = 2 * width * pairs
+    saliency = 2 * width * tokens if modules.has_cls else received
     return VisionCost(tower, 2 * _weights(modules.projector) * geometry.projected, saliency, received, width, head_dim)
 
 

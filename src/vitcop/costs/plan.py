@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, PretrainedConfig
 
 from ..errors import BudgetError, UnsupportedModelError, VitcopError, reason
 from ..models import Geometry, ModelFamily, Size, family_of, known_family
-from ..selection.pruner import Pruner, checked_budgets
+from ..selection.pruner import Pruner, SmallImages, checked_budgets
 from ..selection.stage_shape import StageShape
 from .closed_forms import VisionCost, decoder_widths, kv_cache_bytes, prefill_flops, vision_cost
 
@@ -190,15 +190,18 @@ class Planner:
     def geometry(self) -> Geometry:
         return self.family.geometry(self.size)
 
-    def plan(self, method: Pruner) -> Plan:
+    def plan(self, method: Pruner, *, small_images: SmallImages = "floor") -> Plan:
         """What `method` would leave and save.
+
+        Args:
+            small_images: as in `vitcop.prune`.
 
         Raises:
             BudgetError: the method cannot reach its retention here.
         """
         image, config, layers = self.geometry.image, self.family.decoder.config, len(self.family.layers)
         others = self.prompt_tokens - image.num_tokens
-        stages = checked_budgets(method, image.num_tokens, layers, self.family.first_stage_layer)
+        stages = checked_budgets(method, image.num_tokens, layers, self.family.first_stage_layer, small_images)
         alive = [image.num_tokens] * layers
         for layer, count in stages.items():
             alive[layer:] = [count] * (layers - layer)
@@ -229,7 +232,7 @@ class Planner:
             raise BudgetError(
                 f"tokens is above 0 and at most {count}, all visual tokens of the prompt; got {tokens:g}."
             )
-        return self.plan(_at(method, tokens / count))
+        return self.plan(_at(method, tokens / count), small_images="refuse")
 
     def for_flops(self, method: Pruner, share: float) -> Plan:
         """The method at the highest retention that needs at most `share` of the dense prompt's operations.
@@ -268,7 +271,7 @@ class Planner:
         for step in range(4 * self.geometry.image.num_tokens.bit_length()):
             retention = 2 ** (-step / 4)
             try:
-                plans.append(self.plan(_at(method, retention)))
+                plans.append(self.plan(_at(method, retention), small_images="refuse"))
             except BudgetError as error:
                 refusal, low = error, retention
                 if plans:
@@ -282,7 +285,7 @@ class Planner:
         for _ in range(_STEPS):
             middle = (_retention(good) + bad) / 2
             try:
-                plan = self.plan(_at(method, middle))
+                plan = self.plan(_at(method, middle), small_images="refuse")
             except BudgetError:
                 bad = middle
                 continue

@@ -1,4 +1,4 @@
-"""Runs a pruning method inside a stock transformers model. The only file with hooks.
+"""Runs a pruning method inside a stock transformers model. The only file with hooks that stay.
 
     pixels -> get_image_features -> observe(): keys, saliency, grids
                   |
@@ -32,7 +32,7 @@ from ..models import Observation, family_of
 from ..models.base import Call
 from ..models.encoders import FUSED, KEYS, QUERIES, Watched
 from ..report import Report
-from ..selection.pruner import Pruner
+from ..selection.pruner import Pruner, SmallImages
 from .cache import PrunedCache, cache_in, check_dense, check_prunable
 from .decode import Decode
 from .placement import Placeholders
@@ -44,12 +44,15 @@ logger = logging.getLogger("vitcop")
 _OBSERVATION = "_vitcop_observation"
 
 
-def prune(model: nn.Module, method: Pruner) -> Pruning:
+def prune(model: nn.Module, method: Pruner, *, small_images: SmallImages = "floor") -> Pruning:
     """Prune the visual tokens of every prompt that `model` reads from now on.
 
     Args:
         model: a stock transformers vision-language model, PEFT-wrapped or not.
         method: what to prune, and how far.
+        small_images: what becomes of an image of so few visual tokens that one of them in each stage is more than
+            the retention of the method: "floor" lets it keep that one, which is less than one more than asked for;
+            "refuse" raises `BudgetError`, and with it refuses the batch.
 
     Returns:
         A handle. `remove()` it, or use it in a `with` block, to have the model as it was.
@@ -58,7 +61,7 @@ def prune(model: nn.Module, method: Pruner) -> Pruning:
         UnsupportedModelError: the model is of an unknown type, is pruned already, or is compiled or
             sharded in a way that cannot be pruned.
     """
-    return Pruning(model, method)
+    return Pruning(model, method, small_images)
 
 
 class Pruning:
@@ -69,13 +72,16 @@ class Pruning:
         report: what the last prefill kept, or None before the first one.
     """
 
-    def __init__(self, model: nn.Module, method: Pruner) -> None:
+    def __init__(self, model: nn.Module, method: Pruner, small_images: SmallImages = "floor") -> None:
         stock = _stock_model(model)
         if not isinstance(method, Pruner):
             raise VitcopError(f"The method must be one such as vitcop.ViTCoP(), not {method!r}.")
         if method.positions not in ("compact", "keep"):
             raise VitcopError(f"The positions of a method are 'compact' or 'keep', not {method.positions!r}.")
+        if small_images not in ("floor", "refuse"):
+            raise VitcopError(f"small_images is 'floor' or 'refuse', not {small_images!r}.")
         self.method = method
+        self._small_images = small_images
         self.report: Report | None = None
         self._family = family_of(stock)
         if self._family.base is stock:
@@ -135,16 +141,9 @@ class Pruning:
         return [main, *(main if d is None else self._family.encoder_attention(modality, d) for d in depths)]
 
     def _projections_to_keep(self) -> dict[nn.Module, list[str]]:
-        """Of the attentions that are watched those projections whose results are needed: keys, and some queries."""
-        found: dict[nn.Module, list[str]] = {}
-        for modality, watched in self._watched.items():
-            has_cls = self._family.vision(modality).has_cls
-            received = [not has_cls, *(not has_cls or signal.received for signal in self._signals)]
-            for attention, queries in zip(watched, received, strict=True):
-                wanted = (KEYS, FUSED, QUERIES) if queries else (KEYS, FUSED)
-                names = [name for name in wanted if hasattr(attention, name)]
-                found[attention] = list(dict.fromkeys([*found.get(attention, []), *names]))
-        return found
+        """Of the attentions that are watched the projections of queries and keys."""
+        watched = {attention for attentions in self._watched.values() for attention in attentions}
+        return {attention: [n for n in (QUERIES, KEYS, FUSED) if hasattr(attention, n)] for attention in watched}
 
     @property
     def _running(self) -> Prefill | Decode | None:
@@ -202,7 +201,7 @@ class Pruning:
         if placeholders.hidden:
             raise UnsupportedModelError("attention_mask hides visual tokens; leave them out of the prompt.")
         self.report = None
-        prefill = Prefill(self._family, self.method, call, placeholders)
+        prefill = Prefill(self._family, self.method, call, placeholders, self._small_images)
         # Taken, not read: an interrupted call leaves what it has encoded behind.
         encoded, self._forward.encoded = getattr(self._forward, "encoded", {}), {}
         for modality, observation in (_observations_in(call) or encoded).items():

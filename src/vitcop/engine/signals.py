@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import VitcopError
 from ..models import ModelFamily, Observation
-from ..models.decoder import Rotary, check_rows, layer_keys, layer_queries, rotated
+from ..models.decoder import Rotary, check_rows, final_norm, layer_keys, layer_queries, rotated
 from ..ops.gather import gather_slots
 from ..ops.saliency import attention_rows
 from ..ops.segments import segment_ids, upload
@@ -72,16 +72,35 @@ class LayerInput:
     Attributes:
         layer: its number.
         hidden_states, rotary: its arguments, of the tokens that it holds.
+        projected: what it made of them and would not make again; see `keep_projected`.
     """
 
     layer: int
     hidden_states: Float[Tensor, "batch width hidden"]
     rotary: Rotary
+    projected: Mapping[str, Float[Tensor, "batch width channels"]] = field(default_factory=dict)
 
     def at(self, slots: Int[Tensor, "batch rows"]) -> LayerInput:
         """What it got of the tokens in some slots."""
-        cos, sin = (gather_slots(part, slots, -2) for part in self.rotary)
-        return LayerInput(self.layer, gather_slots(self.hidden_states, slots, -2), (cos, sin))
+        return self._map(lambda part: gather_slots(part, slots, -2))
+
+    def of_row(self, row: slice) -> LayerInput:
+        """What it got of a row of the batch; rotary embeddings may be the same for all rows."""
+        return self._map(lambda part: part if len(part) == 1 else part[row])
+
+    def to(self, device: torch.device) -> LayerInput:
+        return self._map(lambda part: part.to(device))
+
+    def queries(self, layer: nn.Module) -> Float[Tensor, "batch width heads head_dim"]:
+        return layer_queries(layer, self.hidden_states, self.rotary, self.projected)
+
+    def keys(self, layer: nn.Module) -> Float[Tensor, "batch width kv_heads head_dim"]:
+        return layer_keys(layer, self.hidden_states, self.rotary, self.projected)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> LayerInput:
+        cos, sin = map(change, self.rotary)
+        projected = {name: change(made) for name, made in self.projected.items()}
+        return LayerInput(self.layer, change(self.hidden_states), (cos, sin), projected)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +114,8 @@ class StageSource(Source):
         cached_keys: of the layer before; None at the entrance.
         previous: what the layer before got; None at the entrance.
         ahead: makes what the layer about to run would get, if nothing were dropped; None at the entrance.
-        doubts: takes what has to be true of what was worked out, to be looked at when no stage waits for it any more.
+        doubts: takes, of keys that were worked out, how far they are from what the layer made of each row, and the norm
+            of that, to be looked at when no stage waits for it any more.
     """
 
     family: ModelFamily
@@ -106,7 +126,7 @@ class StageSource(Source):
     cached_keys: Float[Tensor, "batch kv_heads width head_dim"] | None = None
     previous: LayerInput | None = None
     ahead: Callable[[], LayerInput] | None = None
-    doubts: list[Bool[Tensor, ""]] = field(default_factory=list)
+    doubts: list[Float[Tensor, "2 batch"]] = field(default_factory=list)
 
     def hidden_states(self, slots: Tensor) -> Tensor:
         return self.states.flatten(0, 1)[slots]
@@ -129,7 +149,8 @@ class StageSource(Source):
         return rotated(self.family.layers[previous.layer], keys[None].transpose(1, 2), (cos[None], -sin[None]))[0]
 
     def final_norm(self, states: Tensor) -> Tensor:
-        return self.family.decoder.norm(states).to(states.device)
+        decoder = self.family.decoder
+        return final_norm(decoder, decoder.config)(states).to(states.device)
 
     def text(self) -> TextTokens:
         lengths, places = self.prompts.text
@@ -153,7 +174,7 @@ class StageSource(Source):
         if ahead:
             module = self.family.layers[got.layer]
             check_rows(module, self.family.decoder.config)
-            keys = layer_keys(module, got.hidden_states, got.rotary).transpose(1, 2)
+            keys = got.keys(module).transpose(1, 2)
         if weights is None:
             return self._rows(got, keys, self._last)[:, 0].flatten()[tokens.slots]
         return self._weighted(got, keys, tokens, weights)
@@ -170,10 +191,9 @@ class StageSource(Source):
         assert self.previous is not None and self.cached_keys is not None
         module, last = self.family.layers[self.previous.layer], self._last
         check_rows(module, self.family.decoder.config)
-        asked = self.previous.at(last)
-        made = layer_keys(module, asked.hidden_states, asked.rotary)[:, 0].float()
+        made = self.previous.at(last).keys(module)[:, 0].float()
         held = self.cached_keys[torch.arange(len(last), device=last.device), :, last[:, 0]].float()
-        self.doubts.append((made - held).norm() <= 0.1 * held.norm())  # rounding of half precision is far below
+        self.doubts.append(torch.stack([(made - held).flatten(1).norm(dim=1), held.flatten(1).norm(dim=1)]))
         return self.previous
 
     def _weighted(self, got: LayerInput, keys: Tensor, tokens: VisualTokens, weights: Tensor) -> Tensor:
@@ -186,7 +206,7 @@ class StageSource(Source):
             self.prompts.rows, visual, text, weights.split(tokens.text.lengths), strict=True
         ):
             of_row = slice(row, row + 1)
-            part = LayerInput(got.layer, got.hidden_states[of_row], _of_row(got.rotary, of_row))
+            part = got.of_row(of_row)
             total = keys.new_zeros(width, dtype=torch.float32)
             for some, share in zip((slots % width).split(block), weight.split(block), strict=True):
                 total = total + (share[:, None] * self._rows(part, keys[of_row], some[None], of_row)[0]).sum(0)
@@ -196,8 +216,7 @@ class StageSource(Source):
     def _rows(self, got: LayerInput, keys: Tensor, slots: Tensor, of: slice = slice(None)) -> Tensor:
         """Attention of the tokens in `slots`, (batch, rows), to all that a layer holds of some rows of the batch."""
         module: Any = self.family.layers[got.layer]
-        asking = got.at(slots)
-        queries = layer_queries(module, asking.hidden_states, asking.rotary)
+        queries = got.at(slots).queries(module)
         columns, alive = self.layout.columns[of].to(slots.device), self.layout.alive[of].to(slots.device)
         visible = alive[:, None] & (torch.arange(columns.shape[1], device=slots.device) <= slots[..., None])
         if self.family.layer_kinds[got.layer] == "sliding_attention":
@@ -224,9 +243,3 @@ class StageSource(Source):
     def _observed(self, values: Tensor, rows: Tensor) -> Tensor:
         values = values.to(rows.device)
         return values if len(rows) == len(values) else values[rows]  # rows ascend: as many as there are is all of them
-
-
-def _of_row(rotary: Rotary, row: slice) -> Rotary:
-    """Rotary embeddings of a row of the batch; they may be the same for all rows."""
-    cos, sin = (part if len(part) == 1 else part[row] for part in rotary)
-    return cos, sin

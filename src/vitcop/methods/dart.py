@@ -81,7 +81,7 @@ def _choose(visual: Tensor, norm: Tensor, words: Tensor, words_norm: Tensor, bud
     asked = torch.cat([visual[pivots], words[words_norm.argsort(descending=True, stable=True)[:PIVOTS]]])
     wanted = budget - len(pivots)
     each = -(-wanted // len(asked))
-    similarity = asked @ visual.T
+    similarity = (asked @ visual.T).nan_to_num(1)  # of features that are not finite; what is kept has to come last
     kept = torch.zeros(len(visual), dtype=torch.bool, device=visual.device).index_fill(0, pivots, True)
     for number, to_pivot in enumerate(similarity):
         free = to_pivot.masked_fill(kept, torch.inf)

@@ -71,7 +71,7 @@ class VisionZip(EntrancePruner):
         stride = per_row([max(1, n // max(1, c)) for n, c in zip(others, contextual, strict=True)])
         anchor = ~is_dominant & (number % stride == 0) & (number // stride < per_row(contextual))
 
-        order = segments.argsort(stable=True)  # tiles may lie across each other
+        order = tokens.by_grid
         match = torch.empty_like(segments)
         metric = tokens.keys.float().mean(1)[order]
         found = most_similar(metric, sizes, anchor[order], contextual)

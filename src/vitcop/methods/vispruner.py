@@ -48,7 +48,7 @@ class VisPruner(EntrancePruner):
         allowed = upload(salient, tokens.index.device)[tokens.segments]
         keep = rank_in_segment(-tokens.saliency, tokens.segments, len(quotas)) < allowed
 
-        order = tokens.segments.argsort(stable=True)  # tiles may lie across each other
+        order = tokens.by_grid
         left = [size - count for size, count in zip(sizes, salient, strict=True)]
         others = order[indices_of(~keep[order], sum(left))]
         wanted = [quota - count for quota, count in zip(quotas, salient, strict=True)]

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import BudgetError, VitcopError
@@ -249,11 +249,13 @@ class ViTCoP(Pruner):
         ratio = DEEP_RATIO if self.deep_ratio is None else self.deep_ratio
         vision = self.vision_retention
         if vision is None:
+            if r * num_tokens < 1 - 1e-9:
+                return 1, 1, 1
             vision = _vision_retention(r, L, s, d, ratio)
         entering = max(1, math.floor(vision * num_tokens + 1e-9))
         if self.deep_ratio is None:
             # Above what stage 2 can spend with B = A, the deep layers have to keep more than 1/5 of it.
-            ratio = min(1.0, max(ratio, (L * r / vision - d) / (L - d)))
+            ratio = min(1.0, max(ratio, (L * r * num_tokens / entering - d) / (L - d)))
 
         def deep_count(shallow: int) -> int:
             return min(shallow, max(1, round(ratio * shallow)))
@@ -262,6 +264,8 @@ class ViTCoP(Pruner):
             spent = s * entering + (d - s) * shallow + (L - d) * deep_count(shallow)
             return spent / L - r * num_tokens
 
+        if self.vision_retention is None and excess(entering) < -1 and entering < num_tokens:
+            entering += 1  # rounded down, it left too little even if nothing is dropped before the deep layers
         shallow = round((L * r / vision - s) / ((d - s) + (L - d) * ratio) * entering)
         shallow = min(entering, max(1, shallow))
         # Rounding three counts can add up to more than one token: step back towards the average.
@@ -269,7 +273,7 @@ class ViTCoP(Pruner):
             shallow -= 1
         while excess(shallow) < -1 and shallow < entering:
             shallow += 1
-        if abs(excess(shallow)) > 1 or r * num_tokens < 1 - 1e-9:
+        if abs(excess(shallow)) > 1:
             if self.vision_retention is None:
                 low, high = 1 / num_tokens, 1.0 if self.deep_ratio is None else (d + (L - d) * ratio) / L
             else:
@@ -308,46 +312,82 @@ def _merge_clusters(
 
     Counts are kept in float64, in which they are exact, so that nothing is converted on the way.
     """
-    lengths, device, longest = tokens.lengths, tokens.rows.device, max(tokens.lengths)
+    lengths, device = tokens.lengths, tokens.rows.device
     # As many clusters as tokens came to the decoder: some may have lost all their members since.
-    none = max(tokens.entered_lengths)
-    real, place = is_real(lengths, device), torch.arange(none, device=device)
+    bins = max(tokens.entered_lengths)
+    real = is_real(lengths, device)
+    padding = ~real
     length, allowed = per_segment(lengths, device), per_segment(budget, device)
-    insignificance = pad_segments(insignificance.double(), lengths)
-    cluster = pad_segments(tokens.labels["cluster"], lengths).masked_fill(~real, none)
+    # Finite even of a picture that is not, since an infinite weight says that a cluster is empty.
+    insignificance = pad_segments(insignificance.nan_to_num().double(), lengths)
+    cluster = pad_segments(tokens.labels["cluster"], lengths).masked_fill(padding, bins)
 
-    size = _histogram(cluster, none + 1)
+    size = _histogram(cluster, bins + 1)
     empty = size == 0
     weight = torch.zeros_like(size).scatter_add(1, cluster, insignificance).masked_fill(empty, math.inf)
     lightest = weight[:, :-1].argsort(dim=1, stable=True)
-    clusters = none - empty[:, :-1].sum(1, keepdim=True)
-    quota = _quotas(size[:, :-1], lightest, length - clusters, allowed - clusters)
+    clusters = bins - empty[:, :-1].sum(1, keepdim=True)
 
-    # Members in the order of their clusters, and in each by insignificance: the first `quota` of each stay.
+    quota = _quotas(size[:, :-1], lightest, length - clusters, allowed - clusters)
+    stays = _most_significant(cluster, insignificance, size, quota) | (real & (length == allowed))
+    group = _groups(cluster, lightest, clusters, allowed).masked_fill(stays | padding, bins)
+    return _merge_groups(group, stays, bins, lengths, sum(budget))
+
+
+def _most_significant(
+    cluster: Int[Tensor, "images tokens"],
+    insignificance: Float[Tensor, "images tokens"],
+    size: Float[Tensor, "images bins"],
+    quota: Float[Tensor, "images clusters"],
+) -> Bool[Tensor, "images tokens"]:
+    """Which tokens are among the `quota` least insignificant of their cluster."""
     by_insignificance = insignificance.argsort(dim=1, stable=True)
     of_cluster, order = cluster.gather(1, by_insignificance).sort(dim=1, stable=True)
     first_to_go = size.cumsum(1) - size
-    first_to_go[:, :-1] += quota
-    stays = place[:longest] < first_to_go.gather(1, of_cluster)
-    stays = torch.empty_like(stays).scatter(1, by_insignificance.gather(1, order), stays)
+    first_to_go[:, :-1].add_(quota)
+    stays = torch.arange(cluster.shape[1], device=cluster.device) < first_to_go.gather(1, of_cluster)
+    return torch.empty_like(stays).scatter(1, by_insignificance.gather(1, order), stays)
 
-    # The others: each cluster is a group, or, where there are too many, each of the lightest, and all the rest is one.
-    rank = torch.empty_like(lightest).scatter(1, lightest, place.expand_as(lightest))
-    rank = torch.where(clusters <= allowed, place, torch.minimum(rank, allowed - 1 + torch.zeros_like(clusters)))
-    group = rank.gather(1, cluster.clamp(max=none - 1)).masked_fill(stays | ~real, none)
 
-    size = _histogram(group, none + 1)
-    middle = (size.cumsum(1) - size + size // 2)[:, :-1].long().clamp(max=longest - 1)
+def _groups(
+    cluster: Int[Tensor, "images tokens"],
+    lightest: Int[Tensor, "images clusters"],
+    clusters: Int[Tensor, "images 1"],
+    allowed: int | Int[Tensor, "images 1"],
+) -> Int[Tensor, "images tokens"]:
+    """The group that each token is merged in, if it does not stay: its cluster, or, where there are more clusters than
+    `allowed` tokens, each of the lightest by itself and all the others together. Without meaning for padding.
+    """
+    number = torch.arange(lightest.shape[1], device=lightest.device)
+    rank = torch.empty_like(lightest).scatter(1, lightest, number.expand_as(lightest))
+    group = torch.where(clusters <= allowed, number, rank.clamp(max=allowed - 1))
+    return group.gather(1, cluster.clamp(max=len(number) - 1))
+
+
+def _merge_groups(
+    group: Int[Tensor, "images tokens"],
+    stays: Bool[Tensor, "images tokens"],
+    groups: int,
+    lengths: tuple[int, ...],
+    count: int,
+) -> Selection:
+    """Keeps what stays, and the median member of each group with the group merged into it.
+
+    Args:
+        group: number of each token's group, `groups` for none.
+        count: tokens kept in all.
+    """
+    size = _histogram(group, groups + 1)
+    middle = (size.cumsum(1) - size + size // 2)[:, :-1].long().clamp(max=group.shape[1] - 1)
     median = group.argsort(dim=1, stable=True).gather(1, middle)
-    stands = torch.zeros_like(insignificance).scatter_add(1, median, size[:, :-1]) > 0
-    untouched = real & (length == allowed)
-    kept = stays | stands | untouched
+    kept = stays | (size.new_zeros(group.shape).scatter_add(1, median, size[:, :-1]) > 0)
 
     slot = kept.flatten().cumsum(0).view_as(kept) - 1
     slot_of_group = torch.nn.functional.pad(slot.gather(1, median), (0, 1), value=-1)
-    merge = slot_of_group.gather(1, group).masked_fill(untouched, -1)
-    keep = indices_of(unpad_segments(kept, lengths), sum(budget))
-    return Selection(keep, unpad_segments(merge, lengths), reduction="add_mean")
+    merge = slot_of_group.gather(1, group)
+    return Selection(
+        indices_of(unpad_segments(kept, lengths), count), unpad_segments(merge, lengths), reduction="add_mean"
+    )
 
 
 def _histogram(bins: Int[Tensor, "images tokens"], count: int) -> Float[Tensor, "images bins"]:

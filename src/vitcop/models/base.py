@@ -188,10 +188,10 @@ class ModelFamily(ABC):
         self.model = model
         self.base: PreTrainedModel = model.base_model
         self.decoder: PreTrainedModel = model.get_decoder()
+        _check_decoder(self.decoder, self.has_windows)
         self.layers: nn.ModuleList = self.decoder.layers
         if not len(self.layers):
             raise UnsupportedModelError("The decoder has no layers between which tokens could be dropped.")
-        _check_decoder(self.decoder, self.has_windows)
         kinds = getattr(self.decoder.config, "layer_types", None) or ["full_attention"] * len(self.layers)
         self.layer_kinds: tuple[str, ...] = tuple(kinds[: len(self.layers)])
         self.check_attention()
@@ -310,7 +310,7 @@ class ModelFamily(ABC):
 
 def _check_decoder(decoder: PreTrainedModel, has_windows: bool) -> None:
     """Raise unless layers attend in a way we can follow, and get their cache, mask and positions by name."""
-    config = decoder.config
+    config, layers = decoder.config, getattr(decoder, "layers", ())
     kinds = set(getattr(config, "layer_types", None) or ())
     known = {"full_attention", "sliding_attention"} if has_windows else {"full_attention"}
     if kinds - known or (not kinds and getattr(config, "sliding_window", None)):
@@ -318,7 +318,12 @@ def _check_decoder(decoder: PreTrainedModel, has_windows: bool) -> None:
             f"The {config.model_type!r} decoder has sliding-window or other partial attention, which is supported for "
             "no family but Gemma 3; use a checkpoint whose layers attend to all tokens before them."
         )
-    parameters = inspect.signature(decoder.layers[0].forward).parameters
+    if not layers or not all(hasattr(layer, "self_attn") for layer in layers):
+        raise UnsupportedModelError(
+            f"The {config.model_type!r} decoder has no `layers` with a `self_attn` each, so that it cannot be pruned; "
+            "use a model with a Llama-like decoder."
+        )
+    parameters = inspect.signature(layers[0].forward).parameters
     takes_cache = "cache" in parameters or "past_key_values" in parameters
     if not {"attention_mask", "position_embeddings"} <= parameters.keys() or not takes_cache:
         raise UnsupportedModelError(

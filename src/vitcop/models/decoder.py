@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import threading
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from jaxtyping import Float
@@ -11,6 +13,9 @@ from transformers import PretrainedConfig
 
 from ..errors import UnsupportedModelError
 
+QUERIES, KEYS = "q_proj", "k_proj"
+"""Names of projections in the attention of a decoder layer."""
+
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of each token, (batch, tokens, head_dim)."""
 
@@ -18,13 +23,14 @@ Rotary = tuple[Tensor, Tensor]
 def check_rows(layer: nn.Module, config: PretrainedConfig) -> None:
     """Raise unless softmax rows of this decoder layer can be worked out from outside."""
     attention: Any = getattr(layer, "self_attn", None)
-    parts = ("q_proj", "k_proj", "scaling", "head_dim")
+    parts = (QUERIES, KEYS, "scaling", "head_dim")
     known = hasattr(layer, "input_layernorm") and all(hasattr(attention, part) for part in parts)
     known = known and hasattr(inspect.getmodule(type(attention)), "apply_rotary_pos_emb")
     partial_rotary = hasattr(attention, "rotary_ndims") or not getattr(attention, "use_rope", True)
     scales_queries = "llama_4_scaling_beta" in (getattr(config, "rope_parameters", None) or {})
+    clips = getattr(config, "clip_qkv", None) is not None
     changes_softmax = getattr(attention, "attn_logit_softcapping", None) or hasattr(attention, "sinks")
-    if not known or partial_rotary or scales_queries or changes_softmax:
+    if not known or partial_rotary or scales_queries or clips or changes_softmax:
         refuse_rows(config)
 
 
@@ -36,26 +42,89 @@ def refuse_rows(config: PretrainedConfig) -> NoReturn:
     )
 
 
+def final_norm(decoder: nn.Module, config: PretrainedConfig) -> nn.Module:
+    """The norm that stands behind the last layer."""
+    norm = getattr(decoder, "norm", None)
+    if norm is None:
+        raise UnsupportedModelError(
+            f"The {config.model_type!r} decoder has no `norm` behind its last layer, so that hidden states cannot be "
+            "compared as it would see them; use a method that does not, such as ViTCoP by key norms."
+        )
+    return norm
+
+
+def keep_projected(layer: Any) -> dict[str, Tensor]:
+    """Have the query and key projections of a layer that is about to run keep what they make, if they draw dropout, as
+    adapters do: they would not make it again.
+
+    Returns:
+        By their names, what those made that do; there once the layer has run in this thread.
+    """
+    made: dict[str, Tensor] = {}
+    for name in (QUERIES, KEYS):
+        projection = getattr(layer.self_attn, name, None)
+        if any(isinstance(part, nn.Dropout) and part.training and part.p for part in _modules_of(projection)):
+            _keep_once(projection, name, made)
+    return made
+
+
+def _modules_of(module: nn.Module | None) -> Iterable[nn.Module]:
+    return () if module is None else module.modules()
+
+
+def _keep_once(projection: Any, name: str, made: dict[str, Tensor]) -> None:
+    thread = threading.get_ident()
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if threading.get_ident() == thread:
+            made[name] = output.detach()
+            handle.remove()
+
+    handle = projection.register_forward_hook(keep)
+
+
 def layer_queries(
-    layer: Any, hidden_states: Float[Tensor, "batch rows hidden"], rotary: Rotary
+    layer: Any,
+    hidden_states: Float[Tensor, "batch rows hidden"],
+    rotary: Rotary,
+    made: Mapping[str, Float[Tensor, "batch rows channels"]],
 ) -> Float[Tensor, "batch rows heads head_dim"]:
-    """Queries of some of the tokens that enter a layer, as it multiplies them."""
-    return _projected(layer, "q", hidden_states, rotary)
+    """Queries of some of the tokens that enter a layer, as it multiplies them.
+
+    Args:
+        made: what `keep_projected` has kept of these tokens.
+    """
+    return _projected(layer, QUERIES, hidden_states, rotary, made)
 
 
 def layer_keys(
-    layer: Any, hidden_states: Float[Tensor, "batch rows hidden"], rotary: Rotary
+    layer: Any,
+    hidden_states: Float[Tensor, "batch rows hidden"],
+    rotary: Rotary,
+    made: Mapping[str, Float[Tensor, "batch rows channels"]],
 ) -> Float[Tensor, "batch rows kv_heads head_dim"]:
-    """Keys of some of the tokens that enter a layer, as it would write them to the cache."""
-    return _projected(layer, "k", hidden_states, rotary)
+    """Keys of some of the tokens that enter a layer, as it would write them to the cache.
+
+    Args:
+        made: what `keep_projected` has kept of these tokens.
+    """
+    return _projected(layer, KEYS, hidden_states, rotary, made)
 
 
-def _projected(layer: Any, kind: str, hidden_states: Tensor, rotary: Rotary) -> Tensor:
+def _projected(layer: Any, name: str, hidden_states: Tensor, rotary: Rotary, made: Mapping[str, Tensor]) -> Tensor:
     attention = layer.self_attn
-    states = getattr(attention, f"{kind}_proj")(layer.input_layernorm(hidden_states))
+    states = made[name] if name in made else getattr(attention, name)(layer.input_layernorm(hidden_states))
+    norm = getattr(attention, name.replace("proj", "norm"), None)
+    if norm is not None and _width(norm) == states.shape[-1]:  # over all heads, as in OLMoE
+        states, norm = norm(states), None
     states = states.unflatten(-1, (-1, attention.head_dim))
-    norm = getattr(attention, f"{kind}_norm", None)
     return rotated(layer, (states if norm is None else norm(states)).transpose(1, 2), rotary)
+
+
+def _width(norm: nn.Module) -> int | None:
+    """Channels that a norm normalises; None where it has no weight for each, and takes as many as it gets."""
+    weight = getattr(norm, "weight", None)
+    return None if weight is None else weight.shape[-1]
 
 
 def rotated(

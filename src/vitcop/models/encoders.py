@@ -160,7 +160,7 @@ class Watched:
     Attributes:
         module: the attention.
         inputs: its arguments.
-        projected: what its projections were seen to make, by their names: keys, and queries where all are needed.
+        projected: what its projections of queries and keys were seen to make, by their names.
         received: ask for the attention that each patch receives from all, even where there is a [CLS].
     """
 
@@ -183,20 +183,20 @@ class Watched:
 def with_cls(watched: Watched) -> Patches:
     """Patches of an encoder whose first token is [CLS], by the attention of [CLS]: CLIP, InternVL's ViT."""
 
-    # Not the whole input, which would stay in memory.
-    attention, keys, cls = watched.module, watched.made_by(KEYS), watched.hidden_states[:, 0].clone()
-    all_queries = watched.made_by(QUERIES) if watched.received else None
+    attention, received = watched.module, watched.received
+    queries, keys = watched.made_by(QUERIES), watched.made_by(KEYS)
+    if not received:
+        queries = queries[:, 0].clone()  # all of them would stay in memory
 
     def show() -> tuple[Tensor, Tensor]:
         heads = attention.num_heads, attention.head_dim
-        queries = attention.q_proj(cls) if all_queries is None else all_queries
-        queries = _normalise(attention, "q_norm", queries).unflatten(-1, heads)
+        asking = _normalise(attention, "q_norm", queries).unflatten(-1, heads)
         attended = _normalise(attention, "k_norm", keys).unflatten(-1, heads)
-        if all_queries is None:
-            saliency = cls_attention(queries, attended, attention.scale)
+        if not received:
+            saliency = cls_attention(asking, attended, attention.scale)
         else:
             grids, length = keys.shape[:2]
-            both = queries.flatten(0, 1), attended.flatten(0, 1)
+            both = asking.flatten(0, 1), attended.flatten(0, 1)
             saliency = attention_received(*both, attention.scale, [length] * grids).view(grids, length)[:, 1:]
         return keys[:, 1:].flatten(0, 1).unflatten(-1, heads), saliency.flatten()
 

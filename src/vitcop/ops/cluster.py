@@ -16,6 +16,9 @@ from .segments import by_size, is_real, pad_segments, per_segment, unpad_segment
 # makes the clusters independent of the scale of the keys.
 NEIGHBOURS = 0.02
 
+# Of a squared distance, as a share of both squared norms: rounding of as many channels as encoders have is below.
+ROUNDING = 1e-5
+
 
 def num_centres(centre_fraction: float, num_tokens: int) -> int:
     """Number of clusters that `num_tokens` tokens fall into."""
@@ -67,7 +70,8 @@ def _density_peaks(
     device, longest = features.device, max(lengths)
     square = _squared_distances(features, lengths)
     scale = _derived_scale(square, lengths) if cutoff is None else cutoff**2
-    density = (square / -scale).exp_().sum(-1)
+    # Of equal points it has to be equal, whichever order their terms are added in.
+    density = (square / -scale).exp_().sum(-1, dtype=torch.float64).float()
 
     index = torch.arange(longest, device=device)
     # Equal densities would make mutual parents: the lower index counts as the denser one.
@@ -108,8 +112,9 @@ def _squared_distances(
     length = points.square().sum(-1)
     with full_precision(device):
         products = torch.bmm(points, points.mT)
-    square = products.mul_(-2).add_(length[:, :, None]).add_(length[:, None]).clamp_(min=0)
-    square.diagonal(dim1=1, dim2=2).zero_()
+    # Less than rounding can add, so that equal points are at 0 of each other, and of themselves, wherever they stand.
+    square = products.mul_(-2).add_(length[:, :, None], alpha=1 - ROUNDING).add_(length[:, None], alpha=1 - ROUNDING)
+    square.clamp_(min=0)
     return square if min(lengths) == max(lengths) else square.masked_fill_(~is_real(lengths, device)[:, None], math.inf)
 
 

@@ -74,11 +74,11 @@ def most_probable(
     By the incremental Cholesky factor of Chen et al. (NeurIPS 2018): each step adds the row that raises the
     determinant of the chosen rows' kernel most.
     """
-    gain = kernel.diagonal(dim1=1, dim2=2).masked_fill(~real, -torch.inf)
+    gain, free = kernel.diagonal(dim1=1, dim2=2), real
     factor = kernel.new_zeros(len(kernel), 0, kernel.shape[1])
-    order = []
+    order: list[Tensor] = []
     for _ in range(steps):
-        order.append(gain.argmax(-1))
+        order.append(gain.masked_fill(~free, -torch.inf).argmax(-1))
         last = order[-1][:, None]
         pivot = gain.gather(1, last)
         explained = (factor.gather(2, last[:, None].expand(-1, factor.shape[1], 1)).mT @ factor)[:, 0]
@@ -86,7 +86,8 @@ def most_probable(
         row = row.masked_fill(pivot < _NOTHING, 0)
         factor = torch.cat([factor, row[:, None]], 1)
         gain = gain - row**2
-        gain = torch.where(gain.isfinite() & (gain < _NOTHING), 0, gain).scatter(1, last, -torch.inf)
+        gain = gain.masked_fill(gain < _NOTHING, 0)
+        free = free.scatter(1, last, False)
     return torch.stack(order, 1)
 
 

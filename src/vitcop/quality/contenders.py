@@ -88,7 +88,7 @@ class Contest:
 
     def _reaches(self, method: Pruners, retention: float) -> bool:
         try:
-            self.planner.plan(method(retention))
+            self.planner.plan(method(retention), small_images="refuse")
         except BudgetError:
             return False
         return True

@@ -20,6 +20,8 @@ from .tokens import EncoderSignal, Selection, TextTokens, VisualTokens
 
 Positions = Literal["compact", "keep"]
 S = TypeVar("S", bound="Selector")
+SmallImages = Literal["floor", "refuse"]
+"""What becomes of images so small that one token in each stage is more than the retention: see `checked_budgets`."""
 P = TypeVar("P", bound="Pruner")
 
 LITERATURE_TOKENS, LITERATURE_LAYERS = 576, 32
@@ -231,11 +233,17 @@ def preset_retention(schedule: Mapping[int, int]) -> float:
     return average_retention(schedule, LITERATURE_TOKENS, LITERATURE_LAYERS)
 
 
-def checked_budgets(method: Pruner, num_tokens: int, num_layers: int, first_layer: int) -> dict[int, int]:
-    """The method's schedule, in order of its layers, if a decoder can carry it out; arguments as of `budgets`.
+def checked_budgets(
+    method: Pruner, num_tokens: int, num_layers: int, first_layer: int, small_images: SmallImages = "floor"
+) -> dict[int, int]:
+    """The method's schedule, in order of its layers, if a decoder can carry it out.
+
+    Args:
+        num_tokens, num_layers, first_layer: as of `budgets`.
+        small_images: "refuse" raises where even one token in each stage averages more than the method's retention.
 
     Raises:
-        BudgetError: it is none.
+        BudgetError: it is none, or is refused.
     """
     budgets = dict(sorted(method.budgets(num_tokens, num_layers, first_layer).items()))
     for layer in budgets:
@@ -249,6 +257,13 @@ def checked_budgets(method: Pruner, num_tokens: int, num_layers: int, first_laye
         raise BudgetError(f"{method.name} must give whole numbers of tokens for whole layers, not {budgets}.")
     if min(counts) < 1 or any(after > before for before, after in pairwise(counts)):
         raise BudgetError(f"{method.name} gives an impossible schedule for {num_tokens} visual tokens: {budgets}.")
+    least = average_retention(dict.fromkeys(budgets, 1), num_tokens, num_layers)
+    if small_images == "refuse" and least > method.retention * (1 + 1e-9):
+        raise BudgetError(
+            f"retention={method.retention:.4g} is below {least:.4g}, what {method.name} averages over {num_layers} "
+            f"layers with one of {num_tokens} visual tokens in each stage; raise it, leave out small images, or let "
+            "them keep one token with small_images='floor'."
+        )
     return budgets
 
 

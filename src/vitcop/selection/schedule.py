@@ -23,6 +23,7 @@ def solve(
     A method says how its stages share what is kept by the schedules that it has been published with. From one
     token in each stage, through those, to all tokens in each, every stage moves in a straight line: the average
     rises along the way, and the schedule is where it meets `retention`. With no waypoint all stages keep the same.
+    An image too small for that keeps one token in each stage, as long as this is at most one more than asked for.
 
     Args:
         method: its name, for errors.
@@ -37,7 +38,7 @@ def solve(
         Decoder layer -> tokens alive from that layer on.
 
     Raises:
-        BudgetError: the decoder has no such layers, or the layers before the first stage alone exceed the retention.
+        BudgetError: the decoder has no such layers, or those before the first stage alone exceed the retention.
     """
     if not all(first < second for first, second in pairwise([-1, *layers, num_layers])):
         found = ", ".join(map(str, layers))
@@ -51,7 +52,7 @@ def solve(
 
     lowest, highest = (1 / num_tokens,) * len(layers), (1.0,) * len(layers)
     path = [lowest, *(tuple(max(1 / num_tokens, share) for share in shares) for shares in waypoints), highest]
-    if retention < average(lowest) * (1 - 1e-9):
+    if (average(lowest) - retention) * num_tokens > 1:
         raise BudgetError(
             f"retention={retention:.4g} is below {average(lowest):.4g}, the smallest that {method} can average over "
             f"{num_layers} layers with {num_tokens} visual tokens when it first drops some before layer {layers[0]}; "

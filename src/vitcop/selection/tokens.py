@@ -327,6 +327,12 @@ class VisualTokens:
             )
         return [share_out(n, sizes) for n, sizes in zip(budget, self.segment_sizes, strict=True)]
 
+    @property
+    def by_grid(self) -> Int[Tensor, " visual"]:
+        """The rows, grid after grid: tiles may lie across each other in the prompt. All visual tokens must be there."""
+        order = self.entrance.by_grid
+        return torch.arange(len(self.rows), device=self.rows.device) if order is None else order
+
     def smallest_of_grids(self, values: Shaped[Tensor, " visual"], quotas: Sequence[int]) -> Int[Tensor, " kept"]:
         """The `quotas[i]` rows of smallest value of every grid `i`, grid after grid; ascending in each.
 

@@ -1,0 +1,318 @@
+"""Stages of pruning between the layers of a stock decoder, while it reads a batch of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import Cache
+
+from ..errors import UnsupportedModelError, VitcopError
+from ..models import ModelFamily
+from ..models.base import Call
+from ..models.decoder import Rotary, keep_projected, refuse_rows
+from ..models.grids import Grids
+from ..ops.gather import gather_slots
+from ..report import Report, StageReport
+from ..selection.pruner import Pruner
+from ..selection.tokens import Entrance, Selection, VisualTokens, merge_hidden_states
+from .cache import PrunedCache, Request, adopt, cache_in
+from .layout import Layout
+from .masks import entering_mask, layer_mask
+from .placement import Placed
+from .positions import RotaryPositions, position_behind
+from .signals import LayerInput, Prompts, StageSource
+
+
+class Stages:
+    """A batch of prompts on its way through the decoder, and what is left of it.
+
+    Attributes:
+        prompts, placed: as they came to the decoder.
+        schedule: decoder layer -> tokens alive from that layer on, of each image.
+        layers: before which a stage stands; none if nothing is ever dropped.
+        tokens: the visual tokens that are left.
+        layout: which prompt columns are left; `layouts` and `row_lengths` have it since each layer that changed it.
+        entered: slots of `layout` in what entered the layers, which is what the model keeps passing on; None while that
+            is the same.
+        fitted: by kind of layer, what layers get in place of that since the last stage.
+        previous: what the layer before the next stage got; None elsewhere.
+        request: what decoding has to know; None until stage 0 is over.
+        cache: that of the prompt, once the first layer was reached.
+        done, selections, doubts: what happened at each stage, and what has to be true of it, to be looked at when
+            nothing waits for it any more.
+    """
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        method: Pruner,
+        prompts: Prompts,
+        placed: Placed,
+        schedule: Sequence[dict[int, int]],
+        blocks: Int[Tensor, "batch seq"] | None,
+    ) -> None:
+        self.family, self.method, self.prompts, self.placed, self.blocks = family, method, prompts, placed, blocks
+        self.schedule, lengths = schedule, prompts.lengths
+        dropping = any(min(budgets.values()) < n for budgets, n in zip(schedule, lengths, strict=True))
+        self.layers = sorted({layer for budgets in schedule for layer in budgets}) if dropping else []
+        self.tokens = _table(family, prompts, placed)
+        self.layout = _whole(prompts)
+        self.layouts, self.row_lengths = {0: self.layout}, {0: prompts.placeholders.prompt_lengths}
+        self.entered: Tensor | None = None
+        self.fitted: dict[str, Call] = {}
+        self.previous: LayerInput | None = None
+        self.request: Request | None = None
+        self.cache: PrunedCache | None = None
+        self.done: list[StageReport] = []
+        self.selections: list[tuple[Selection, tuple[int, ...], tuple[int, ...]]] = []
+        self.doubts: list[Tensor] = []
+
+    def enter(self, kwargs: Call) -> Call:
+        """Apply stage 0 to what enters the language model."""
+        if not self.layers:
+            return kwargs
+        hidden_states, entering, slots = kwargs["inputs_embeds"], self.layout, None
+        if 0 in self.layers:
+            hidden_states, slots = self._stage(0, hidden_states, self._source(hidden_states))
+        if slots is None and self.family.has_windows and entering.mask is not None:
+            # A cache with a window keeps the last slots of a row, which must not be padding.
+            hidden_states, slots = self._pack(0, hidden_states, entering.mask, self.tokens, self.row_lengths[0])
+        if slots is not None:
+            kwargs |= self.family.gather_features(kwargs, slots, self.layout.alive, sum(self.tokens.lengths))
+            mask = entering_mask(self.family, self.layout.mask, lambda layer: self._mask(layer, hidden_states))
+            kwargs |= {"inputs_embeds": hidden_states, "attention_mask": mask}
+        positions = self._positions(kwargs.get("position_ids"), entering, slots)
+        width, real = entering.width, self.prompts.placeholders.real
+        self.request = Request(
+            prompt_length=width,
+            num_layers=len(self.family.layers),
+            layouts=self.layouts,
+            positions=positions,
+            ends=(real * torch.arange(1, width + 1, device=real.device)).amax(1),
+            text_after_images=width - 1 - (self.placed.slots % width).max(),
+        )
+        return kwargs | {"position_ids": positions.values}
+
+    def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:
+        """Apply the stage that stands before `layer`, and give the layer what fits its tokens."""
+        if layer == 0:
+            self._take_cache(cache_in(kwargs))
+        elif layer in self.layers:
+            self._to(hidden_states.device)
+            source = self._source_between(layer, hidden_states, kwargs["position_embeddings"])
+            hidden_states, slots = self._stage(layer, hidden_states, source)
+            if slots is not None:
+                self.entered = slots if self.entered is None else self.entered.gather(1, slots)
+                self.fitted = {}
+        if self.entered is not None:
+            kind = self.family.layer_kinds[layer]
+            if kind not in self.fitted:
+                self.fitted[kind] = self._fit(layer, hidden_states, kwargs)
+            kwargs = kwargs | self.fitted[kind]
+        self.previous = None
+        if layer + 1 in self.layers:
+            projected = keep_projected(self.family.layers[layer])
+            self.previous = LayerInput(layer, hidden_states, kwargs["position_embeddings"], projected)
+        if "flash" in self.family.decoder.config._attn_implementation:
+            # Flash attention would take gaps between positions for the borders of packed sequences.
+            kwargs["position_ids"] = None
+        return hidden_states, kwargs
+
+    def release(self) -> None:
+        if self.cache is not None:
+            self.cache.release()
+
+    def check(self) -> None:
+        """Raise if a stage saw or selected what it must not; all at once, so that none waits for the device."""
+        known = all(_agree(*doubt.cpu()) for doubt in self.doubts)
+        valid = all(selection.to("cpu").allows(lengths, budget) for selection, lengths, budget in self.selections)
+        if not (known and valid) and self.cache is not None and self.cache.request is not None:
+            self.cache.request = replace(self.cache.request, num_layers=0)  # never to be continued
+        if not known:
+            refuse_rows(self.family.decoder.config)
+        if not valid:
+            raise VitcopError(
+                f"{self.method.name} made a selection that is not valid: keep must be ascending rows, as many of each "
+                f"image as its budget says, and merge must name slots of the same image, or be -1.{self._hint()}"
+            )
+
+    def report(self) -> Report:
+        return Report(
+            method=self.method.name,
+            num_layers=len(self.family.layers),
+            images=self.placed.observation.images,
+            modalities=self.placed.modalities,
+            rows=self.placed.rows,
+            stages=tuple(self.done),
+            columns={first: layout.real_columns for first, layout in self.layouts.items()},
+            row_lengths=self.row_lengths,
+            prompt_lengths=self.prompts.placeholders.prompt_lengths,
+            decoder_config=self.family.decoder.config,
+            bytes_per_value=self.prompts.embeddings.element_size(),
+        )
+
+    def _hint(self) -> str:
+        """What may be behind a wrong selection, besides the method."""
+        features = self.prompts.embeddings.flatten(0, 1)[self.prompts.visual].split(self.prompts.lengths)
+        broken = [str(image) for image, values in enumerate(features) if not values.isfinite().all()]
+        return f" The features of image {', '.join(broken)} of the batch are not finite." if broken else ""
+
+    def _source(self, hidden_states: Tensor) -> StageSource:
+        """What methods may see at the entrance."""
+        return StageSource(self.family, self.prompts, self.placed.observation, self.layout, hidden_states)
+
+    def _source_between(self, layer: int, hidden_states: Tensor, rotary: Rotary) -> StageSource:
+        """What methods may see before a layer, to which the model passes on these rotary embeddings."""
+        device = hidden_states.device
+        assert self.cache is not None and self.cache.last_keys is not None and self.previous is not None
+        return replace(
+            self._source(hidden_states),
+            doubts=self.doubts,
+            cached_keys=self.cache.last_keys.to(device),
+            previous=self.previous.to(device),
+            ahead=lambda: LayerInput(layer, hidden_states, self._rotary(rotary)),
+        )
+
+    def _take_cache(self, cache: Cache | None) -> None:
+        if cache is None:
+            raise UnsupportedModelError(
+                "Pruning needs the KV cache, whose keys it selects by: leave use_cache on, gradient checkpointing off."
+            )
+        self.cache = adopt(cache, self.family.has_windows)
+        self.cache.request = self.request
+        self.cache.running = True
+
+    def _stage(self, layer: int, entering: Tensor, source: StageSource) -> tuple[Tensor, Tensor | None]:
+        """Select, merge and repack. Returns the new hidden states and the slots they gather, None if all stayed."""
+        tokens = replace(self.tokens, layer=layer, stage=self.layers.index(layer), source=source)
+        budget = tuple(b.get(layer, n) for b, n in zip(self.schedule, tokens.lengths, strict=True))
+        with torch.no_grad():
+            selection = self.method.select(tokens, budget)
+        if not isinstance(selection, Selection) or selection.reduction not in ("mean", "add_mean"):
+            raise VitcopError("select must return a Selection, whose reduction is 'mean' or 'add_mean'.")
+        selection.check_shapes(sum(tokens.lengths), sum(budget))
+        self.selections.append((selection, tokens.lengths, budget))
+        selection = selection.clamped(sum(tokens.lengths))  # what is wrong with it is told at the end
+        labels = tokens.labels | selection.labels
+        self.done.append(StageReport.of(tokens, selection, budget, labels.get("cluster")))
+        # Without its source, which holds activations.
+        kept_tokens = replace(tokens, labels=labels, source=None).take(selection.keep, budget)
+        if budget == tokens.lengths:
+            self.tokens = kept_tokens
+            return entering, None
+
+        alive = self.layout.alive.flatten().index_fill(0, tokens.slots, False).index_fill(0, kept_tokens.slots, True)
+        lengths = list(self.row_lengths[max(self.row_lengths)])
+        for row, before, after in zip(self.placed.rows, tokens.lengths, budget, strict=True):
+            lengths[row] -= before - after
+        alive = alive.view_as(self.layout.columns)
+        packed, slots = self._pack(layer, entering, alive, kept_tokens, tuple(lengths))
+        if selection.merge is not None:
+            # From the forward's own states: what the method has looked at carries no gradient.
+            merged = merge_hidden_states(entering.flatten(0, 1)[tokens.slots], selection)
+            packed = packed.flatten(0, 1).index_copy(0, self.tokens.slots, merged).view_as(packed)
+        return packed, slots
+
+    def _pack(
+        self, layer: int, hidden_states: Tensor, alive: Tensor, tokens: VisualTokens, lengths: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Go on with the slots in `alive`, and with `tokens` among them. Returns what `_stage` does."""
+        self.layout, slots = self.layout.keep(alive, lengths)
+        self.layouts[layer], self.row_lengths[layer] = self.layout, lengths
+        new_slot = torch.arange(slots.numel(), device=slots.device).view_as(slots)
+        moved_to = torch.zeros_like(alive, dtype=torch.long).scatter(1, slots, new_slot)
+        self.tokens = replace(tokens, slots=moved_to.flatten()[tokens.slots])
+        return gather_slots(hidden_states, slots, -2), slots
+
+    def _positions(self, given: Tensor | None, entering: Layout, slots: Tensor | None) -> RotaryPositions:
+        """Positions of what enters the decoder, of which `slots` stood among `entering`; None if all did."""
+        columns = entering.columns
+        positions = columns if given is None else given.to(columns.device)
+        positions = positions.expand(*positions.shape[:-2], *columns.shape)
+        zero = torch.zeros_like(columns[:, 0])
+        if slots is None:
+            return RotaryPositions(positions, shift=zero, floor=zero)
+        dropped = entering.alive & ~torch.zeros_like(entering.alive).scatter(1, slots, self.layout.alive)
+        kept = gather_slots(positions, slots, -1)
+        if self.method.positions == "keep" or self.family.keeps_positions:
+            return RotaryPositions(kept, shift=zero, floor=position_behind(positions, dropped))
+        kept = kept - (entering.ranks.gather(1, slots) - self.layout.ranks)
+        return RotaryPositions(kept, shift=dropped.sum(1), floor=zero)
+
+    def _rotary(self, given: Rotary) -> Rotary:
+        """Rotary embeddings that the model passes on at the length that entered, at the length now."""
+        if self.entered is None:
+            return given
+        cos, sin = (gather_slots(part, self.entered, -2) for part in given)
+        return cos, sin
+
+    def _fit(self, layer: int, hidden_states: Tensor, kwargs: Call) -> Call:
+        """The keyword arguments that the model goes on passing at the length that entered, at the length now."""
+        assert self.entered is not None
+        fitted: Call = {
+            "attention_mask": self._mask(layer, hidden_states),
+            "position_embeddings": self._rotary(kwargs["position_embeddings"]),
+        }
+        if kwargs.get("position_ids") is not None:
+            fitted["position_ids"] = gather_slots(kwargs["position_ids"], self.entered, -1)
+        return fitted
+
+    def _mask(self, layer: int, hidden_states: Tensor) -> Any:
+        columns = self.layout.columns
+        return layer_mask(
+            self.family,
+            layer,
+            hidden_states,
+            self.cache,
+            real=self.layout.mask,
+            columns=columns,
+            blocks=None if self.blocks is None else self.blocks.to(columns.device).gather(1, columns),
+        )
+
+    def _to(self, device: torch.device) -> None:
+        """Follow a model that is spread over devices."""
+        if self.layout.columns.device == device:
+            return
+        self.tokens, self.layout = self.tokens.to(device), self.layout.to(device)
+        if self.entered is not None:
+            self.entered = self.entered.to(device)
+
+
+def _table(family: ModelFamily, prompts: Prompts, placed: Placed) -> VisualTokens:
+    """All visual tokens of a batch, where they stand in its prompts."""
+    images, device = placed.observation.images, prompts.embeddings.device
+    whole = Grids.join(images)
+    return VisualTokens(
+        layer=0,
+        stage=0,
+        lengths=prompts.lengths,
+        rows=torch.arange(len(prompts.visual), device=device),
+        slots=prompts.visual,
+        entrance=Entrance.of(
+            segments=whole.segments[whole.visual],
+            grid=whole.places[whole.visual],
+            shapes=tuple(image.shapes for image in images),
+            sizes=tuple(image.sizes for image in images),
+            device=device,
+        ),
+        key_cutoff=family.key_cutoff,
+        normalised_keys=family.normalises_keys,
+    )
+
+
+def _whole(prompts: Prompts) -> Layout:
+    """The layout of prompts of which nothing was dropped."""
+    (batch, width), device = prompts.embeddings.shape[:2], prompts.embeddings.device
+    real, lengths = prompts.placeholders.real, prompts.placeholders.prompt_lengths
+    columns = torch.arange(width, device=device).expand(batch, width)
+    return Layout(columns, None if min(lengths) == width else real.to(device))
+
+
+def _agree(distance: Tensor, norm: Tensor) -> bool:
+    """Whether keys are what the layer made; see `StageSource.doubts`. Rows that are not finite cannot show it."""
+    return bool(((distance <= 0.1 * norm) | ~norm.isfinite()).all())  # rounding of half precision is far below
