@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache, cache_utils
+from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
 from ..errors import UnsupportedModelError
 from .layout import Layout
 from .positions import RotaryPositions
+
+# Their common base, which transformers 5.17 does not have.
+_QUANTISED: type = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ class PrunedCache(Cache):
     def crop(self, tokens_to_remove: int | Tensor) -> None:
         tokens_to_remove = int(tokens_to_remove)
         request = self.request
+        if tokens_to_remove:
+            self._check_layers("crop")
         # Drafts of assisted decoding come with the prompt's first forward: taking them back reaches into the prompt.
         if request is not None and (from_prompt := abs(tokens_to_remove) - self.tail_length()) > 0:
             request = request.crop(from_prompt)
@@ -156,14 +161,17 @@ class PrunedCache(Cache):
         self.request = request
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._check_layers("reorder_cache")
         super().reorder_cache(beam_idx)
         self._select_rows(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        self._check_layers("batch_select_indices")
         super().batch_select_indices(indices)
         self._select_rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        self._check_layers("batch_repeat_interleave")
         super().batch_repeat_interleave(repeats)
         if self.request is not None:
             rows = torch.arange(self.request.batch)
@@ -172,6 +180,15 @@ class PrunedCache(Cache):
     def _select_rows(self, rows: Tensor) -> None:
         if self.request is not None:
             self.request = self.request.select_rows(rows)
+
+    def _check_layers(self, operation: str) -> None:
+        """Raise if a quantised layer has this from layers that keep all in `keys`, where it keeps little."""
+        for layer in self.layers:
+            if isinstance(layer, _QUANTISED) and getattr(type(layer), operation) is getattr(DynamicLayer, operation):
+                raise UnsupportedModelError(
+                    f"{operation} would not reach what a {type(layer).__name__} has quantised; use a DynamicCache "
+                    "that is not quantised, or start again with a new cache."
+                )
 
 
 def cache_in(call: dict[str, Any]) -> Any:
