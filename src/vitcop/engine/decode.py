@@ -12,12 +12,13 @@ from ..errors import UnsupportedModelError
 from ..models import ModelFamily
 from ..models.base import Call
 from .cache import PrunedCache
+from .forward import Forward
 from .layout import Layout
 from .masks import entering_mask, layer_mask
 from .positions import count_positions
 
 
-class Decode:
+class Decode(Forward):
     """New tokens behind a batch of pruned prompts."""
 
     def __init__(self, family: ModelFamily, cache: PrunedCache, batch: int, new: int) -> None:
@@ -63,7 +64,6 @@ class Decode:
         return kwargs | {"attention_mask": mask}
 
     def leaves_alone(self, kwargs: Call) -> bool:
-        """Whether a layer, whose arguments these are, needs nothing from us."""
         return self.is_plain and kwargs.get("attention_mask") is None
 
     @cached_property

@@ -19,6 +19,7 @@ from ..report import Report, StageReport
 from ..selection.pruner import Pruner, checked_budgets
 from ..selection.tokens import Entrance, Selection, VisualTokens, merge_hidden_states
 from .cache import PrunedCache, Request, adopt, cache_in
+from .forward import Forward
 from .layout import Layout
 from .masks import entering_mask, layer_mask
 from .placement import Placeholders, place_images
@@ -26,7 +27,7 @@ from .positions import RotaryPositions, position_behind
 from .signals import LayerInput, Prompts, StageSource
 
 
-class Prefill:
+class Prefill(Forward):
     """A batch of prompts on its way through the decoder for the first time."""
 
     def __init__(self, family: ModelFamily, method: Pruner, call: Call, placeholders: Placeholders) -> None:
@@ -184,6 +185,10 @@ class Prefill:
             return given
         cos, sin = (gather_slots(part, self.entered, -2) for part in given)
         return cos, sin
+
+    def finish(self) -> Report:
+        self.check_stages()
+        return self.report()
 
     def release(self) -> None:
         if self.cache is not None:
