@@ -27,7 +27,7 @@ class Decode(Forward):
         if batch != self.request.batch:
             raise UnsupportedModelError(
                 f"The KV cache is of a batch of {self.request.batch}, and one of {batch} came with it; go on with as "
-                "many rows, or choose among those of the cache by batch_select_indices or batch_repeat_interleave."
+                "many prompts, or choose among those of the cache by batch_select_indices or batch_repeat_interleave."
             )
         self.tail = cache.tail_length()
         self.tail_mask: Tensor | None = None

@@ -23,9 +23,9 @@ class Placeholders:
 
     Attributes:
         masks: of each modality, (batch, seq).
-        counts: of each modality, per row.
+        counts: of each modality, per prompt.
         real: where there is a token and no padding, (batch, seq).
-        prompt_lengths: tokens per row.
+        prompt_lengths: tokens per prompt.
         hidden: placeholders that the attention mask hides.
         drafted: columns at the end that are no prompt, but a draft of its answer that came along (assisted decoding).
     """
