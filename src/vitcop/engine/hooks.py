@@ -247,7 +247,8 @@ class Pruning:
         finally:
             self._thread.prompt_width = outer
 
-    # torch sets a hook and its mark "with kwargs" one after the other: in between, a thread may call it without.
+    # Hooks have `kwargs` by default None: torch sets a hook, and removes it, before its mark that it takes them, and a
+    # dense forward of another thread may call it in between.
 
     def _ask(self, model: nn.Module, args: tuple[Any, ...], kwargs: Call | None = None) -> None:
         # Read before the forward, where accelerate may hand on a copy of the encoder's output.
@@ -430,8 +431,8 @@ def _stock_model(model: Any) -> PreTrainedModel:
 class _Wrapper:
     """A method of one object wrapped by another, until it is removed.
 
-    Not a forward hook, since how features are packed into tokens is said to no module: `image_sizes` and the
-    like end at `get_image_features`, which `generate` calls before the first forward.
+    Where a forward hook sees too little: `image_sizes` and the like, which say how features are packed into tokens,
+    end at `get_image_features`, which `generate` calls before the first forward.
     """
 
     def __init__(self, owner: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
