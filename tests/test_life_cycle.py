@@ -303,6 +303,23 @@ def test_a_forward_ends_as_it_began_when_the_pruning_is_removed(model, by):
         assert torch.equal(model(**inputs).logits, dense)
 
 
+def test_a_forward_while_the_model_is_being_pruned_is_dense(model, monkeypatch):
+    """Another thread may begin one when half of the hooks are on."""
+    inputs, layer, seen = batch([ONE_IMAGE]), model.model.language_model.layers[4], []
+    register = layer.register_forward_pre_hook
+
+    def meanwhile(*args, **kwargs):
+        seen.append(model(**inputs).logits)
+        return register(*args, **kwargs)
+
+    with torch.no_grad():
+        dense = model(**inputs).logits
+        monkeypatch.setattr(layer, "register_forward_pre_hook", meanwhile)
+        with vitcop.prune(model, VITCOP):
+            assert model(**inputs).logits.shape != dense.shape
+    assert len(seen) == 1 and torch.equal(seen[0], dense)
+
+
 def test_a_pruned_model_cannot_be_copied(model):
     with vitcop.prune(model, VITCOP):
         for copier in (copy.deepcopy, pickle.dumps):

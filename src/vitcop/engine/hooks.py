@@ -175,12 +175,6 @@ class Pruning:
         def around(owner: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
             self._hooks.append(_Wrapper(owner, name, wrapper))
 
-        around(stock, "generate", self._generate)
-        before(stock, self._ask)
-        before(family.base, self._expect)
-        # Hooks alone are passed by where `forward` is called by name, and torch runs none after a KeyboardInterrupt.
-        around(stock, "forward", self._run_model)
-        around(family.base, "forward", self._run_base)
         for modality in family.modalities:
             around(family.base, f"get_{modality}_features", partial(self._encode, modality))
         for attention, names in self._projections_to_keep().items():
@@ -191,6 +185,13 @@ class Pruning:
         before(family.decoder, self._enter)
         for index, layer in enumerate(family.layers):
             before(layer, partial(self._layer, index))
+        # Last, as another thread may call the model at any time: what begins here finds all of the above.
+        around(stock, "generate", self._generate)
+        # Hooks alone are passed by where `forward` is called by name, and torch runs none after a KeyboardInterrupt.
+        around(stock, "forward", self._run_model)
+        around(family.base, "forward", self._run_base)
+        before(stock, self._ask)
+        before(family.base, self._expect)
 
     def _take_off(self) -> None:
         while self._hooks:
