@@ -102,16 +102,15 @@ def test_interleaved_caches_do_not_mix(model):
 
 
 def test_cache_rows_can_be_chosen_and_repeated(model):
-    prompts = (Prompt(2, seed=2), Prompt(1, seed=5))
+    prompts, token = (Prompt(2, seed=2), ONE_IMAGE, Prompt(1, seed=5)), torch.tensor([[9]])
     with torch.no_grad(), vitcop.prune(model, VITCOP):
-        alone = model(**batch([prompts[1]]))
-        token = torch.tensor([[9]])
-        expected = model(input_ids=token, past_key_values=alone.past_key_values).logits
+        alone = [model(input_ids=token, past_key_values=model(**batch([p])).past_key_values).logits for p in prompts]
         cache = model(**batch(prompts)).past_key_values
-        cache.batch_select_indices(torch.tensor([1]))
+        cache.batch_select_indices(torch.tensor([2, 0]))
         cache.batch_repeat_interleave(2)
-        chosen = model(input_ids=token.expand(2, 1), past_key_values=cache).logits
-    torch.testing.assert_close(chosen, expected.expand(2, -1, -1), rtol=1e-4, atol=1e-5)
+        chosen = model(input_ids=token.expand(4, 1), past_key_values=cache).logits
+    expected = torch.cat([alone[2], alone[2], alone[0], alone[0]])
+    torch.testing.assert_close(chosen, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_crop_takes_back_text_only(model):
@@ -125,18 +124,66 @@ def test_crop_takes_back_text_only(model):
         cache.crop(-4)
         cropped = model(input_ids=token, past_key_values=cache).logits
         torch.testing.assert_close(cropped, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["divprune", "vitcop"])
+def test_crop_ends_at_the_last_image(model, method):
+    """All of the text behind it goes, and nothing of the image, whether or not its last token was kept."""
+    inputs = batch([ONE_IMAGE])
+    text = inputs["input_ids"].flip(1)[0].tolist().index(IMAGE)
+    with torch.no_grad(), vitcop.prune(model, METHODS[method]):
+        output = model(**inputs)
+        cache = output.past_key_values
         with pytest.raises(vitcop.UnsupportedModelError, match="not its images"):
-            cache.crop(-10)
+            copy.deepcopy(cache).crop(-text - 1)
+        cache.crop(-text)
+        again = model(input_ids=inputs["input_ids"][:, -text:], past_key_values=cache).logits
+    assert_same_logits(again, output.logits[:, -text:])
+
+
+SAID = [11, 12, 13, 14, 20, 21]
+REPEATING = [1, *SAID, *[IMAGE] * 36, *SAID, *SAID, 11, 12, 13]
+"""A prompt in which prompt lookup finds drafts of its answer."""
 
 
 @pytest.mark.parametrize("how", ["assistant", "prompt lookup"])
-def test_assisted_decoding_gives_the_greedy_answer(model, how):
-    inputs = batch([ONE_IMAGE])
-    drafted = {"assistant_model": LLAVA.model()} if how == "assistant" else {"prompt_lookup_num_tokens": 2}
-    with torch.no_grad(), vitcop.prune(model, VITCOP):
+@pytest.mark.parametrize("method", ["vitcop", *sorted(READING_TEXT)])
+def test_assisted_decoding_gives_the_greedy_answer(model, method, how):
+    """The first draft comes along with the prompt: no method may take it for the text behind the image."""
+    inputs = batch([ONE_IMAGE]) | {"input_ids": torch.tensor([REPEATING])}
+    drafted = {"assistant_model": LLAVA.model()} if how == "assistant" else {"prompt_lookup_num_tokens": 3}
+    with torch.no_grad(), vitcop.prune(model, METHODS[method]) as pruning:
         plain = model.generate(**inputs, **GREEDY | {"max_new_tokens": 12})
+        kept = [stage.kept() for stage in pruning.report.stages]
+        assert pruning.report.prompt_lengths == (len(REPEATING),)
         assisted = model.generate(**inputs, **GREEDY | {"max_new_tokens": 12}, **drafted)
+    assert pruning.report.prompt_lengths > (len(REPEATING),)  # a draft has come along
+    assert [stage.kept() for stage in pruning.report.stages] == kept
     assert torch.equal(plain, assisted)
+
+
+def test_logits_of_several_tokens_are_no_draft(model):
+    """Who asks for them of a prompt of one's own, as trainers do, has all of its text read."""
+    inputs = batch([ONE_IMAGE]) | {"input_ids": torch.tensor([REPEATING])}
+    with torch.no_grad(), vitcop.prune(model, METHODS["fastv"]) as pruning:
+        expected = model(**inputs).logits[:, -5:]
+        kept = [stage.kept() for stage in pruning.report.stages]
+        assert torch.equal(model(**inputs, logits_to_keep=5).logits, expected)
+        assert [stage.kept() for stage in pruning.report.stages] == kept
+
+
+def test_a_drafted_placeholder_raises(model):
+    """Prompt lookup copies what stood behind the last words before; the dense model raises as well."""
+    ids = [1, *SAID, *[IMAGE] * 36, 5, 6, *SAID]
+    inputs = batch([ONE_IMAGE]) | {"input_ids": torch.tensor([ids]), "prompt_lookup_num_tokens": 2}
+    asked = {"do_sample": False, "max_new_tokens": 5}
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="do not match"):
+            model.generate(**inputs, **asked)
+        with vitcop.prune(model, VITCOP):
+            with pytest.raises(vitcop.UnsupportedModelError, match="suppress_tokens"):
+                model.generate(**inputs, **asked)
+            model.generate(**inputs, **asked, suppress_tokens=[IMAGE])
 
 
 class CoarseLayer(QuantizedLayer):
@@ -159,6 +206,34 @@ def test_quantised_cache_selects_by_the_exact_keys(model):
         output = model.generate(**inputs, past_key_values=cache, **GREEDY)
     assert [stage.kept() for stage in pruning.report.stages] == exact
     assert output.shape[1] == inputs["input_ids"].shape[1] + 5
+
+
+@pytest.mark.parametrize("operation", ["crop", "batch_select_indices", "batch_repeat_interleave", "reorder_cache"])
+def test_rows_and_ends_of_a_quantised_cache(model, operation):
+    """Its layers keep most tokens where what they inherit from others does not look: as without, or a refusal."""
+
+    class ExactLayer(CoarseLayer):
+        def _quantize(self, tensor, axis):
+            return tensor.clone()
+
+        def _dequantize(self, quantised):
+            return quantised
+
+    given = {"crop": -1, "batch_repeat_interleave": 1}.get(operation, torch.tensor([1, 0]))
+    logits = []
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        for cache in (DynamicCache(), Cache(layer_class_to_replicate=ExactLayer)):
+            model(**batch([ONE_IMAGE, Prompt(1, seed=5)]), past_key_values=cache)
+            model(input_ids=torch.tensor([[4, 5], [6, 7]]), past_key_values=cache)
+            try:
+                getattr(cache, operation)(given)
+            except vitcop.UnsupportedModelError as error:
+                assert "ExactLayer" in str(error) and operation in str(error)
+                assert cache.get_seq_length() == batch([ONE_IMAGE, Prompt(1, seed=5)])["input_ids"].shape[1] + 2
+                return
+            logits.append(model(input_ids=torch.tensor([[9], [8]]), past_key_values=cache).logits)
+    assert operation == "reorder_cache"
+    torch.testing.assert_close(logits[1], logits[0])
 
 
 def test_a_given_cache_can_be_reset_and_used_again(model):

@@ -4,10 +4,13 @@ import copy
 import gc
 import pickle
 import threading
+import time
 import weakref
 
+import accelerate
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import LLAVA, ONE_IMAGE, RAGGED, Prompt, batch
 from transformers import DynamicCache
 
@@ -86,32 +89,88 @@ def test_an_interrupted_cache_is_refused(model, layer, given):
             model(input_ids=torch.tensor([[5]]), past_key_values=cache)
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_keyboard_interrupt_leaves_nothing_running(model):
-    """torch runs no forward hooks after one."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    inputs, token = batch([ONE_IMAGE]), torch.tensor([[5]])
+    """torch runs no forward hooks after one. What comes next, still pruned, must not be taken for its rest."""
+    inputs, token, decoder = batch([ONE_IMAGE]), torch.tensor([[5]]), model.model.language_model
+    text = model.get_input_embeddings()(torch.tensor([[1, 2, 3]]))
     with torch.no_grad(), vitcop.prune(model, VITCOP):
-        cache = model(**inputs).past_key_values
-        hook = model.model.language_model.norm.register_forward_pre_hook(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            model(input_ids=token, past_key_values=cache)
-        hook.remove()
-    with torch.no_grad(), pytest.raises(vitcop.UnsupportedModelError, match="not pruned"):
-        model(input_ids=token, past_key_values=cache)
+        output = model(**inputs)
+        for call in (inputs, {"input_ids": token, "past_key_values": output.past_key_values}):
+            hook = decoder.norm.register_forward_pre_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                model(**call)
+            hook.remove()
+            assert decoder(inputs_embeds=text).last_hidden_state.shape[1] == 3
+        assert output.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 1
+        with pytest.raises(vitcop.UnsupportedModelError, match="not pruned"):
+            decoder(inputs_embeds=text, past_key_values=output.past_key_values)
+        assert torch.equal(model(**inputs).logits, output.logits)
+
+
+@pytest.mark.parametrize("of", ["model", "base", "peft"])
+def test_forward_by_its_name_is_pruned_too(model, of):
+    """Hooks are passed by then; PEFT calls it so, and so the model's own refusals must not be passed by."""
+    inputs = batch([ONE_IMAGE])
+    callers = {"model": lambda: model.forward, "base": lambda: model.model.forward}
+    if of == "peft":
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+        callers["peft"] = lambda: model
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        forward = callers[of]()
+        output = forward(**inputs)
+        hidden = output.last_hidden_state if of == "base" else output.logits
+        assert hidden.shape[1] == pruning.report.positions.shape[1] < inputs["input_ids"].shape[1]
+        if of != "base":
+            with pytest.raises(vitcop.UnsupportedModelError, match="logits_to_keep"):
+                forward(**inputs, logits_to_keep=torch.tensor([3]))
+
+
+def test_a_forward_that_is_replaced_raises(model):
+    """As accelerate does where a model is dispatched anew. It would be dense, without a word."""
+    inputs = batch([ONE_IMAGE])
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        model.model.forward = type(model.model).forward.__get__(model.model)
+        with pytest.raises(vitcop.UnsupportedModelError, match="has been replaced"):
+            model(**inputs)
+        text = model.get_input_embeddings()(torch.tensor([[1, 2, 3]]))
+        assert model.model.language_model(inputs_embeds=text).last_hidden_state.shape[1] == 3
+
+
+def test_a_model_dispatched_while_pruned_answers_the_same(model):
+    """accelerate hands copies on, and what was observed travels on what it copies."""
+    inputs = batch([ONE_IMAGE])
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        expected = model.generate(**inputs, **GREEDY)
+        dispatched = accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
+        assert torch.equal(dispatched.generate(**inputs, **GREEDY), expected)
 
 
 def test_pruning_twice_is_refused(model):
     with pytest.raises(vitcop.UnsupportedModelError, match="whole model"):
         vitcop.prune(model.model, VITCOP)
-    with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="pruned already"):
+    with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match=r"already: .*vitcop on llava"):
         vitcop.prune(model, vitcop.Random())
     pruning = vitcop.prune(model, vitcop.Random())
     pruning.remove()
     with pytest.raises(vitcop.VitcopError, match="has been removed"), pruning:
         pass
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "peft"])
+def test_a_lost_handle_is_found(model, wrapped):
+    hooks = hooks_of(model)
+    whole = get_peft_model(model, LoraConfig(target_modules=["q_proj"])) if wrapped else model
+    assert vitcop.pruning_of(whole) is None
+    vitcop.prune(whole, VITCOP)
+    found = vitcop.pruning_of(whole)
+    assert found.method is VITCOP and repr(found) == "<vitcop.Pruning: vitcop on llava, pruned>"
+    found.remove()
+    assert vitcop.pruning_of(whole) is None and repr(found) == "<vitcop.Pruning: vitcop on llava, removed>"
+    assert wrapped or hooks_of(model) == hooks
 
 
 def test_a_pruned_cache_refuses_the_unpruned_model(model):
@@ -195,6 +254,72 @@ def test_threads_do_not_mix(model):
     assert answers == {index: [expected[index]] * 5 for index in range(2)}
 
 
+def test_each_thread_has_its_own_report(model):
+    """And it stays when the pruning is removed."""
+    mine, reports = batch([ONE_IMAGE]), []
+
+    def ask():
+        reports.append(pruning.report)
+        model.generate(**batch([Prompt(2, seed=32)]), **GREEDY)
+        reports.append(pruning.report)
+
+    with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+        model(**mine)
+        other = threading.Thread(target=ask)
+        other.start()
+        other.join()
+    before, after = reports
+    assert before is None and len(after.images) == 2
+    assert len(pruning.report.images) == 1
+
+
+@pytest.mark.parametrize("by", ["another thread", "a hook within"])
+def test_a_forward_ends_as_it_began_when_the_pruning_is_removed(model, by):
+    """Half of its layers with hooks and half without would give what is neither pruned nor dense."""
+    inputs, remover = batch([ONE_IMAGE]), None
+
+    def remove(*_):
+        nonlocal remover
+        if by == "a hook within":
+            pruning.remove()
+        else:
+            remover = threading.Thread(target=pruning.remove)
+            remover.start()
+            while "removed" not in repr(pruning):
+                time.sleep(0.001)
+
+    with torch.no_grad():
+        dense, hooks = model(**inputs).logits, hooks_of(model)
+        with vitcop.prune(model, VITCOP):
+            expected = model(**inputs).logits
+        pruning = vitcop.prune(model, VITCOP)
+        hook = model.model.language_model.layers[3].register_forward_pre_hook(remove)
+        assert torch.equal(model(**inputs).logits, expected)
+        hook.remove()
+        if remover is not None:
+            remover.join(timeout=10)
+            assert not remover.is_alive()
+        assert hooks_of(model) == hooks and pruning.report is not None
+        assert torch.equal(model(**inputs).logits, dense)
+
+
+def test_a_forward_while_the_model_is_being_pruned_is_dense(model, monkeypatch):
+    """Another thread may begin one when half of the hooks are on."""
+    inputs, layer, seen = batch([ONE_IMAGE]), model.model.language_model.layers[4], []
+    register = layer.register_forward_pre_hook
+
+    def meanwhile(*args, **kwargs):
+        seen.append(model(**inputs).logits)
+        return register(*args, **kwargs)
+
+    with torch.no_grad():
+        dense = model(**inputs).logits
+        monkeypatch.setattr(layer, "register_forward_pre_hook", meanwhile)
+        with vitcop.prune(model, VITCOP):
+            assert model(**inputs).logits.shape != dense.shape
+    assert len(seen) == 1 and torch.equal(seen[0], dense)
+
+
 def test_a_pruned_model_cannot_be_copied(model):
     with vitcop.prune(model, VITCOP):
         for copier in (copy.deepcopy, pickle.dumps):
@@ -257,10 +382,6 @@ def test_others_may_wrap_what_we_wrap(model, first):
 
 def test_an_error_in_the_encoder_leaves_nothing_running(model):
     inputs, encoder = batch([ONE_IMAGE]), model.model.vision_tower.encoder
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     with torch.no_grad(), vitcop.prune(model, VITCOP):
         expected = model(**inputs).logits
         hook = encoder.register_forward_hook(interrupt)
@@ -272,10 +393,6 @@ def test_an_error_in_the_encoder_leaves_nothing_running(model):
 
 def test_an_interrupted_generation_leaves_no_pictures_behind(model):
     inputs = batch([ONE_IMAGE])
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     with torch.no_grad(), vitcop.prune(model, VITCOP):
         hook = model.model.language_model.layers[3].register_forward_pre_hook(interrupt)
         with pytest.raises(KeyboardInterrupt):

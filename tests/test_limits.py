@@ -1,5 +1,6 @@
 """What works and what raises, besides generation: the table in docs/limits.md, line by line."""
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -10,12 +11,13 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 from families.base import IMAGE
 from peft import LoraConfig, get_peft_model
-from tiny import FAMILIES, LLAVA, ONE_IMAGE, RAGGED, batch
+from tiny import FAMILIES, LLAVA, ONE_IMAGE, RAGGED, Prompt, assert_same_logits, batch
 from transformers import (
     AttentionInterface,
     BertConfig,
     BertModel,
     DynamicCache,
+    Gemma3ForSequenceClassification,
     LlavaConfig,
     LlavaForConditionalGeneration,
     SiglipVisionConfig,
@@ -83,9 +85,43 @@ def test_what_is_aligned_with_the_whole_prompt_raises(model, inputs):
             model(**inputs, labels=inputs["input_ids"])
         with pytest.raises(vitcop.UnsupportedModelError, match="logits_to_keep"):
             model(**inputs, logits_to_keep=torch.tensor([3]))
-        assert model(**inputs, logits_to_keep=2).logits.shape[1] == 2
         text = torch.tensor([[1, 2, 3]])
         assert model(input_ids=text, labels=text).loss > 0
+
+
+def test_the_last_logits_are_of_the_columns_asked_for(model):
+    """As far as these are text. Where a prompt is padded behind its text, they stand elsewhere."""
+    prompts = (ONE_IMAGE, Prompt(1, seed=7), Prompt(images=0, seed=3))
+    left, right = batch(prompts), batch(prompts, "right")
+    text = [row.tolist().index(IMAGE) for row in left["input_ids"].flip(1)[:2]]
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        whole, some = model(**left).logits, min(text) + 1
+        assert torch.equal(model(**left, logits_to_keep=some).logits, whole[:, -some:])
+        with pytest.raises(vitcop.UnsupportedModelError, match="reaches into"):
+            model(**left, logits_to_keep=some + 1)
+        with pytest.raises(vitcop.UnsupportedModelError, match="pad on the left"):
+            model(**right, logits_to_keep=2)
+        assert_same_logits(model(**right, logits_to_keep=1).logits, whole[:, -1:])
+
+
+def test_router_losses_raise():
+    family = FAMILIES["qwen3_vl_moe"]
+    model, inputs = family.model(), batch([ONE_IMAGE], family=family)
+    asked = {"attention_mask": torch.ones_like(inputs["input_ids"]), "output_router_logits": True}
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        with pytest.raises(vitcop.UnsupportedModelError, match="leave out output_router_logits"):
+            model(**inputs, **asked)
+        model.config.text_config.output_router_logits = True
+        with pytest.raises(vitcop.UnsupportedModelError, match="leave out output_router_logits"):
+            model(**inputs)
+        model(**inputs, output_router_logits=False)
+
+
+def test_heads_that_pick_a_token_by_its_column_raise():
+    config = copy.deepcopy(FAMILIES["gemma3"].model().config)
+    config.num_labels = config.text_config.num_labels = 2
+    with pytest.raises(vitcop.UnsupportedModelError, match="classification"):
+        vitcop.prune(Gemma3ForSequenceClassification(config), VITCOP)
 
 
 def test_gradient_checkpointing_raises(model, inputs):
@@ -100,6 +136,9 @@ def test_masks_of_other_shapes_raise(model, inputs):
     with torch.no_grad(), vitcop.prune(model, VITCOP):
         with pytest.raises(vitcop.UnsupportedModelError, match="2-D"):
             model(**inputs, attention_mask=torch.ones(1, 1, width, width))
+        for other in (width - 5, width + 5):
+            with pytest.raises(vitcop.UnsupportedModelError, match=rf"\(1, {width}\).*got shape \(1, {other}\)"):
+                model(**inputs, attention_mask=torch.ones(1, other, dtype=torch.long))
         half = (torch.arange(width) < width // 2)[None].long()
         with pytest.raises(vitcop.UnsupportedModelError, match="hides visual tokens"):
             model(**inputs, attention_mask=half)

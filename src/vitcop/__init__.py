@@ -9,7 +9,7 @@ from .methods import METHODS
 
 if TYPE_CHECKING:
     from .costs.plan import Plan, Planner
-    from .engine import Pruning, prune
+    from .engine import Pruning, prune, pruning_of
     from .errors import BudgetError, UnsupportedModelError, VitcopError
     from .inputs.downsample import downsample
     from .methods.averagepool import AveragePool
@@ -86,11 +86,12 @@ __all__ = [
     "VitcopError",
     "downsample",
     "prune",
+    "pruning_of",
 ]
 
 # torch and transformers take seconds to import: the command line must be able to refuse bad input before that.
 _HOMES = {
-    "engine": ("Pruning", "prune"),
+    "engine": ("Pruning", "prune", "pruning_of"),
     "inputs.downsample": ("downsample",),
     "errors": ("BudgetError", "UnsupportedModelError", "VitcopError"),
     "methods": (

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache, cache_utils
+from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
 from ..errors import UnsupportedModelError
 from .layout import Layout
 from .positions import RotaryPositions
+
+# Their common base, which transformers 5.17 does not have.
+_QUANTISED: type = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +29,8 @@ class Request:
         num_layers: decoder layers that a complete prefill fills.
         layouts: first decoder layer of each stretch -> the prompt tokens held from that layer on.
         positions: rotary positions of the tokens that entered the decoder, as in `layouts[0]`.
-        ends: prompt column behind the last token of each row: less than `prompt_length` where it is padded there.
-        text_after_images: prompt columns behind the last visual token of any row; a scalar.
+        ends: prompt column behind the last token of each prompt: less than `prompt_length` where it is padded there.
+        text_after_images: prompt columns behind the last visual token of any prompt; a scalar.
     """
 
     prompt_length: int
@@ -56,13 +59,13 @@ class Request:
         """What decoder layer `layer` holds of the prompt."""
         return self.layouts[max(first for first in self.layouts if first <= layer)]
 
-    def select_rows(self, rows: Int[Tensor, " rows"]) -> Request:
-        """The request of a batch made of these rows."""
+    def select_prompts(self, prompts: Int[Tensor, " prompts"]) -> Request:
+        """The request of a batch made of these prompts."""
         return replace(
             self,
-            layouts={first: layout.select_rows(rows) for first, layout in self.layouts.items()},
-            positions=self.positions.select_rows(rows),
-            ends=self.ends[rows.to(self.ends.device)],
+            layouts={first: layout.select_prompts(prompts) for first, layout in self.layouts.items()},
+            positions=self.positions.select_prompts(prompts),
+            ends=self.ends[prompts.to(self.ends.device)],
         )
 
     def crop(self, tokens: int) -> Request:
@@ -91,7 +94,7 @@ class PrunedCache(Cache):
     """Mixed into the class of a cache that a pruned prompt fills, for as long as it holds that prompt.
 
     Being part of the cache, the request lives as long as it does, goes along with `copy.deepcopy`, and
-    follows when rows are reordered, repeated or dropped.
+    follows when prompts are reordered, repeated or dropped.
 
     Between forwards, `get_seq_length()` counts the tokens that the model has *seen*, so that code which
     slices a longer conversation by it slices at the right place. While one runs, it counts what a layer
@@ -149,6 +152,8 @@ class PrunedCache(Cache):
     def crop(self, tokens_to_remove: int | Tensor) -> None:
         tokens_to_remove = int(tokens_to_remove)
         request = self.request
+        if tokens_to_remove:
+            self._check_layers("crop")
         # Drafts of assisted decoding come with the prompt's first forward: taking them back reaches into the prompt.
         if request is not None and (from_prompt := abs(tokens_to_remove) - self.tail_length()) > 0:
             request = request.crop(from_prompt)
@@ -156,22 +161,33 @@ class PrunedCache(Cache):
         self.request = request
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._check_layers("reorder_cache")
         super().reorder_cache(beam_idx)
-        self._select_rows(beam_idx)
+        self._select_prompts(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        self._check_layers("batch_select_indices")
         super().batch_select_indices(indices)
-        self._select_rows(indices)
+        self._select_prompts(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        self._check_layers("batch_repeat_interleave")
         super().batch_repeat_interleave(repeats)
         if self.request is not None:
-            rows = torch.arange(self.request.batch)
-            self._select_rows(rows.repeat_interleave(repeats))
+            self._select_prompts(torch.arange(self.request.batch).repeat_interleave(repeats))
 
-    def _select_rows(self, rows: Tensor) -> None:
+    def _select_prompts(self, prompts: Tensor) -> None:
         if self.request is not None:
-            self.request = self.request.select_rows(rows)
+            self.request = self.request.select_prompts(prompts)
+
+    def _check_layers(self, operation: str) -> None:
+        """Raise if a quantised layer has this from layers that keep all in `keys`, where it keeps little."""
+        for layer in self.layers:
+            if isinstance(layer, _QUANTISED) and getattr(type(layer), operation) is getattr(DynamicLayer, operation):
+                raise UnsupportedModelError(
+                    f"{operation} would not reach what a {type(layer).__name__} has quantised; use a DynamicCache "
+                    "that is not quantised, or start again with a new cache."
+                )
 
 
 def cache_in(call: dict[str, Any]) -> Any:

@@ -12,12 +12,13 @@ from ..errors import UnsupportedModelError
 from ..models import ModelFamily
 from ..models.base import Call
 from .cache import PrunedCache
+from .forward import Forward
 from .layout import Layout
 from .masks import entering_mask, layer_mask
 from .positions import count_positions
 
 
-class Decode:
+class Decode(Forward):
     """New tokens behind a batch of pruned prompts."""
 
     def __init__(self, family: ModelFamily, cache: PrunedCache, batch: int, new: int) -> None:
@@ -26,7 +27,7 @@ class Decode:
         if batch != self.request.batch:
             raise UnsupportedModelError(
                 f"The KV cache is of a batch of {self.request.batch}, and one of {batch} came with it; go on with as "
-                "many rows, or choose among those of the cache by batch_select_indices or batch_repeat_interleave."
+                "many prompts, or choose among those of the cache by batch_select_indices or batch_repeat_interleave."
             )
         self.tail = cache.tail_length()
         self.tail_mask: Tensor | None = None
@@ -63,7 +64,6 @@ class Decode:
         return kwargs | {"attention_mask": mask}
 
     def leaves_alone(self, kwargs: Call) -> bool:
-        """Whether a layer, whose arguments these are, needs nothing from us."""
         return self.is_plain and kwargs.get("attention_mask") is None
 
     @cached_property

@@ -7,17 +7,17 @@
                   v  VisualTokens(s): fresh hidden states, keys of layer s-1 -> select -> gather, merge
                   `------------------------------> layers s..      -> report
 
-State flows one way: what a forward needs while it runs is in a `Prefill` or a `Decode`, which belongs to
-the thread; what outlives it is in the `Request` of its KV cache. Neither model nor method keeps any.
+State flows one way: what a call needs while it runs is in a `Forward` and belongs to the thread; what outlives
+it is in the `Request` of its KV cache. Neither model nor method keeps any.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
@@ -33,10 +33,13 @@ from ..models.base import Call
 from ..models.encoders import FUSED, KEYS, QUERIES, Watched
 from ..report import Report
 from ..selection.pruner import Pruner, SmallImages
+from .arguments import bound, encoder_outputs
 from .cache import PrunedCache, cache_in, check_dense, check_prunable
 from .decode import Decode
+from .forward import Forward
 from .placement import Placeholders
 from .prefill import Prefill
+from .refusals import check_cache, check_head, check_mask, check_no_images
 
 logger = logging.getLogger("vitcop")
 
@@ -64,12 +67,49 @@ def prune(model: nn.Module, method: Pruner, *, small_images: SmallImages = "floo
     return Pruning(model, method, small_images)
 
 
+def pruning_of(model: nn.Module) -> Pruning | None:
+    """The handle of the pruning that is on `model`, PEFT-wrapped or not; None if none is.
+
+    For where the handle was lost: `vitcop.pruning_of(model).remove()`.
+    """
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            pruning = getattr(hook, "__self__", None)
+            if isinstance(pruning, Pruning):
+                return pruning
+    return None
+
+
+class _Thread(threading.local):
+    """What one thread is doing in a pruned model.
+
+    Attributes:
+        calls: how many wrapped functions of the model it is in, one within the other.
+        forward: what the base model is running; None where that is dense.
+        report: of the last prompt that it read.
+        asked: arguments of the whole model, whose base model is about to run.
+        encoded: observations that came along with these.
+        base_called: whether the base model has been called, and its forward is yet to come.
+        watched: attentions of the encoder, while it runs.
+        prompt_width: columns of the prompt that `generate` was given, while that runs.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.forward: Forward | None = None
+        self.report: Report | None = None
+        self.asked: Call = {}
+        self.encoded: dict[str, Observation] = {}
+        self.base_called = False
+        self.watched: dict[nn.Module, Watched] | None = None
+        self.prompt_width: int | None = None
+
+
 class Pruning:
     """A pruned model. Follows the protocol of PyTorch's `RemovableHandle`.
 
     Attributes:
         method: the pruning method.
-        report: what the last prefill kept, or None before the first one.
     """
 
     def __init__(self, model: nn.Module, method: Pruner, small_images: SmallImages = "floor") -> None:
@@ -82,28 +122,47 @@ class Pruning:
             raise VitcopError(f"small_images is 'floor' or 'refuse', not {small_images!r}.")
         self.method = method
         self._small_images = small_images
-        self.report: Report | None = None
         self._family = family_of(stock)
-        if self._family.base is stock:
-            raise UnsupportedModelError("Pass the whole model, with its language-model head, not its base model.")
+        self._model_type = stock.config.model_type
+        if self._family.base is stock or not stock.can_generate():
+            raise UnsupportedModelError(
+                "Pass the whole model, with its language-model head: not its base model, and none with a head that "
+                "picks tokens by their columns in the unpruned prompt (classification, rewards)."
+            )
         self._signals = method.encoder_signals
         self._watched = {modality: self._watched_modules(modality) for modality in self._family.modalities}
-        self._forward = threading.local()
+        self._thread = _Thread()
+        self._calls, self._removed, self._changed = 0, False, threading.Condition()
         self._hooks: list[RemovableHandle | _Wrapper] = []
         self._add_hooks(stock)
 
+    def __repr__(self) -> str:
+        state = "removed" if self._removed else "pruned"
+        return f"<vitcop.Pruning: {self.method.name} on {self._model_type}, {state}>"
+
+    @property
+    def report(self) -> Report | None:
+        """What the last prompt that this thread had the model read kept of its images; None before the first one.
+
+        Each thread has its own. It stays after `remove()`.
+        """
+        return self._thread.report
+
     def remove(self) -> None:
-        """Take the hooks off the model. Caches of pruned prompts refuse to go on without them."""
-        while self._hooks:
-            self._hooks.pop().remove()
-        self._release()
-        # A handle is often kept for its report: it must not keep the model.
-        vars(self).pop("_family", None)
-        self._watched = {}
-        self._forward = threading.local()
+        """Take the hooks off the model. Caches of pruned prompts refuse to go on without them.
+
+        Prompts and steps that the model is just reading end as they began, and no other begins. Those of other threads
+        are waited for; called within one, by a hook of one's own, the hooks go when that one is over.
+        """
+        with self._changed:
+            self._removed = True
+            if not self._calls:
+                self._take_off()
+            elif not self._thread.calls:
+                self._changed.wait_for(lambda: not self._calls)
 
     def __enter__(self) -> Pruning:
-        if not self._hooks:
+        if self._removed:
             raise VitcopError("This pruning has been removed; call vitcop.prune(...) again.")
         return self
 
@@ -119,12 +178,11 @@ class Pruning:
         def before(module: nn.Module, hook: Callable[..., Any]) -> None:
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-        before(stock, self._open)
-        self._hooks.append(stock.register_forward_hook(self._close, always_call=True))
-        before(family.base, self._start)
-        self._hooks.append(family.base.register_forward_hook(self._finish, always_call=True))
+        def around(owner: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
+            self._hooks.append(_Wrapper(owner, name, wrapper))
+
         for modality in family.modalities:
-            self._hooks.append(_Wrapper(family.base, f"get_{modality}_features", partial(self._encode, modality)))
+            around(family.base, f"get_{modality}_features", partial(self._encode, modality))
         for attention, names in self._projections_to_keep().items():
             before(attention, self._watch)
             for name in names:
@@ -133,6 +191,40 @@ class Pruning:
         before(family.decoder, self._enter)
         for index, layer in enumerate(family.layers):
             before(layer, partial(self._layer, index))
+        # Last, as another thread may call the model at any time: what begins here finds all of the above.
+        around(stock, "generate", self._generate)
+        # Hooks alone are passed by where `forward` is called by name, and torch runs none after a KeyboardInterrupt.
+        around(stock, "forward", self._run_model)
+        around(family.base, "forward", self._run_base)
+        before(stock, self._ask)
+        before(family.base, self._expect)
+
+    def _take_off(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+        # A handle is often kept for its report: it must not keep the model.
+        vars(self).pop("_family", None)
+        self._watched = {}
+        self._changed.notify_all()
+
+    @contextmanager
+    def _call(self) -> Iterator[bool]:
+        """A call of the model, for as long as which the hooks stay on. Gives False if they are coming off already.
+
+        A call within a call of the same thread is a part of that.
+        """
+        with self._changed:
+            on = not self._removed or self._thread.calls > 0
+            self._calls += on
+            self._thread.calls += on
+        try:
+            yield on
+        finally:
+            with self._changed:
+                self._calls -= on
+                self._thread.calls -= on
+                if self._removed and not self._calls:
+                    self._take_off()
 
     def _watched_modules(self, modality: str) -> list[nn.Module]:
         """The vision attention whose layer makes the features, and those of the method's signals, in order."""
@@ -145,121 +237,143 @@ class Pruning:
         watched = {attention for attentions in self._watched.values() for attention in attentions}
         return {attention: [n for n in (QUERIES, KEYS, FUSED) if hasattr(attention, n)] for attention in watched}
 
-    @property
-    def _running(self) -> Prefill | Decode | None:
-        return getattr(self._forward, "running", None)
+    def _generate(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Any:
+        """In place of the model's `generate`, which alone knows where a prompt ends and a drafted answer begins."""
+        call, outer = bound(original, args, kwargs), self._thread.prompt_width
+        given = [call[name] for name in ("inputs", "input_ids", "inputs_embeds") if isinstance(call.get(name), Tensor)]
+        self._thread.prompt_width = max((tokens.shape[1] for tokens in given), default=None)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._thread.prompt_width = outer
 
-    def _open(self, model: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
-        call = _bound(model.forward, args, kwargs)
-        aligned = call.get("labels") is not None or isinstance(call.get("logits_to_keep"), Tensor)
-        if aligned and self._placeholders(call).any:
-            raise UnsupportedModelError(
-                "labels, and logits_to_keep as a tensor, cannot be used while visual tokens are pruned, since logits "
-                "hold the survivors only: leave them out, and pick from the logits by pruning.report.positions."
-            )
-        # Read here, since accelerate's hooks hand a copy of the encoder's output on to the base model.
-        self._forward.encoded = _observations_in(call)
+    # Hooks have `kwargs` by default None: torch sets a hook, and removes it, before its mark that it takes them, and a
+    # dense forward of another thread may call it in between.
 
-    def _close(self, model: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        self._forward.encoded = {}
+    def _ask(self, model: nn.Module, args: tuple[Any, ...], kwargs: Call | None = None) -> None:
+        # Read before the forward, where accelerate may hand on a copy of the encoder's output.
+        if kwargs is not None:
+            self._thread.asked = bound(model.forward, args, kwargs)
+            self._thread.encoded = _observations_in(self._thread.asked)
 
-    def _start(self, base: nn.Module, args: tuple[Any, ...], kwargs: Call) -> tuple[tuple[Any, ...], Call]:
-        call = _bound(base.forward, args, kwargs)
-        self._release()
-        self._forward.running = running = self._request_of(call)
-        return (), running.start(call) if isinstance(running, Decode) else call
+    def _expect(self, base: nn.Module, args: tuple[Any, ...], kwargs: Call | None = None) -> None:
+        self._thread.base_called = True
 
-    def _request_of(self, call: Call) -> Prefill | Decode | None:
-        """What kind of forward this is: the prefill of a pruned prompt, a later step of one, or neither."""
-        ids, embeds, cache = call.get("input_ids"), call.get("inputs_embeds"), cache_in(call)
-        tokens = ids if ids is not None else embeds
+    def _run_model(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Any:
+        """In place of the forward of the whole model, around that of its base model."""
+        with self._call() as on:
+            if on and not self._thread.asked:
+                self._ask(self._family.model, args, kwargs)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._thread.asked, self._thread.encoded = {}, {}
+
+    def _run_base(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Any:
+        """In place of the forward of the base model, around that of the decoder."""
+        self._thread.base_called = False
+        with self._call() as on:
+            if not on:
+                return original(*args, **kwargs)
+            call = bound(original, args, kwargs)
+            with self._running(self._forward_of(call)) as forward:
+                if forward is None:
+                    return original(*args, **kwargs)
+                output = original(**forward.start(call))
+                report = forward.finish()
+            if report is not None:
+                self._thread.report = report
+                logger.debug("%s", report)
+            return output
+
+    @contextmanager
+    def _running(self, forward: Forward | None) -> Iterator[Forward | None]:
+        outer, self._thread.forward = self._thread.forward, forward
+        try:
+            yield forward
+        finally:
+            self._thread.forward = outer
+            if forward is not None:
+                forward.release()
+
+    def _forward_of(self, call: Call) -> Forward | None:
+        """What a forward of the base model with these arguments is to us; None if it is left alone.
+
+        Either something is in the cache already, and new tokens come behind it, or a prompt is read.
+        """
+        tokens, cache = call.get("input_ids"), cache_in(call)
+        if tokens is None:
+            tokens = call.get("inputs_embeds")
         if tokens is None:
             return None  # the model raises
-        if cache is not None and not isinstance(cache, Cache):
-            raise UnsupportedModelError(f"A {type(cache).__name__} cannot be pruned; use the default DynamicCache.")
-        pruned = cache if isinstance(cache, PrunedCache) and cache.request is not None else None
-        if pruned is not None or (cache is not None and cache.get_seq_length() > 0):
-            if _brings_images(call):
-                raise UnsupportedModelError(
-                    "Images or videos arrive at a cache that is not empty, but only a prompt's first forward can be "
-                    "pruned: put them all into the first turn, start again with a new cache, or leave out "
-                    "prefill_chunk_size."
-                )
-            if pruned is not None:
-                return Decode(self._family, pruned, *tokens.shape[:2])
-            check_dense(cache)
-            return None
+        check_cache(cache)
+        if cache is not None and cache.get_seq_length() > 0:
+            return self._continued(call, tokens, cache)
+        return self._begun(call, tokens, cache)
 
-        placeholders = self._placeholders(call)
+    def _continued(self, call: Call, tokens: Tensor, cache: Cache) -> Decode | None:
+        """A later forward, behind what is in the cache."""
+        check_no_images(call)
+        if isinstance(cache, PrunedCache) and cache.request is not None:
+            return Decode(self._family, cache, *tokens.shape[:2])
+        check_dense(cache)
+        return None
+
+    def _begun(self, call: Call, tokens: Tensor, cache: Cache | None) -> Prefill | None:
+        """The first forward of a batch of prompts. Without images it is left alone."""
+        mask, thread = call.get("attention_mask"), self._thread
+        flat = mask if isinstance(mask, Tensor) and mask.shape == tokens.shape[:2] else None
+        drafted = 0 if thread.prompt_width is None else max(0, tokens.shape[1] - thread.prompt_width)
+        found = self._family.placeholders(call.get("input_ids"), call.get("inputs_embeds"))
+        placeholders = Placeholders.of(found, flat, drafted)
         if not placeholders.any:
             return None
+        thread.report = None
+        check_mask(mask, tokens, placeholders)
+        check_head(thread.asked, self._family.decoder.config, placeholders)
         if cache is not None:
             check_prunable(cache, self._family.has_windows)
-        mask = call.get("attention_mask")
-        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            raise UnsupportedModelError("attention_mask must be 2-D (batch, seq) for a prompt to be pruned.")
-        if placeholders.hidden:
-            raise UnsupportedModelError("attention_mask hides visual tokens; leave them out of the prompt.")
-        self.report = None
         prefill = Prefill(self._family, self.method, call, placeholders, self._small_images)
-        # Taken, not read: an interrupted call leaves what it has encoded behind.
-        encoded, self._forward.encoded = getattr(self._forward, "encoded", {}), {}
-        for modality, observation in (_observations_in(call) or encoded).items():
+        for modality, observation in (_observations_in(call) or thread.encoded).items():
             prefill.observations[modality].append(observation)
         return prefill
 
-    def _placeholders(self, call: Call) -> Placeholders:
-        mask = call.get("attention_mask")
-        flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        return Placeholders.of(self._family.placeholders(call.get("input_ids"), call.get("inputs_embeds")), flat)
-
-    def _finish(self, base: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        running = self._release()
-        if isinstance(running, Prefill) and output is not None:
-            running.check_stages()
-            self.report = running.report()
-            logger.debug("%s", self.report)
-
-    def _release(self) -> Prefill | Decode | None:
-        """End this thread's forward, if one is running: torch skips `_finish` after a KeyboardInterrupt."""
-        running, self._forward.running = self._running, None
-        if running is not None:
-            running.release()
-        return running
-
-    def _watch(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
-        if getattr(self._forward, "encoding", False):
-            self._forward.watched[attention] = Watched(attention, _bound(attention.forward, args, kwargs), {})
+    def _watch(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Call | None = None) -> None:
+        if self._thread.watched is not None and kwargs is not None:
+            self._thread.watched[attention] = Watched(attention, bound(attention.forward, args, kwargs), {})
 
     def _keep_projected(
         self, attention: nn.Module, name: str, projection: nn.Module, args: tuple[Any, ...], output: Tensor
     ) -> None:
-        watched = getattr(self._forward, "watched", {}).get(attention)
+        watched = (self._thread.watched or {}).get(attention)
         # Where an adapter has been put around the projection since, what it makes is not all.
         if watched is not None and attention.get_submodule(name) is projection:
             watched.projected[name] = output
 
     def _encode(self, modality: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Any:
         """In place of the model's `get_image_features` or `get_video_features`, since some calls stand in the other."""
-        if getattr(self._forward, "encoding", False):
+        thread = self._thread
+        if thread.watched is not None:
             return original(*args, **kwargs)
-        call = _bound(original, args, kwargs)
-        self._family.check_encoding(call)
-        self._forward.encoding, self._forward.watched = True, {}
-        try:
-            output = original(*args, **kwargs)
-            watched = self._forward.watched
-        finally:
-            self._forward.encoding, self._forward.watched = False, {}
-        if not isinstance(output, ModelOutput) or not watched:
+        with self._call() as on:
+            if not on:
+                return original(*args, **kwargs)
+            call = bound(original, args, kwargs)
+            self._family.check_encoding(call)
+            watched = thread.watched = {}
+            try:
+                output = original(*args, **kwargs)
+            finally:
+                thread.watched = None
+            if not isinstance(output, ModelOutput) or not watched:
+                return output
+            observation = self._observe(modality, call, watched)
+            _check_observation(observation, output)
+            if isinstance(thread.forward, Prefill):
+                thread.forward.observations[modality].append(observation)
+            else:
+                setattr(output, _OBSERVATION, observation)
             return output
-        observation = self._observe(modality, call, watched)
-        _check_observation(observation, output)
-        if isinstance(self._running, Prefill):
-            self._running.observations[modality].append(observation)
-        else:
-            setattr(output, _OBSERVATION, observation)
-        return output
 
     def _observe(self, modality: str, call: Call, watched: dict[nn.Module, Watched]) -> Observation:
         main, *others = self._watched[modality]
@@ -270,16 +384,25 @@ class Pruning:
             signals[signal] = self._family.observe(modality, call, seen).patches
         return replace(observation, signals=signals)
 
-    def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Call) -> tuple[tuple[Any, ...], Call] | None:
-        return None if self._running is None else (args, self._running.enter(kwargs))
+    def _enter(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Call | None = None
+    ) -> tuple[tuple[Any, ...], Call] | None:
+        thread, forward = self._thread, self._thread.forward
+        if thread.base_called:
+            thread.base_called = False
+            raise UnsupportedModelError(
+                "The forward of the base model has been replaced since it was pruned, as accelerate does when it "
+                "dispatches a model anew: remove() the pruning, and prune the model as it is now."
+            )
+        return None if forward is None or kwargs is None else (args, forward.enter(kwargs))
 
     def _layer(
-        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: Call
+        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: Call | None = None
     ) -> tuple[tuple[Any, ...], Call] | None:
-        running = self._running
-        if running is None or running.leaves_alone(kwargs):
+        forward = self._thread.forward
+        if forward is None or kwargs is None or forward.leaves_alone(kwargs):
             return None
-        hidden_states, kwargs = running.before_layer(index, args[0], kwargs)
+        hidden_states, kwargs = forward.before_layer(index, args[0], kwargs)
         return (hidden_states, *args[1:]), kwargs
 
 
@@ -297,17 +420,19 @@ def _stock_model(model: Any) -> PreTrainedModel:
             "A tensor-parallel model cannot be pruned, since no process sees the keys of all heads; load it with "
             "device_map instead of tp_plan."
         )
-    hooks = stock.base_model._forward_pre_hooks.values()
-    if any(isinstance(getattr(hook, "__self__", None), Pruning) for hook in hooks):
-        raise UnsupportedModelError("This model is pruned already; remove() that pruning first.")
+    if (pruning := pruning_of(stock)) is not None:
+        raise UnsupportedModelError(
+            f"This model is pruned already: {pruning}; remove() that first, by vitcop.pruning_of(model).remove() where "
+            "the handle is lost."
+        )
     return stock
 
 
 class _Wrapper:
     """A method of one object wrapped by another, until it is removed.
 
-    Not a forward hook, since how features are packed into tokens is said to no module: `image_sizes` and the
-    like end at `get_image_features`, which `generate` calls before the first forward.
+    Where a forward hook sees too little: `image_sizes` and the like, which say how features are packed into tokens,
+    end at `get_image_features`, which `generate` calls before the first forward.
     """
 
     def __init__(self, owner: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
@@ -332,32 +457,10 @@ class _Wrapper:
                 setattr(owner, self.name, self.before)
 
 
-def _bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Call:
-    """The arguments of a call, all by name."""
-    if not args:
-        return kwargs
-    call = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
-    return call | call.pop("kwargs", {})
-
-
-def _brings_images(call: Call) -> bool:
-    """Whether images come along with this call, as pixels or encoded."""
-    pixels = any(value is not None for name, value in call.items() if name.startswith("pixel_values"))
-    return pixels or any(output is not None for output in _encoded(call).values())
-
-
 def _observations_in(call: Call) -> dict[str, Observation]:
     """What was observed when the encoder outputs passed to this call were made, by modality."""
-    outputs = _encoded(call).items()
+    outputs = encoder_outputs(call).items()
     return {modality: getattr(out, _OBSERVATION) for modality, out in outputs if hasattr(out, _OBSERVATION)}
-
-
-def _encoded(call: Call) -> dict[str, Any]:
-    """Encoder outputs passed to this call, by modality; Idefics3 also takes a bare tensor of images."""
-    outputs = call.get("mm_encoder_outputs")
-    if outputs is None:
-        return {}
-    return outputs if isinstance(outputs, dict) else {"image": outputs}
 
 
 def _check_observation(observation: Observation, output: ModelOutput) -> None:

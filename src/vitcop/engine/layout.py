@@ -1,4 +1,4 @@
-"""Which prompt tokens a stretch of decoder layers holds, and where in its rows they stand."""
+"""Which prompt tokens a stretch of decoder layers holds, and where in it they stand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .positions import count_positions
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A batch of rows of unequal length, packed against the right edge.
+    """A batch of prompts of unequal length, packed against the right edge.
 
     Attributes:
         columns: prompt column of the token in each slot; meaningless where `mask` is False.
@@ -35,7 +35,7 @@ class Layout:
 
     @property
     def ranks(self) -> Int[Tensor, "batch width"]:
-        """Number of each token in its row; 0 at padding."""
+        """Number of each token in its prompt; 0 at padding."""
         if self.mask is not None:
             return count_positions(self.mask)
         return torch.arange(self.width, device=self.columns.device).expand_as(self.columns)
@@ -48,7 +48,7 @@ class Layout:
     def keep(
         self, alive: Bool[Tensor, "batch width"], lengths: Sequence[int]
     ) -> tuple[Layout, Int[Tensor, "batch kept"]]:
-        """The layout of the slots in `alive`, `lengths[i]` of them in row `i`, and the slots it gathers."""
+        """The layout of the slots in `alive`, `lengths[i]` of them of prompt `i`, and the slots it gathers."""
         width = max(lengths)
         # Stable and ascending: what goes comes first and what stays comes last, each in its order.
         slots = alive.byte().argsort(dim=1, stable=True)[:, -width:]
@@ -58,13 +58,13 @@ class Layout:
     def to(self, device: torch.device) -> Layout:
         return Layout(self.columns.to(device), None if self.mask is None else self.mask.to(device))
 
-    def select_rows(self, rows: Int[Tensor, " rows"]) -> Layout:
-        """The layout of a batch made of these rows."""
-        rows = rows.to(self.columns.device)
-        return Layout(self.columns[rows], None if self.mask is None else self.mask[rows])
+    def select_prompts(self, prompts: Int[Tensor, " prompts"]) -> Layout:
+        """The layout of a batch made of these prompts."""
+        prompts = prompts.to(self.columns.device)
+        return Layout(self.columns[prompts], None if self.mask is None else self.mask[prompts])
 
     def ends_with(self, columns: Int[Tensor, " some"]) -> bool:
-        """Whether the last slots of every row hold these prompt columns."""
+        """Whether the last slots of every prompt hold these prompt columns."""
         last = slice(self.width - len(columns), None)
         held = (self.columns[:, last] == columns.to(self.columns.device)).all()
         return bool(held if self.mask is None else held & self.mask[:, last].all())

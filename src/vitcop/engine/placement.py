@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -22,10 +23,11 @@ class Placeholders:
 
     Attributes:
         masks: of each modality, (batch, seq).
-        counts: of each modality, per row.
+        counts: of each modality, per prompt.
         real: where there is a token and no padding, (batch, seq).
-        prompt_lengths: tokens per row.
+        prompt_lengths: tokens per prompt.
         hidden: placeholders that the attention mask hides.
+        drafted: columns at the end that are no prompt, but a draft of its answer that came along (assisted decoding).
     """
 
     masks: dict[str, Tensor]
@@ -33,18 +35,36 @@ class Placeholders:
     real: Tensor
     prompt_lengths: tuple[int, ...]
     hidden: int
+    drafted: int = 0
 
     @staticmethod
-    def of(masks: dict[str, Tensor], attention_mask: Tensor | None) -> Placeholders:
+    def of(masks: dict[str, Tensor], attention_mask: Tensor | None, drafted: int = 0) -> Placeholders:
         stacked = torch.stack(list(masks.values()))
         real = torch.ones_like(stacked[0]) if attention_mask is None else attention_mask.bool()
         read = torch.cat([stacked.sum(-1), real.sum(-1)[None], (stacked & ~real).sum((0, -1))[None]]).tolist()
         counts = dict(zip(masks, read, strict=False))
-        return Placeholders(masks, counts, real, tuple(read[-2]), sum(read[-1]))
+        return Placeholders(masks, counts, real, tuple(read[-2]), sum(read[-1]), drafted)
 
     @property
     def any(self) -> bool:
         return any(any(counts) for counts in self.counts.values())
+
+    @cached_property
+    def asked(self) -> Tensor:
+        """Where there is a token of the prompt: neither padding nor drafted, (batch, seq)."""
+        if not self.drafted:
+            return self.real
+        return self.real & (torch.arange(self.real.shape[1], device=self.real.device) < self.undrafted)
+
+    def end_in_text(self, columns: int) -> bool:
+        """Whether each prompt ends in so many columns of text; in front of its first token there may be padding."""
+        text = self.real & ~torch.stack(list(self.masks.values())).any(0)
+        return bool((text | (self.real.cumsum(1) == 0))[:, -columns:].all())
+
+    @property
+    def undrafted(self) -> int:
+        """Prompt columns in front of what was drafted."""
+        return self.real.shape[1] - self.drafted
 
 
 class Placed(NamedTuple):

@@ -15,8 +15,8 @@ class RotaryPositions:
 
     Attributes:
         values: of the token in each slot; meaningless in padding.
-        shift: by how much the tokens behind the prompt lie before their place in the unpruned prompt, per row.
-        floor: the first position behind all that was dropped before the decoder, per row; 0 where what is left
+        shift: by how much the tokens behind the prompt lie before their place in the unpruned prompt, per prompt.
+        floor: the first position behind all that was dropped before the decoder, per prompt; 0 where what is left
             was numbered anew.
     """
 
@@ -25,7 +25,7 @@ class RotaryPositions:
     floor: Int[Tensor, " batch"]
 
     def behind(self, alive: Bool[Tensor, "batch entered"]) -> Int[Tensor, " batch"]:
-        """Position of the first token behind each row. On all axes it is one more than the largest so far.
+        """Position of the first token behind each prompt. On all axes it is one more than the largest so far.
 
         Args:
             alive: where a slot holds a token.
@@ -36,9 +36,9 @@ class RotaryPositions:
         """Positions of later tokens that were counted in the unpruned prompt."""
         return positions - self.shift.to(positions.device)[:, None]
 
-    def select_rows(self, rows: Int[Tensor, " rows"]) -> RotaryPositions:
-        rows = rows.to(self.values.device)
-        return RotaryPositions(self.values[..., rows, :], self.shift[rows], self.floor[rows])
+    def select_prompts(self, prompts: Int[Tensor, " prompts"]) -> RotaryPositions:
+        prompts = prompts.to(self.values.device)
+        return RotaryPositions(self.values[..., prompts, :], self.shift[prompts], self.floor[prompts])
 
     def without_last(self, tokens: int) -> RotaryPositions:
         return replace(self, values=self.values[..., :-tokens])
@@ -47,13 +47,13 @@ class RotaryPositions:
 def position_behind(
     positions: Int[Tensor, "*axes batch seq"], chosen: Bool[Tensor, "batch seq"]
 ) -> Int[Tensor, " batch"]:
-    """One more than the largest position among the chosen tokens of each row; 0 where there are none."""
+    """One more than the largest position among the chosen tokens of each prompt; 0 where there are none."""
     last = positions.masked_fill(~chosen.to(positions.device), -1).amax(-1)
     # Of four axes, the first counts tokens; the rotary ones are the last three.
     return (last if last.ndim == 1 else last[-3:].amax(0)) + 1
 
 
 def count_positions(mask: Shaped[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-    """Positions counted over the tokens of each row; padding is at 0."""
+    """Positions counted over the tokens of each prompt; padding is at 0."""
     mask = mask.long()
     return (mask.cumsum(-1) - 1) * mask

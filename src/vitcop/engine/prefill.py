@@ -8,12 +8,13 @@ from ..models import ModelFamily, Observation
 from ..models.base import Call
 from ..report import Report
 from ..selection.pruner import Pruner, SmallImages, checked_budgets
+from .forward import Forward
 from .placement import Placeholders, place_images
 from .signals import Prompts
 from .stages import Stages
 
 
-class Prefill:
+class Prefill(Forward):
     """A batch of prompts that the model reads for the first time.
 
     Attributes:
@@ -65,16 +66,14 @@ class Prefill:
         """Apply the stage that stands before `layer`, and give the layer what fits its tokens."""
         return self._entered.before_layer(layer, hidden_states, kwargs)
 
+    def finish(self) -> Report:
+        """What was kept. What went wrong at a stage is told now, at once, so that no stage waits for the device."""
+        self._entered.check()
+        return self._entered.report()
+
     def release(self) -> None:
         if self.stages is not None:
             self.stages.release()
-
-    def check_stages(self) -> None:
-        """Raise if a stage saw or selected what it must not; all at once, so that none waits for the device."""
-        self._entered.check()
-
-    def report(self) -> Report:
-        return self._entered.report()
 
     @property
     def _entered(self) -> Stages:

@@ -45,8 +45,8 @@ class Prompts:
 
     @cached_property
     def is_text(self) -> Bool[Tensor, "batch seq"]:
-        """Prompt columns that hold neither a placeholder nor padding."""
-        return self.placeholders.real & ~torch.stack(list(self.placeholders.masks.values())).any(0)
+        """Prompt columns that hold neither a placeholder nor padding, nor what was drafted."""
+        return self.placeholders.asked & ~torch.stack(list(self.placeholders.masks.values())).any(0)
 
     @cached_property
     def text(self) -> tuple[tuple[int, ...], Int[Tensor, " text"]]:
@@ -181,8 +181,11 @@ class StageSource(Source):
 
     @property
     def _last(self) -> Int[Tensor, "batch 1"]:
-        """Slot of the last token of each row, behind which there may be padding until something is dropped."""
-        alive = self.layout.alive.to(self.states.device)
+        """Slot of each prompt's last token. Behind it there may be a draft, and padding until something is dropped."""
+        placeholders, alive = self.prompts.placeholders, self.layout.alive
+        if placeholders.drafted:
+            alive = alive & (self.layout.columns < placeholders.undrafted)
+        alive = alive.to(self.states.device)
         return (alive * torch.arange(self.layout.width, device=alive.device)).amax(1, keepdim=True)
 
     @cached_property

@@ -1,0 +1,75 @@
+"""What must not come along with a prompt, or behind one. Each function raises, and names the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, PretrainedConfig
+
+from ..errors import UnsupportedModelError
+from ..models.base import Call
+from .arguments import brings_images
+from .placement import Placeholders
+
+
+def check_cache(cache: Any) -> None:
+    """Raise if what was given as a cache is none of transformers' own."""
+    if cache is not None and not isinstance(cache, Cache):
+        raise UnsupportedModelError(f"A {type(cache).__name__} cannot be pruned; use the default DynamicCache.")
+
+
+def check_no_images(call: Call) -> None:
+    """Raise if images or videos come along with a forward that is not a prompt's first."""
+    if brings_images(call):
+        raise UnsupportedModelError(
+            "Images or videos arrive at a cache that is not empty, but only a prompt's first forward can be "
+            "pruned: put them all into the first turn, start again with a new cache, or leave out "
+            "prefill_chunk_size."
+        )
+
+
+def check_mask(mask: Any, prompts: Tensor, placeholders: Placeholders) -> None:
+    """Raise unless this mask has one value for each token of the prompts, and shows all visual tokens."""
+    shape = tuple(prompts.shape[:2])
+    if mask is not None and not (isinstance(mask, Tensor) and mask.shape == shape):
+        given = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise UnsupportedModelError(
+            f"attention_mask must be 2-D, of shape {shape} as the prompt, for this to be pruned; got {given}. Prefix "
+            "tuning and the like, which put tokens of their own in front, cannot be used."
+        )
+    if placeholders.hidden:
+        raise UnsupportedModelError("attention_mask hides visual tokens; leave them out of the prompt.")
+
+
+def check_head(call: Call, config: PretrainedConfig, placeholders: Placeholders) -> None:
+    """Raise if the head was asked for what it reads off the columns of the unpruned prompt.
+
+    Args:
+        call: arguments of the whole model; empty if only its base model was called.
+        config: of the decoder.
+    """
+    logits_to_keep = call.get("logits_to_keep")
+    if call.get("labels") is not None or isinstance(logits_to_keep, Tensor):
+        raise UnsupportedModelError(
+            "labels, and logits_to_keep as a tensor, cannot be used while visual tokens are pruned, since logits "
+            "hold the survivors only: leave them out, and pick from the logits by pruning.report.positions."
+        )
+    if logits_to_keep is not None and logits_to_keep > 1 and not placeholders.end_in_text(logits_to_keep - 1):
+        if placeholders.drafted:
+            raise UnsupportedModelError(
+                "A drafted answer holds a placeholder of an image, as prompt lookup copies it where the last words "
+                "also stand in front of an image; the dense model raises as well. Pass "
+                "suppress_tokens=[model.config.image_token_id], or use an assistant model."
+            )
+        raise UnsupportedModelError(
+            f"logits_to_keep={logits_to_keep} reaches into the visual tokens of a prompt, or into padding behind its "
+            "text, and what is left of these stands in other columns: pad on the left, or leave it out and pick from "
+            "the logits by pruning.report.positions."
+        )
+    router_logits = call.get("output_router_logits")
+    if call and (getattr(config, "output_router_logits", False) if router_logits is None else router_logits):
+        raise UnsupportedModelError(
+            "Router losses need the same tokens in every layer, which the layers of a pruned prompt do not hold: leave "
+            "out output_router_logits."
+        )
