@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from families.base import IMAGE
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tables import table
 from test_vitcop import average
@@ -29,8 +29,9 @@ PRESETS = [
 
 
 def test_the_page_is_up_to_date_and_the_readme_names_every_method():
-    assert Path("docs/methods.md").read_text() == page(), "make docs"
-    readme = Path("README.md").read_text()
+    root = Path(__file__).parent.parent
+    assert (root / "docs" / "methods.md").read_text(encoding="utf-8") == page(), "make docs"
+    readme = (root / "README.md").read_text(encoding="utf-8")
     assert [kind.__name__ for kind in vitcop.METHODS.values() if f"`{kind.__name__}`" not in readme] == []
 
 
@@ -72,7 +73,6 @@ def test_unknown_names_are_answered_with_the_nearest():
 
 
 @pytest.mark.parametrize("name", vitcop.METHODS)
-@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 3000), st.integers(8, 80), st.integers(1, 4), st.floats(0, 1))
 def test_every_method_averages_every_retention_down_to_the_floor_it_names(
     name, num_tokens, num_layers, first_layer, share
@@ -131,7 +131,6 @@ def pipeline(**settings):
     return vitcop.Pipeline(stages, **settings)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 3000), st.floats(0, 1))
 def test_a_pipeline_averages_its_retention(num_tokens, share):
     retention = max(share, 1 / num_tokens)
@@ -197,7 +196,6 @@ def test_methods_that_read_the_question_need_one(name):
         model(**inputs)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=5), st.integers(0, 10**6))
 def test_smallest_of_each_segment(sizes, seed):
     lengths, budgets = [n for n, _ in sizes], [min(n, k) for n, k in sizes]
