@@ -1,0 +1,70 @@
+"""Tensor operations where pictures of random numbers do not lead: copies of tokens, and half precision."""
+
+import pytest
+import torch
+
+from vitcop.ops.greedy import best_cover, farthest_first, keep_greedily, most_probable
+from vitcop.ops.matching import most_similar, thin_out
+from vitcop.ops.saliency import cls_attention, key_norm
+
+LENGTHS = (40, 25)
+TARGETS = torch.arange(sum(LENGTHS)) % 5 == 0
+
+
+def drawn(*size):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(0))
+
+
+def likeness(features):
+    """Cosines, where the largest cannot be told from 1."""
+    return features @ features.mT
+
+
+PICKS = {
+    "farthest": lambda features, real, steps, _: farthest_first(features, real, steps, []),
+    "probable": lambda features, real, steps, _: most_probable(likeness(features), real, steps),
+    "cover": lambda features, real, steps, _: best_cover(likeness(features).clamp(min=0), real, steps),
+}
+
+
+@pytest.mark.parametrize("pick", PICKS)
+def test_one_of_each_kind_is_chosen_before_a_copy_and_none_twice(pick):
+    """When every kind is there, nothing is gained any more but by rounding."""
+    kinds, orders = 5, []
+
+    def recorded(*asked):
+        orders.append(PICKS[pick](*asked))
+        return orders[-1]
+
+    kept = keep_greedily(drawn(kinds, 16).repeat(8, 1), (8 * kinds,), (12,), recorded)
+    (order,) = orders[0].tolist()
+    assert sorted(order) == kept.tolist() == sorted(set(order))
+    assert len({row % kinds for row in order[:kinds]}) == kinds
+    if pick == "probable":
+        assert order[kinds:] == [row for row in range(8 * kinds) if row not in order[:kinds]][:7]
+
+
+def of_cls(values):
+    keys = values.unflatten(1, (8, 8))[None]
+    return cls_attention(keys[:, 0], keys, 0.3)
+
+
+MEASURES = {
+    "most similar": lambda values: most_similar(values, LENGTHS, TARGETS, (8, 5)),
+    "thinned out": lambda values: thin_out(values, LENGTHS, (9, 4), 8),
+    "greedy": lambda values: keep_greedily(values, LENGTHS, (20, 12), farthest_first),
+    "key norms": lambda values: key_norm(values.unflatten(1, (8, 8))),
+    "attention of [CLS]": of_cls,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_what_comes_in_half_precision_is_measured_in_float32(measure, dtype):
+    """Tokens are much alike, so that rounding would choose others."""
+    values = (drawn(sum(LENGTHS), 64) + 3).to(dtype)
+    wide = MEASURES[measure](values.float())
+    assert torch.equal(MEASURES[measure](values), wide)
+    if wide.is_floating_point():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(MEASURES[measure](values), wide)
