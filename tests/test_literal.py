@@ -287,23 +287,27 @@ def test_text_that_is_all_alike_rates_as_one(words):
 
 
 @pytest.mark.parametrize(
-    ("shape", "budget", "middles"),
+    ("shape", "cell", "middles"),
     [
-        ((6, 6), 4, [(1, 1), (1, 4), (4, 1), (4, 4)]),
-        ((6, 9), 6, [(1, 1), (1, 4), (1, 7), (4, 1), (4, 4), (4, 7)]),
-        ((3, 9), 3, [(1, 1), (1, 4), (1, 7)]),
-        ((9, 3), 3, [(1, 1), (4, 1), (7, 1)]),
+        ((6, 6), (3, 3), [(1, 1), (1, 4), (4, 1), (4, 4)]),
+        ((6, 9), (3, 3), [(1, 1), (1, 4), (1, 7), (4, 1), (4, 4), (4, 7)]),
+        ((9, 6), (3, 3), [(1, 1), (1, 4), (4, 1), (4, 4), (7, 1), (7, 4)]),
+        ((3, 9), (3, 3), [(1, 1), (1, 4), (1, 7)]),
+        ((9, 3), (3, 3), [(1, 1), (4, 1), (7, 1)]),
+        # About square still; of two tokens in the middle the first.
+        ((4, 6), (2, 3), [(0, 1), (0, 4), (2, 1), (2, 4)]),
+        ((1, 26), (1, 2), [(0, column) for column in range(0, 26, 2)]),
     ],
 )
-def test_average_pooling_where_cells_divide_the_grid(shape, budget, middles):
-    """What `avg_pool2d` does; the middle of each cell of 3 x 3 stands for it."""
+def test_average_pooling_where_cells_divide_the_grid(shape, cell, middles):
+    """What `avg_pool2d` does; the middle of each cell stands for it."""
     picture = Picture.random((shape,), 0, across=False)
     tokens = tabulate([picture], 0)
     for method in (vitcop.UniformGrid(), vitcop.AveragePool()):
-        ((kept, _),), selection = chosen(method, tokens, (budget,))
+        ((kept, _),), selection = chosen(method, tokens, (len(middles),))
         assert [picture.places[token] for token in kept] == middles
     states = picture.values["embedded"]
-    pooled = torch.nn.functional.avg_pool2d(states.T.unflatten(1, shape), 3).flatten(1).T
+    pooled = torch.nn.functional.avg_pool2d(states.T.unflatten(1, shape), cell).flatten(1).T
     torch.testing.assert_close(merge_hidden_states(states, selection), pooled)
 
 

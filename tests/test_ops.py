@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vitcop.ops.greedy import best_cover, farthest_first, keep_greedily, most_probable
 from vitcop.ops.matching import most_similar, thin_out
 from vitcop.ops.saliency import cls_attention, key_norm
+from vitcop.ops.segments import by_size, pad_segments, padded_lengths, unpad_segments
 
 LENGTHS = (40, 25)
 TARGETS = torch.arange(sum(LENGTHS)) % 5 == 0
@@ -68,3 +71,14 @@ def test_what_comes_in_half_precision_is_measured_in_float32(measure, dtype):
     if wide.is_floating_point():
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(MEASURES[measure](values), wide)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8))
+def test_padding_can_be_undone_and_takes_what_costs_say(lengths):
+    values, padded = torch.arange(sum(lengths)), padded_lengths(lengths)
+    for rows, segments in by_size(lengths, values.device):
+        sizes = [lengths[i] for i in segments]
+        table = pad_segments(values[rows], sizes)
+        assert torch.equal(unpad_segments(table, sizes), values[rows])
+        assert {padded[i] for i in segments} == {table.shape[1]}
+        assert table.shape[1] < 2 * min(sizes)
