@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,24 @@ def test_what_is_aligned_with_the_whole_prompt_raises(model, inputs):
         assert model(**inputs, logits_to_keep=2).logits.shape[1] == 2
         text = torch.tensor([[1, 2, 3]])
         assert model(input_ids=text, labels=text).loss > 0
+
+
+def test_labels_raise_where_nothing_is_dropped(model, inputs):
+    with vitcop.prune(model, vitcop.Random(retention=1.0)), pytest.raises(vitcop.UnsupportedModelError, match="labels"):
+        model(**inputs, labels=inputs["input_ids"])
+
+
+def test_a_window_is_cropped_as_far_as_in_the_dense_model():
+    family = FAMILIES["gemma3"]
+    model, inputs, messages = family.model(), batch([ONE_IMAGE], family=family), []
+    for pruned in (False, True):
+        with torch.no_grad(), vitcop.prune(model, VITCOP) if pruned else nullcontext():
+            cache = model(**inputs).past_key_values
+            with pytest.raises(RuntimeError) as refused:
+                cache.crop(-1)
+            messages.append(str(refused.value))
+            model(input_ids=torch.tensor([[5]]), past_key_values=cache)  # nothing has been taken back
+    assert messages[0] == messages[1]
 
 
 def test_gradient_checkpointing_raises(model, inputs):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vitcop.ops.greedy import best_cover, farthest_first, keep_greedily, most_probable
 from vitcop.ops.matching import most_similar, thin_out
-from vitcop.ops.saliency import cls_attention, key_norm
+from vitcop.ops.saliency import attention_received, attention_rows, cls_attention, key_norm
 from vitcop.ops.segments import by_size, pad_segments, padded_lengths, unpad_segments
 
 LENGTHS = (40, 25)
@@ -52,12 +52,19 @@ def of_cls(values):
     return cls_attention(keys[:, 0], keys, 0.3)
 
 
+def of_rows(values):
+    heads = values.unflatten(1, (8, 8))[None]
+    visible = torch.ones(1, 3, len(values), dtype=torch.bool)
+    return attention_rows(heads[:, :3], heads[:, :, :2].transpose(1, 2), visible, 0.3)
+
+
 MEASURES = {
     "most similar": lambda values: most_similar(values, LENGTHS, TARGETS, (8, 5)),
     "thinned out": lambda values: thin_out(values, LENGTHS, (9, 4), 8),
     "greedy": lambda values: keep_greedily(values, LENGTHS, (20, 12), farthest_first),
     "key norms": lambda values: key_norm(values.unflatten(1, (8, 8))),
     "attention of [CLS]": of_cls,
+    "rows of attention": of_rows,
 }
 
 
@@ -71,6 +78,20 @@ def test_what_comes_in_half_precision_is_measured_in_float32(measure, dtype):
     if wide.is_floating_point():
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(MEASURES[measure](values), wide)
+
+
+def test_autocast_does_not_round_attention_received():
+    values = drawn(sum(LENGTHS), 8, 8)
+    plain = attention_received(values, values, 0.3, LENGTHS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attention_received(values, values, 0.3, LENGTHS), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_all_queries_pay_in_half_precision_adds_up_to_one(dtype):
+    values = drawn(sum(LENGTHS), 8, 8).to(dtype)
+    received = attention_received(values, values, 0.3, LENGTHS)
+    torch.testing.assert_close(torch.stack([part.sum() for part in received.split(LENGTHS)]), torch.ones(2))
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8))
