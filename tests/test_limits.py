@@ -94,6 +94,20 @@ def test_labels_raise_where_nothing_is_dropped(model, inputs):
         model(**inputs, labels=inputs["input_ids"])
 
 
+def test_the_text_of_a_batch_is_cropped_and_padding_behind_it_is_not(model):
+    inputs, token = batch(RAGGED), torch.tensor([[9]] * len(RAGGED))
+    shorter = inputs | {name: inputs[name][:, :-1] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad(), vitcop.prune(model, vitcop.KNorm(retention=0.6)):
+        cache, short = model(**inputs).past_key_values, model(**shorter).past_key_values
+        cache.crop(-1)
+        given = {"input_ids": token, "attention_mask": inputs["attention_mask"]}
+        expected = model(**given, past_key_values=short).logits
+        torch.testing.assert_close(model(**given, past_key_values=cache).logits, expected, rtol=1e-4, atol=1e-5)
+        cache = model(**batch(RAGGED, "right")).past_key_values
+        with pytest.raises(vitcop.UnsupportedModelError, match="Only the text at the end"):
+            cache.crop(-1)
+
+
 def test_a_window_is_cropped_as_far_as_in_the_dense_model():
     family = FAMILIES["gemma3"]
     model, inputs, messages = family.model(), batch([ONE_IMAGE], family=family), []
