@@ -1,5 +1,10 @@
 """Settings of the whole suite."""
 
+import os
+
+# Nothing here may come from the network: who asks the Hub is refused, on every machine.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import hypothesis
 import pytest
 import torch
@@ -9,9 +14,24 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 # The models are tiny: more threads only wait for each other, and xdist runs one process per core.
 torch.set_num_threads(1)
 
-# A failure must come back when it is looked for.
-hypothesis.settings.register_profile("fixed", derandomize=True, database=None)
+# A failure must come back when it is looked for, and a busy machine is none.
+hypothesis.settings.register_profile(
+    "fixed",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch):
+    """Tables are as wide, and as plain, in every terminal and in none."""
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

@@ -38,10 +38,10 @@ def naive_density_peaks(keys, places, fraction, cutoff, radius):
     return [label[i] for i in range(n)]
 
 
-def picture(seed, side, dim=5):
+def picture(seed, side, dim=5, spread=3):
     generator = torch.Generator().manual_seed(seed)
     places = torch.cartesian_prod(torch.arange(side), torch.arange(side)) / side
-    blobs = torch.randn(4, dim, generator=generator) * 3
+    blobs = torch.randn(4, dim, generator=generator) * spread
     keys = blobs[torch.randint(4, (side**2,), generator=generator)]
     return keys + torch.randn(side**2, dim, generator=generator), places
 
@@ -51,7 +51,7 @@ def partition(labels):
     return {frozenset(i for i, label in enumerate(labels) if label == cluster) for cluster in labels}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.floats(0.05, 0.6), st.sampled_from([0.2, 0.6, 2.0]))
 @example(seed=0, side=5, fraction=0.5, radius=0.2)  # neighbours exactly at the radius
 def test_equals_the_naive_loop(seed, side, fraction, radius):
@@ -84,9 +84,11 @@ def test_equal_keys_are_equal_beside_others(seed):
     assert torch.equal(density_peaks(keys, places, (144, 81, 121), **settings), torch.cat(alone))
 
 
+@pytest.mark.parametrize("spread", [3, 0])  # with 0, padding would stand where keys are densest
 @pytest.mark.parametrize("cutoff", [None, 2.5])
-def test_ragged_segments_are_clustered_by_themselves(cutoff):
-    pictures = [picture(seed, side) for seed, side in ((1, 3), (2, 6), (3, 1), (4, 4))]
+def test_ragged_segments_are_clustered_by_themselves(cutoff, spread):
+    sides = (3, 6, 1, 4, 7, 5)  # of which 4 and 5, and 6 and 7, are padded to each other
+    pictures = [picture(seed, side, spread=spread) for seed, side in enumerate(sides)]
     settings = {"centre_fraction": 0.2, "cutoff": cutoff, "radius": 0.6}
     alone = [density_peaks(keys, places, (len(keys),), **settings) for keys, places in pictures]
     keys, places = (torch.cat(parts) for parts in zip(*pictures, strict=True))
@@ -94,8 +96,9 @@ def test_ragged_segments_are_clustered_by_themselves(cutoff):
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_half_of_the_tokens_have_two_percent_of_the_others_within_the_derived_cutoff():
-    keys, places = picture(5, 12)
+@pytest.mark.parametrize("seed", range(8))
+def test_half_of_the_tokens_have_two_percent_of_the_others_within_the_derived_cutoff(seed):
+    keys, places = picture(seed, 12)
     reach = torch.cdist(keys, keys).sort().values[:, 3]  # 2 % of 143 others are three
     settings = {"centre_fraction": 0.15, "radius": 0.6}
     derived = density_peaks(keys, places, (144,), cutoff=None, **settings)
@@ -104,13 +107,33 @@ def test_half_of_the_tokens_have_two_percent_of_the_others_within_the_derived_cu
     assert not torch.equal(derived, density_peaks(keys, places, (144,), cutoff=10 * given, **settings))
 
 
+def test_a_chain_of_all_tokens_leads_to_its_end():
+    """Each follows the next one, which is a little denser, and the only such within reach."""
+    keys, places = torch.linspace(2, 1, 36).diag(), torch.arange(36)[:, None] * torch.tensor([0, 0.02])
+    labels = density_peaks(keys, places, (36,), centre_fraction=1 / 36, cutoff=2.0, radius=0.02)
+    assert labels.tolist() == [0] * 36
+
+
+def test_copies_of_a_few_keys_are_as_many_clusters():
+    """Which stand apart by what rounding makes of a distance of 0, and of keys that share a large offset."""
+    keys = (torch.randn(4, 64, generator=torch.Generator().manual_seed(0)) + 10).repeat(9, 1)
+    for cutoff in (1.0, 30.0):
+        labels = density_peaks(keys, torch.zeros(36, 2), (36,), centre_fraction=1 / 9, cutoff=cutoff, radius=1.0)
+        assert partition(labels.tolist()) == {frozenset(range(first, 36, 4)) for first in range(4)}
+
+
+def test_a_share_of_a_hundred_tokens_is_a_whole_number():
+    """Which floating point misses by a little, 0.29 among others."""
+    assert [num_centres(percent / 100, 100) for percent in range(1, 101)] == list(range(1, 101))
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e4])
 def test_derived_cutoff_is_free_of_scale(scale):
     keys, places = picture(5, 6)
     settings = {"centre_fraction": 0.15, "cutoff": None, "radius": 0.6}
     plain = density_peaks(keys, places, (36,), **settings)
     assert torch.equal(density_peaks(keys * scale, places, (36,), **settings), plain)
-    assert torch.equal(density_peaks(keys + 100, places, (36,), **settings), plain)
+    assert torch.equal(density_peaks(keys + 1000, places, (36,), **settings), plain)
 
 
 @pytest.mark.parametrize("cutoff", [None, 2.5])
@@ -120,6 +143,14 @@ def test_autocast_does_not_round_distances(cutoff):
     plain = density_peaks(keys, places, (144,), **settings)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(density_peaks(keys, places, (144,), **settings), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_does_not_round_distances(dtype):
+    keys, places = picture(6, 12, dim=64)
+    settings = {"centre_fraction": 0.15, "cutoff": None, "radius": 0.6}
+    narrow = density_peaks(keys.to(dtype), places, (144,), **settings)
+    assert torch.equal(narrow, density_peaks(keys.to(dtype).float(), places, (144,), **settings))
 
 
 def test_partition_does_not_depend_on_the_order():

@@ -15,7 +15,8 @@ from vitcop.models import Description, Encoder, Geometry, Observation, TowerFami
 
 
 def test_the_table_is_up_to_date():
-    assert Path("docs/models.md").read_text() == page(), "make docs"
+    committed = Path(__file__).parent.parent / "docs" / "models.md"
+    assert committed.read_text(encoding="utf-8") == page(), "make docs"
 
 
 def test_every_family_has_a_tiny_model_for_each_of_its_encoders():

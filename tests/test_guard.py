@@ -15,4 +15,4 @@ def test_answers_are_those_that_were_stored_and_the_card_says_how_many_are_right
     for name in METHODS:
         same = sum(map(str.__eq__, given[name], stored[name]))
         assert same >= 0.98 * QUESTIONS, f"{name}: {QUESTIONS - same} of {QUESTIONS} answers have changed"
-    assert "\n".join(accuracy_lines(stored)) in (builtin.MODEL_PATH / "README.md").read_text()
+    assert "\n".join(accuracy_lines(stored)) in (builtin.MODEL_PATH / "README.md").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,38 @@ def test_heads_that_pick_a_token_by_its_column_raise():
         vitcop.prune(Gemma3ForSequenceClassification(config), VITCOP)
 
 
+def test_labels_raise_where_nothing_is_dropped(model, inputs):
+    with vitcop.prune(model, vitcop.Random(retention=1.0)), pytest.raises(vitcop.UnsupportedModelError, match="labels"):
+        model(**inputs, labels=inputs["input_ids"])
+
+
+def test_the_text_of_a_batch_is_cropped_and_padding_behind_it_is_not(model):
+    inputs, token = batch(RAGGED), torch.tensor([[9]] * len(RAGGED))
+    shorter = inputs | {name: inputs[name][:, :-1] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad(), vitcop.prune(model, vitcop.KNorm(retention=0.6)):
+        cache, short = model(**inputs).past_key_values, model(**shorter).past_key_values
+        cache.crop(-1)
+        given = {"input_ids": token, "attention_mask": inputs["attention_mask"]}
+        expected = model(**given, past_key_values=short).logits
+        torch.testing.assert_close(model(**given, past_key_values=cache).logits, expected, rtol=1e-4, atol=1e-5)
+        cache = model(**batch(RAGGED, "right")).past_key_values
+        with pytest.raises(vitcop.UnsupportedModelError, match="Only the text at the end"):
+            cache.crop(-1)
+
+
+def test_a_window_is_cropped_as_far_as_in_the_dense_model():
+    family = FAMILIES["gemma3"]
+    model, inputs, messages = family.model(), batch([ONE_IMAGE], family=family), []
+    for pruned in (False, True):
+        with torch.no_grad(), vitcop.prune(model, VITCOP) if pruned else nullcontext():
+            cache = model(**inputs).past_key_values
+            with pytest.raises(RuntimeError) as refused:
+                cache.crop(-1)
+            messages.append(str(refused.value))
+            model(input_ids=torch.tensor([[5]]), past_key_values=cache)  # nothing has been taken back
+    assert messages[0] == messages[1]
+
+
 def test_gradient_checkpointing_raises(model, inputs):
     model.train()
     model.gradient_checkpointing_enable()
@@ -176,6 +209,16 @@ def test_placeholders_must_match_images(model, inputs):
             model(input_ids=inputs["input_ids"])
         with pytest.raises(ValueError, match="do not match"):
             model(input_ids=inputs["input_ids"][:, :-12], pixel_values=inputs["pixel_values"])
+
+
+def test_placeholders_must_match_images_in_every_row(model):
+    """The model counts those of the whole batch, and would put a part of a picture into another prompt."""
+    inputs = batch([ONE_IMAGE, ONE_IMAGE])
+    ids = inputs["input_ids"]
+    ids[0, -1], ids[1, (ids[1] == IMAGE).nonzero()[0, 0]] = IMAGE, 5
+    refused = pytest.raises(vitcop.UnsupportedModelError, match="do not match the 72 visual tokens")
+    with torch.no_grad(), vitcop.prune(model, VITCOP), refused:
+        model(**inputs)
 
 
 def test_another_batch_size_raises(model, inputs):

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 
 import vitcop
+from vitcop.ops.greedy import keep_greedily, most_probable
 from vitcop.report import StageReport
 from vitcop.selection.tokens import SALIENCY, EncoderSignal, TextTokens, merge_hidden_states
 
@@ -201,6 +202,7 @@ BATCHES = {
     "one": ([((6, 6),)], False, (9,)),
     "ragged": ([((6, 6),), ((4, 5),), ((3, 3),), ((2, 2),)], False, (13, 20, 1, 3)),
     "odd": ([((7, 9),), ((1, 8),)], False, (31, 5)),
+    "padded": ([((5, 5),), ((4, 4),), ((4, 6),)], False, (7, 3, 11)),  # to each other, being of about a size
     "grids": ([((4, 4), (3, 5), (2, 4)), ((5, 5),), ((3, 2), (2, 3))], False, (17, 24, 6)),
     "across": ([((4, 4), (3, 5), (2, 4)), ((4, 2), (3, 3)), ((1, 1), (4, 4))], True, (10, 2, 7)),
 }
@@ -275,6 +277,31 @@ def test_published_schedules(method, schedule):
     assert method.budgets(576, 32) == schedule
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_relevance_is_stretched_however_much_the_tokens_are_alike(sign):
+    """From 0 to 1 in each image by itself, although all of its tokens are close to the question, or all far."""
+    pictures = [Picture.random((shape,), seed, across=False) for seed, shape in enumerate(((5, 5), (4, 4)))]
+    for picture in pictures:
+        picture.values["embedded"] = 20 + picture.values["embedded"]
+        picture.values["words"] = sign * (20 + picture.values["words"])
+    found, _ = chosen(vitcop.CDPruner(), tabulate(pictures, 0), (9, 5))
+    assert [kept for kept, _ in found] == [
+        literal.cdpruner(p.embedded, p.words, k) for p, k in zip(pictures, (9, 5), strict=True)
+    ]
+
+
+def test_tokens_that_are_all_as_relevant_are_chosen_by_diversity_alone():
+    picture = Picture.random(((5, 5),), 0, across=False)
+    apart = torch.nn.functional.normalize(picture.values["embedded"][:, 1:], dim=-1)
+    picture.values["embedded"] = torch.cat([torch.ones(25, 1), apart], 1)
+    picture.values["words"] = torch.eye(1, HIDDEN).expand(3, -1)
+    ((kept, _),), _ = chosen(vitcop.CDPruner(), tabulate([picture], 0), (9,))
+    diverse = keep_greedily(
+        picture.values["embedded"], (25,), (9,), lambda values, real, n, _: most_probable(values @ values.mT, real, n)
+    )
+    assert kept == diverse.tolist() != list(range(9))
+
+
 @pytest.mark.parametrize("words", [1, 2, 11, 14])
 def test_text_that_is_all_alike_rates_as_one(words):
     """The mean of equal values may be rounded above them, and then there would be no rater."""
@@ -287,23 +314,27 @@ def test_text_that_is_all_alike_rates_as_one(words):
 
 
 @pytest.mark.parametrize(
-    ("shape", "budget", "middles"),
+    ("shape", "cell", "middles"),
     [
-        ((6, 6), 4, [(1, 1), (1, 4), (4, 1), (4, 4)]),
-        ((6, 9), 6, [(1, 1), (1, 4), (1, 7), (4, 1), (4, 4), (4, 7)]),
-        ((3, 9), 3, [(1, 1), (1, 4), (1, 7)]),
-        ((9, 3), 3, [(1, 1), (4, 1), (7, 1)]),
+        ((6, 6), (3, 3), [(1, 1), (1, 4), (4, 1), (4, 4)]),
+        ((6, 9), (3, 3), [(1, 1), (1, 4), (1, 7), (4, 1), (4, 4), (4, 7)]),
+        ((9, 6), (3, 3), [(1, 1), (1, 4), (4, 1), (4, 4), (7, 1), (7, 4)]),
+        ((3, 9), (3, 3), [(1, 1), (1, 4), (1, 7)]),
+        ((9, 3), (3, 3), [(1, 1), (4, 1), (7, 1)]),
+        # About square still; of two tokens in the middle the first.
+        ((4, 6), (2, 3), [(0, 1), (0, 4), (2, 1), (2, 4)]),
+        ((1, 26), (1, 2), [(0, column) for column in range(0, 26, 2)]),
     ],
 )
-def test_average_pooling_where_cells_divide_the_grid(shape, budget, middles):
-    """What `avg_pool2d` does; the middle of each cell of 3 x 3 stands for it."""
+def test_average_pooling_where_cells_divide_the_grid(shape, cell, middles):
+    """What `avg_pool2d` does; the middle of each cell stands for it."""
     picture = Picture.random((shape,), 0, across=False)
     tokens = tabulate([picture], 0)
     for method in (vitcop.UniformGrid(), vitcop.AveragePool()):
-        ((kept, _),), selection = chosen(method, tokens, (budget,))
+        ((kept, _),), selection = chosen(method, tokens, (len(middles),))
         assert [picture.places[token] for token in kept] == middles
     states = picture.values["embedded"]
-    pooled = torch.nn.functional.avg_pool2d(states.T.unflatten(1, shape), 3).flatten(1).T
+    pooled = torch.nn.functional.avg_pool2d(states.T.unflatten(1, shape), cell).flatten(1).T
     torch.testing.assert_close(merge_hidden_states(states, selection), pooled)
 
 

@@ -152,6 +152,7 @@ def test_one_process_answers_as_vitcop_does(scenes, arguments, method, simple):
 @needs_lmms_eval
 def test_two_processes_answer_as_one(scenes):
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--main_process_port=0"]  # any that is free
     command = [*launch, "-m", "lmms_eval", "--model", "vitcop_llava_hf", "--tasks", "vitcop_scenes", "--log_samples"]
     options = ["--include_path", EXAMPLE, "--output_path", "two"]
     method = ["--model_args", f"{BOX},method=vitcop,retention=1/9"]

@@ -285,10 +285,11 @@ def test_a_gain_is_the_mean_difference_over_retentions_that_both_reach():
 
 def test_the_pages_say_what_the_stored_answers_say():
     results = README.parent / "docs" / "results"
-    assert (results / "quality.md").read_text() == quality_page.quality(), "run `make quality`"
+    assert (results / "quality.md").read_text(encoding="utf-8") == quality_page.quality(), "run `make quality`"
     for kind in ("validation", "test"):
-        assert (results / f"ablations-{kind}.md").read_text() == quality_page.ablations(kind), "run `make quality`"
-    assert quality_page.section(quality_page.evaluation("quality")) in README.read_text()
+        stored = (results / f"ablations-{kind}.md").read_text(encoding="utf-8")
+        assert stored == quality_page.ablations(kind), "run `make quality`"
+    assert quality_page.section(quality_page.evaluation("quality")) in README.read_text(encoding="utf-8")
 
 
 def test_the_command_writes_what_it_shows(tmp_path):

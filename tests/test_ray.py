@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from examples.ray_data import answer as recipe
 from examples.ray_data.make_questions import rows
 
+RECIPE = Path(__file__).parent.parent / "examples" / "ray_data"
 METHOD = vitcop.ViTCoP(retention=0.2)
 QUESTIONS = [row for seed in range(3) for row in rows(seed)]
 
@@ -29,7 +31,7 @@ QUESTIONS = [row for seed in range(3) for row in rows(seed)]
 def in_time():
     """Ray waits without an end for what it cannot have."""
     signal.signal(signal.SIGALRM, lambda *_: pytest.fail("Ray waits, for CPUs or for an actor that goes on dying"))
-    signal.alarm(600)
+    signal.alarm(3600)
     yield
     signal.alarm(0)
 
@@ -40,7 +42,7 @@ def cluster():
     ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.wait_for_min_actors_s = 200  # else the first actor that is ready may do it all
+    context.wait_for_min_actors_s = 3000  # else the first actor that is ready may do it all
     yield
     ray.shutdown()
 
@@ -82,9 +84,9 @@ def test_files_in_and_out(tmp_path, expected):
     """Both scripts, as a user runs them; answers that are there already are not mixed with new ones."""
     questions, answers = tmp_path / "questions", tmp_path / "answers"
     quiet = {"text": True, "capture_output": True}
-    made = ["examples/ray_data/make_questions.py", str(questions), "--scenes", "3"]
+    made = [RECIPE / "make_questions.py", str(questions), "--scenes", "3"]
     subprocess.run([sys.executable, *made], check=True, **quiet)
-    ask = ["examples/ray_data/answer.py", str(questions), str(answers), "--actors", "2", "--retention", "0.2"]
+    ask = [RECIPE / "answer.py", str(questions), str(answers), "--actors", "2", "--retention", "0.2"]
     subprocess.run([sys.executable, *ask], check=True, **quiet)
     table = pq.read_table(answers).to_pylist()
     assert {row["id"]: row["answer"] for row in table} == expected

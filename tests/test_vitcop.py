@@ -151,7 +151,7 @@ def test_clusters_may_lose_all_their_members_before_they_are_merged():
     assert selection.merge.bincount().tolist() == [1, 1, 3]  # the two lightest, and the rest
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_merging_equals_its_definition(data):
     n = data.draw(st.integers(2, 40))

@@ -59,19 +59,20 @@ class PyramidDrop(ScorePruner):
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         # In a decoder of so few layers that three cuts need it, the first one is earlier.
-        layers = self.layers or self._cuts(num_layers, max(first_layer, min(2, num_layers - 3)))
+        layers = self.layers or self._cuts(num_tokens, num_layers, max(first_layer, min(2, num_layers - 3)))
         return solve(self.name, self.retention, num_tokens, num_layers, layers, [SHARES])
 
-    def _cuts(self, num_layers: int, earliest: int) -> tuple[int, int, int]:
-        """The latest cuts at which the paper's shares do not exceed the retention."""
+    def _cuts(self, num_tokens: int, num_layers: int, earliest: int) -> tuple[int, int, int]:
+        """The latest cuts at which the paper's shares, a token at least, do not exceed the retention."""
+        shares = [max(share, 1 / num_tokens) for share in SHARES]
+
+        def average(layers: tuple[int, int, int]) -> float:
+            return average_retention(dict(zip(layers, shares, strict=True)), 1.0, num_layers)
+
         first = max(earliest, num_layers // 4)
-        while first > earliest and self._average(_evenly(first, num_layers), num_layers) > self.retention:
+        while first > earliest and average(_evenly(first, num_layers)) > self.retention:
             first -= 1
         return _evenly(first, num_layers)
-
-    @staticmethod
-    def _average(layers: tuple[int, int, int], num_layers: int) -> float:
-        return average_retention(dict(zip(layers, SHARES, strict=True)), 1.0, num_layers)
 
     def selection_flops(self, stage: StageShape) -> int:
         return stage.row_ahead()

@@ -1,0 +1,105 @@
+"""Tensor operations where pictures of random numbers do not lead: copies of tokens, and half precision."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitcop.ops.greedy import best_cover, farthest_first, keep_greedily, most_probable
+from vitcop.ops.matching import most_similar, thin_out
+from vitcop.ops.saliency import attention_received, attention_rows, cls_attention, key_norm
+from vitcop.ops.segments import by_size, pad_segments, padded_lengths, unpad_segments
+
+LENGTHS = (40, 25)
+TARGETS = torch.arange(sum(LENGTHS)) % 5 == 0
+
+
+def drawn(*size):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(0))
+
+
+def likeness(features):
+    """Cosines, where the largest cannot be told from 1."""
+    return features @ features.mT
+
+
+PICKS = {
+    "farthest": lambda features, real, steps, _: farthest_first(features, real, steps, []),
+    "probable": lambda features, real, steps, _: most_probable(likeness(features), real, steps),
+    "cover": lambda features, real, steps, _: best_cover(likeness(features).clamp(min=0), real, steps),
+}
+
+
+@pytest.mark.parametrize("pick", PICKS)
+def test_one_of_each_kind_is_chosen_before_a_copy_and_none_twice(pick):
+    """When every kind is there, nothing is gained any more but by rounding."""
+    kinds, orders = 5, []
+
+    def recorded(*asked):
+        orders.append(PICKS[pick](*asked))
+        return orders[-1]
+
+    kept = keep_greedily(drawn(kinds, 16).repeat(8, 1), (8 * kinds,), (12,), recorded)
+    (order,) = orders[0].tolist()
+    assert sorted(order) == kept.tolist() == sorted(set(order))
+    assert len({row % kinds for row in order[:kinds]}) == kinds
+    if pick == "probable":
+        assert order[kinds:] == [row for row in range(8 * kinds) if row not in order[:kinds]][:7]
+
+
+def of_cls(values):
+    keys = values.unflatten(1, (8, 8))[None]
+    return cls_attention(keys[:, 0], keys, 0.3)
+
+
+def of_rows(values):
+    heads = values.unflatten(1, (8, 8))[None]
+    visible = torch.ones(1, 3, len(values), dtype=torch.bool)
+    return attention_rows(heads[:, :3], heads[:, :, :2].transpose(1, 2), visible, 0.3)
+
+
+MEASURES = {
+    "most similar": lambda values: most_similar(values, LENGTHS, TARGETS, (8, 5)),
+    "thinned out": lambda values: thin_out(values, LENGTHS, (9, 4), 8),
+    "greedy": lambda values: keep_greedily(values, LENGTHS, (20, 12), farthest_first),
+    "key norms": lambda values: key_norm(values.unflatten(1, (8, 8))),
+    "attention of [CLS]": of_cls,
+    "rows of attention": of_rows,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_what_comes_in_half_precision_is_measured_in_float32(measure, dtype):
+    """Tokens are much alike, so that rounding would choose others."""
+    values = (drawn(sum(LENGTHS), 64) + 3).to(dtype)
+    wide = MEASURES[measure](values.float())
+    assert torch.equal(MEASURES[measure](values), wide)
+    if wide.is_floating_point():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(MEASURES[measure](values), wide)
+
+
+def test_autocast_does_not_round_attention_received():
+    values = drawn(sum(LENGTHS), 8, 8)
+    plain = attention_received(values, values, 0.3, LENGTHS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attention_received(values, values, 0.3, LENGTHS), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_all_queries_pay_in_half_precision_adds_up_to_one(dtype):
+    values = drawn(sum(LENGTHS), 8, 8).to(dtype)
+    received = attention_received(values, values, 0.3, LENGTHS)
+    torch.testing.assert_close(torch.stack([part.sum() for part in received.split(LENGTHS)]), torch.ones(2))
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8))
+def test_padding_can_be_undone_and_takes_what_costs_say(lengths):
+    values, padded = torch.arange(sum(lengths)), padded_lengths(lengths)
+    for rows, segments in by_size(lengths, values.device):
+        sizes = [lengths[i] for i in segments]
+        table = pad_segments(values[rows], sizes)
+        assert torch.equal(unpad_segments(table, sizes), values[rows])
+        assert {padded[i] for i in segments} == {table.shape[1]}
+        assert table.shape[1] < 2 * min(sizes)
