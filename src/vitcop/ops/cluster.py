@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,9 @@ NEIGHBOURS = 0.02
 
 # Of a squared distance, as a share of both squared norms: rounding of as many channels as encoders have is below.
 ROUNDING = 1e-5
+
+BLOCK = 1024
+"""Columns that are held in float64 at once; most pictures have fewer."""
 
 
 def num_centres(centre_fraction: float, num_tokens: int) -> int:
@@ -70,8 +74,7 @@ def _density_peaks(
     device, longest = features.device, max(lengths)
     square = _squared_distances(features, lengths)
     scale = _derived_scale(square, lengths) if cutoff is None else cutoff**2
-    # Of equal points it has to be equal, whichever order their terms are added in.
-    density = (square / -scale).exp_().sum(-1, dtype=torch.float64).float()
+    density = _exact_sums((square / -scale).exp_())
 
     index = torch.arange(longest, device=device)
     # Equal densities would make mutual parents: the lower index counts as the denser one.
@@ -95,6 +98,14 @@ def _density_peaks(
     for _ in range(max(1, (longest - 1).bit_length())):
         parent = parent.gather(1, parent)
     return unpad_segments(rank.gather(1, parent), lengths)
+
+
+def _exact_sums(values: Float[Tensor, "segments rows columns"]) -> Float[Tensor, "segments rows"]:
+    """Sums of the rows, which of equal values are equal, whichever order these are added in.
+
+    In float64, which is made of some columns at a time: as much memory again would be taken for it twice.
+    """
+    return reduce(torch.add, (part.sum(-1, dtype=torch.float64) for part in values.split(BLOCK, -1))).float()
 
 
 def _places_in(order: Int[Tensor, "segments rows"], index: Int[Tensor, " rows"]) -> Int[Tensor, "segments rows"]:
