@@ -70,7 +70,7 @@ def test_equal_keys_fall_into_one_forest():
         assert sorted(labels.unique().tolist()) == list(range(num_centres(0.12, 36)))
 
 
-@pytest.mark.parametrize("seed", [19, 34, 82, 276])
+@pytest.mark.parametrize("seed", [19, 34, 39])
 def test_equal_keys_are_equal_beside_others(seed):
     """As of a plain background: their order is that of their numbers, whatever rounding says."""
     generator, pictures = torch.Generator().manual_seed(seed), []

@@ -70,8 +70,7 @@ def _density_peaks(
     device, longest = features.device, max(lengths)
     square = _squared_distances(features, lengths)
     scale = _derived_scale(square, lengths) if cutoff is None else cutoff**2
-    # Of equal points it has to be equal, whichever order their terms are added in.
-    density = (square / -scale).exp_().sum(-1, dtype=torch.float64).float()
+    density = (square / -scale).exp_().sum(-1)
 
     index = torch.arange(longest, device=device)
     # Equal densities would make mutual parents: the lower index counts as the denser one.
