@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from tables import table
 from tiny import FAMILIES
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -54,6 +55,15 @@ OUTPUTS = ("out_proj", "o_proj", "proj", "projection_layer")
 
 def changed(before, after):
     return (before - after).abs().flatten(1).amax(1) > 1e-6
+
+
+def test_cells_are_whole_again_in_grids_of_any_size():
+    """Places are fractions: of 41 rows and more, some come out below their number."""
+    for rows in range(1, 130):
+        image = Grids.full((rows, 1))
+        assert [row for _, row, _ in image.cells] == list(range(rows))
+        tokens = table((rows,), grid=image.places, shapes=(image.shapes,))
+        assert tokens.cells[:, 0].tolist() == list(range(rows))
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)

@@ -172,6 +172,16 @@ def test_placeholders_must_match_images(model, inputs):
             model(input_ids=inputs["input_ids"][:, :-12], pixel_values=inputs["pixel_values"])
 
 
+def test_placeholders_must_match_images_in_every_row(model):
+    """The model counts those of the whole batch, and would put a part of a picture into another prompt."""
+    inputs = batch([ONE_IMAGE, ONE_IMAGE])
+    ids = inputs["input_ids"]
+    ids[0, -1], ids[1, (ids[1] == IMAGE).nonzero()[0, 0]] = IMAGE, 5
+    refused = pytest.raises(vitcop.UnsupportedModelError, match="do not match the 72 visual tokens")
+    with torch.no_grad(), vitcop.prune(model, VITCOP), refused:
+        model(**inputs)
+
+
 def test_another_batch_size_raises(model, inputs):
     with torch.no_grad(), vitcop.prune(model, VITCOP):
         cache = model(**inputs).past_key_values

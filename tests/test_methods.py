@@ -248,6 +248,7 @@ class Wrong(tiny.ThreeStages):
         wrong = {
             "unsorted": {"keep": keep.flip(0)},
             "repeated": {"keep": keep[[0, *range(len(keep) - 1)]]},
+            "twice": {"keep": keep[[0, 0, *range(2, len(keep))]]},  # and of each image as many as it may keep
             "negative": {"keep": keep - rows},
             "too few": {"keep": keep[1:]},
             "mask": {"keep": torch.zeros(rows, dtype=torch.bool).index_fill(0, keep, True)},
@@ -260,6 +261,7 @@ class Wrong(tiny.ThreeStages):
             "labels": {"labels": {"cluster": keep}},
             "list": {"keep": keep.tolist()},
             "merge type": {"merge": torch.full((rows,), -1.0)},
+            "narrow": {"keep": keep.int()},
         }[self.mistake]
         # Past the type check of the test run, which a user does not have.
         for name, value in wrong.items():
@@ -267,7 +269,20 @@ class Wrong(tiny.ThreeStages):
         return selection
 
 
-MISTAKES = ("unsorted", "repeated", "negative", "too few", "mask", "counts", "range", "reduction", "labels", "list")
+MISTAKES = (
+    "unsorted",
+    "repeated",
+    "twice",
+    "negative",
+    "too few",
+    "mask",
+    "counts",
+    "range",
+    "narrow",
+    "reduction",
+    "labels",
+    "list",
+)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -281,6 +296,12 @@ def test_a_wrong_selection_is_never_taken(mistake, stage):
         if cache.layers:  # what is seen at the entrance leaves it empty
             with pytest.raises(vitcop.UnsupportedModelError, match="no longer holds"):
                 model(input_ids=torch.tensor([[5]] * 3), past_key_values=cache)
+
+
+@pytest.mark.parametrize("keep", [[1, 4], [-1, 1]])
+def test_rows_beyond_a_single_image_are_never_taken(keep):
+    """Clamped, as a GPU needs them, they are rows of the same image."""
+    assert not vitcop.Selection(torch.tensor(keep)).allows((4,), (2,))
 
 
 def test_merging_where_nothing_is_dropped_is_never_taken():

@@ -99,6 +99,8 @@ def test_what_cannot_be_reached_names_what_can(planner):
 def test_nothing_dropped_costs_what_the_dense_prompt_costs(planner):
     plan = planner.plan(vitcop.ViTCoP(retention=1.0))
     assert plan.flops == plan.dense_flops and plan.kv_share == 1
+    for solve, most in (("for_flops", 1.0), ("for_tokens", 576.0), ("for_kv_mb", plan.dense_kv_bytes / 1e6)):
+        assert getattr(planner, solve)(vitcop.ViTCoP(), most).method.retention == 1
 
 
 def test_half_precision_halves_the_cache(planner):

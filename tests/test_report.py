@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
 import torch
 from families.base import NUM_LAYERS
-from tiny import LLAVA, RAGGED, TOKENS_PER_IMAGE, batch
+from test_overlay import stage
+from tiny import FAMILIES, LLAVA, RAGGED, TOKENS_PER_IMAGE, batch, ragged
 
 import vitcop
+from vitcop.figures import figure
 
 
 def test_report_accounts_for_every_token():
@@ -35,3 +38,50 @@ def test_report_accounts_for_every_token():
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["images"][2]["stages"][1]["kept"] == merging.kept(2)
     assert str(report).splitlines()[0] == report.summary and str(report).count("\n") == 4
+
+
+def test_a_batch_is_the_sum_of_its_rows():
+    """By hand: what the schedule leaves of each image, and the text beside it."""
+    model, method = LLAVA.model(), vitcop.ViTCoP(retention=0.3)
+    schedule = method.budgets(TOKENS_PER_IMAGE, NUM_LAYERS)
+    alive = [schedule[max(first for first in schedule if first <= layer)] for layer in range(NUM_LAYERS)]
+    reports = []
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
+        for prompts in (RAGGED, [RAGGED[0], RAGGED[2]], [RAGGED[0]], [RAGGED[2]]):
+            model(**batch(prompts))
+            reports.append(pruning.report)
+    whole, together, *rows = reports
+    for row, prompt in enumerate(RAGGED):
+        text = len(prompt.tokens(LLAVA)) - prompt.images * TOKENS_PER_IMAGE
+        assert whole.tokens(row) == [text + prompt.images * count for count in alive]
+    assert whole.visual_tokens(2) == alive
+    assert f" {sum(alive) / (NUM_LAYERS * TOKENS_PER_IMAGE):.1%} of {3 * TOKENS_PER_IMAGE} " in whole.summary
+    for costs in ("prefill_flops", "kv_cache_bytes"):
+        dense, pruned = zip(*(getattr(report, costs) for report in rows), strict=True)
+        assert getattr(together, costs) == (sum(dense), sum(pruned))
+    with pytest.raises(IndexError, match=f"no layer {NUM_LAYERS}"):
+        whole.positions_at(NUM_LAYERS)
+
+
+def test_a_token_that_took_nobody_in_has_no_group():
+    entering = stage(2, index=[3, 5, 8], keep=[0, 2], merge=[0, 1, 1])
+    assert entering.merged() == {8: [5, 8]}
+
+
+def test_what_is_written_is_what_can_be_asked():
+    """Of images of several sizes in several rows."""
+    family = FAMILIES["llava_next"]
+    model = family.model()
+    with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(retention=0.3)) as pruning:
+        model(**batch(ragged(family), family=family))
+    report = pruning.report
+    plain, (dense, pruned) = report.to_dict(), report.prefill_flops
+    assert plain["prefill_flops"] == {"dense": dense, "pruned": pruned}
+    assert f"{figure(pruned / 1e9)} of {figure(dense / 1e9)} GFLOP" in report.summary
+    assert len(set(report.image_lengths)) > 1
+    for number, (image, line) in enumerate(zip(plain["images"], str(report).splitlines()[2:], strict=True)):
+        assert image["row"] == report.rows[number]
+        assert image["average_retention"] == report.average_retention(number)
+        for written, ran in zip(image["stages"], report.stages, strict=True):
+            assert (written["before"], written["after"]) == (ran.before[number], ran.after[number])
+            assert str(ran.after[number]) in line.split()[4:]
