@@ -103,6 +103,23 @@ def test_nothing_dropped_costs_what_the_dense_prompt_costs(planner):
         assert getattr(planner, solve)(vitcop.ViTCoP(), most).method.retention == 1
 
 
+def test_the_dense_cache_by_hand(planner):
+    plan = planner.plan(vitcop.ViTCoP())
+    assert plan.dense_kv_bytes == 32 * (576 + 64) * 2 * 4096 * 2  # layers, tokens, keys and values, width, bytes
+    assert plan.kv_share == plan.kv_bytes / plan.dense_kv_bytes < 0.3
+
+
+def test_separators_are_no_text(monkeypatch):
+    """Though they are in the prompt, and stay."""
+    seen = []
+    monkeypatch.setattr(vitcop.FastV, "selection_flops", lambda method, stage: seen.append(stage) or 0)
+    planner = Planner.of(FAMILIES["llava_next"].model().config, text_tokens=10)
+    planner.plan(vitcop.FastV(retention=0.5))
+    image = planner.geometry.image
+    assert image.placeholders > image.num_tokens
+    assert [(stage.text, stage.prompt) for stage in seen] == [(10, image.placeholders + 10)]
+
+
 def test_half_precision_halves_the_cache(planner):
     config = llava_7b()
     config.dtype = torch.float32
