@@ -15,7 +15,14 @@ from rich.console import Console
 from shown import assert_nothing_is_lost
 from tiny import ThreeStages
 from torch import nn
-from transformers import AutoModelForImageTextToText, BatchFeature, LlamaConfig, MixtralConfig, Qwen2VLImageProcessorPil
+from transformers import (
+    AutoModelForImageTextToText,
+    BatchFeature,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen2MoeConfig,
+    Qwen2VLImageProcessorPil,
+)
 from typer.testing import CliRunner
 
 import vitcop
@@ -300,6 +307,28 @@ def test_few_tokens_read_few_experts():
     )
     few, all_of_them = (layer_bytes(config, 0, tokens, 1) - 2 * 2 * 32 * tokens for tokens in (3, 100))
     assert all_of_them - few == (8 - 3 * 2) * 3 * 64 * 96
+
+
+def test_experts_stand_in_the_layers_that_have_them_beside_one_that_sees_all():
+    config = Qwen2MoeConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=32,
+        num_attention_heads=4,
+        num_experts=8,
+        num_experts_per_tok=2,
+        decoder_sparse_step=2,
+        mlp_only_layers=[3],
+    )
+    dense, experts = 3 * 64 * 96, 3 * 64 * 2 * 16 + 64 * 8 + 3 * 64 * 32 + 64  # router, shared expert and its gate
+    flops = [closed_forms.layer_flops(config, layer, 1) for layer in range(4)]
+    assert [count - flops[0] for count in flops] == [0, 2 * (experts - dense), 0, 0]
+
+
+def test_heads_may_be_wider_than_the_hidden_state():
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
+    assert closed_forms.decoder_widths(config) == (64, 4 * 32, 2 * 32)
 
 
 def test_peak_memory_is_the_most_that_is_held_at_once():

@@ -109,8 +109,25 @@ def test_what_cannot_be_reached_names_what_can(planner):
 def test_nothing_dropped_costs_what_the_dense_prompt_costs(planner):
     plan = planner.plan(vitcop.ViTCoP(retention=1.0))
     assert plan.flops == plan.dense_flops and plan.kv_share == 1
-    for solve, most in (("for_flops", 1.0), ("for_tokens", 576), ("for_kv_mb", plan.dense_kv_bytes / 1e6)):
+    for solve, most in (("for_flops", 1.0), ("for_tokens", 576.0), ("for_kv_mb", plan.dense_kv_bytes / 1e6)):
         assert getattr(planner, solve)(vitcop.ViTCoP(), most).method.retention == 1
+
+
+def test_the_dense_cache_by_hand(planner):
+    plan = planner.plan(vitcop.ViTCoP())
+    assert plan.dense_kv_bytes == 32 * (576 + 64) * 2 * 4096 * 2  # layers, tokens, keys and values, width, bytes
+    assert plan.kv_share == plan.kv_bytes / plan.dense_kv_bytes < 0.3
+
+
+def test_separators_are_no_text(monkeypatch):
+    """Though they are in the prompt, and stay."""
+    seen = []
+    monkeypatch.setattr(vitcop.FastV, "selection_flops", lambda method, stage: seen.append(stage) or 0)
+    planner = Planner.of(FAMILIES["llava_next"].model().config, text_tokens=10)
+    planner.plan(vitcop.FastV(retention=0.5))
+    image = planner.geometry.image
+    assert image.placeholders > image.num_tokens
+    assert [(stage.text, stage.prompt) for stage in seen] == [(10, image.placeholders + 10)]
 
 
 def test_half_precision_halves_the_cache(planner):
