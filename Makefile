@@ -28,7 +28,7 @@ test-oldest: $(OLDEST)/.dev
 # The processors that need torchvision, in an environment of its own, whose torch may be one with CUDA.
 test-processors: $(PROCESSORS)/.dev
 	$(PROCESSORS)/bin/python -c "import num2words, torchvision"
-	$(PROCESSORS)/bin/pytest -n 2 tests/test_processors.py tests/test_downsample.py
+	$(PROCESSORS)/bin/pytest -n 2 tests/models/test_processors.py tests/inputs/test_downsample.py
 
 # The Ray Data recipe in examples/ray_data, in an environment of its own.
 test-ray: $(RAY)/.dev

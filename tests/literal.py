@@ -259,3 +259,9 @@ def knorm(keys, budget):
     """`keys[token][head]`."""
     norms = [math.hypot(*mean_vector(heads)) for heads in keys]
     return sorted(best([-norm for norm in norms], budget))
+
+
+def average(budgets, num_layers):
+    """Tokens of a schedule that are alive, over all layers."""
+    layers, counts = [*budgets, num_layers], list(budgets.values())
+    return sum((end - start) * n for start, end, n in zip(layers, layers[1:], counts, strict=False)) / num_layers

@@ -26,7 +26,7 @@ SMALLER = {
 }
 """What would take 28 GB or minutes."""
 NOT_RUN = {
-    "--video": "the model in the box takes no videos; tests/test_cli.py runs one",
+    "--video": "the model in the box takes no videos; tests/cli/test_cli.py runs one",
     "pip install": "sets up an environment",
     "make": "sets up an environment",
     "lmms-eval": "needs one of its own; `make test-lmms`",

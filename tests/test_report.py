@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from drawn import report_of, stage
 from families.base import NUM_LAYERS
-from test_overlay import report_of, stage
 from tiny import FAMILIES, LLAVA, RAGGED, TOKENS_PER_IMAGE, batch, ragged
 
 import vitcop

@@ -38,7 +38,7 @@ the picture: always the most frequent answer that fits the wording.
 | --- | ---: | ---: | ---: |
 {rows}
 
-The test suite watches the answers to {guarded} questions like these (`tests/test_guard.py`). Right are
+The test suite watches the answers to {guarded} questions like these (`tests/quality/test_guard.py`). Right are
 
 | | |
 | --- | ---: |

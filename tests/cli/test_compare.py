@@ -10,7 +10,7 @@ from clips import greys, write_clip
 from families import FAMILIES
 from families.base import IMAGE, TinyFamily
 from PIL import Image
-from test_processors import QWEN
+from processors import QWEN
 from transformers import BatchFeature, Qwen2VLImageProcessorPil
 from typer.testing import CliRunner
 

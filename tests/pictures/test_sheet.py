@@ -1,6 +1,6 @@
 """The contact sheet shows of every entry what is alive in the last layer, at its place on the page."""
 
-from test_overlay import COLORS, COLUMNS, ROWS, is_grey, mosaic, report_of, stage
+from drawn import COLORS, COLUMNS, ROWS, is_grey, mosaic, report_of, stage
 
 from vitcop.models.grids import Grids
 from vitcop.pictures.drawing import GAP, LINE, MARGIN, PAPER

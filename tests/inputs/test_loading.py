@@ -14,7 +14,7 @@ import vitcop
 from vitcop import builtin, cli
 from vitcop.cli.common import load
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_geometry import LargestTensor
+from measures import LargestTensor
 
 from vitcop.ops import cluster
 from vitcop.ops.cluster import num_centres

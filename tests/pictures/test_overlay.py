@@ -6,52 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from drawn import CELL, COLORS, COLUMNS, ROWS, is_grey, mosaic, report_of, stage
 from PIL import Image
-from transformers import AutoProcessor, LlamaConfig, LlavaNextImageProcessorPil
+from transformers import AutoProcessor, LlavaNextImageProcessorPil
 
-from vitcop import Report, StageReport, VitcopError, builtin
+from vitcop import StageReport, VitcopError, builtin
 from vitcop.models.grids import SEPARATOR, Grids
-from vitcop.pictures.drawing import GAP, LINE, MARGIN, PAPER, SHORTEST_SIDE
+from vitcop.pictures.drawing import GAP, LINE, MARGIN, PAPER
 from vitcop.pictures.overlay import as_seen, overlay, overlay_of_prompt, tiles_as_seen, tiles_of_pictures
-
-ROWS, COLUMNS = 2, 3
-CELL = SHORTEST_SIDE // ROWS
-COLORS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30), (30, 200, 200), (200, 30, 200)]
-
-
-def stage(layer: int, index: list[int], keep: list[int], merge: list[int] | None = None) -> StageReport:
-    return StageReport(
-        layer=layer,
-        before=(len(index),),
-        after=(len(keep),),
-        index=torch.tensor(index),
-        keep=torch.tensor(keep),
-        merge=None if merge is None else torch.tensor(merge),
-        cluster=None,
-    )
-
-
-def report_of(image: Grids, *stages: StageReport) -> Report:
-    return Report(
-        method="by hand",
-        num_layers=4,
-        images=(image,),
-        modalities=("image",),
-        rows=(0,),
-        stages=stages,
-        columns={},
-        row_lengths={},
-        prompt_lengths=(8,),
-        decoder_config=LlamaConfig(),
-        bytes_per_value=4,
-    )
-
-
-def mosaic(colors: list[tuple[int, int, int]], columns: int) -> Image.Image:
-    """A picture that has these colours in its cells."""
-    picture = Image.new("RGB", (columns, len(colors) // columns))
-    picture.putdata(colors)
-    return picture.resize((columns * CELL, picture.height * CELL), Image.Resampling.NEAREST)
 
 
 def drawn(*stages: StageReport) -> Image.Image:
@@ -71,10 +33,6 @@ def pixel(
     left = MARGIN + panel * (COLUMNS * CELL + GAP) + token % columns * CELL
     top = MARGIN + 2 * LINE + grid * (ROWS * CELL + GAP) + token // columns * CELL
     return page.getpixel((left + round(across * CELL), top + round(down * CELL)))
-
-
-def is_grey(color: tuple[int, int, int]) -> bool:
-    return len(set(color)) == 1
 
 
 def test_kept_tokens_keep_their_colours_and_dropped_ones_are_grey():

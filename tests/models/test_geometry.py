@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from measures import LargestTensor
 from tables import table
 from tiny import FAMILIES
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import vitcop
 from vitcop.engine.hooks import _OBSERVATION
@@ -229,19 +229,6 @@ def test_saliency_is_the_attention_that_the_encoder_pays(name, kind, signal, rec
     expected = torch.cat(expected)
     assert len(seen) == 1
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-6)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Values in the largest tensor that any operator makes."""
-
-    values = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **kwargs or {})
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.values = max(self.values, tensor.numel())
-        return result
 
 
 def test_attention_received_is_streamed(monkeypatch):

@@ -12,8 +12,8 @@ import torch
 from families.base import IMAGE
 from hypothesis import given
 from hypothesis import strategies as st
+from literal import average
 from tables import table
-from test_vitcop import average
 from transformers import DynamicCache
 
 import vitcop
@@ -30,7 +30,7 @@ PRESETS = [
 
 
 def test_the_page_is_up_to_date_and_the_readme_names_every_method():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     assert (root / "docs" / "methods.md").read_text(encoding="utf-8") == page(), "make docs"
     readme = (root / "README.md").read_text(encoding="utf-8")
     assert [kind.__name__ for kind in vitcop.METHODS.values() if f"`{kind.__name__}`" not in readme] == []

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from literal import average
 from tables import table
 
 import vitcop
@@ -15,11 +16,6 @@ from vitcop.ops.cluster import density_peaks, num_centres
 from vitcop.selection.tokens import merge_hidden_states
 
 merge_clusters = MergeClusters().select
-
-
-def average(budgets, num_layers):
-    layers, counts = [*budgets, num_layers], list(budgets.values())
-    return sum((end - start) * n for start, end, n in zip(layers, layers[1:], counts, strict=False)) / num_layers
 
 
 @pytest.mark.parametrize(

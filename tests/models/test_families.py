@@ -15,7 +15,7 @@ from vitcop.models import Description, Encoder, Geometry, Observation, TowerFami
 
 
 def test_the_table_is_up_to_date():
-    committed = Path(__file__).parent.parent / "docs" / "models.md"
+    committed = Path(__file__).parents[2] / "docs" / "models.md"
     assert committed.read_text(encoding="utf-8") == page(), "make docs"
 
 

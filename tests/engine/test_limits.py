@@ -259,7 +259,7 @@ with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(retention=0.3)) as pruni
     torch.testing.assert_close(model(**inputs).logits, expected)
     assert [stage.kept() for stage in pruning.report.stages] == kept
 """
-    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], check=True)
 
 
 def test_tensor_parallel_raises(model, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from test_vitcop import average
+from literal import average
 
 import vitcop
 from vitcop.quality.variants import VARIANTS

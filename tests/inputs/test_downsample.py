@@ -4,7 +4,7 @@ import pytest
 import torch
 from families.base import IMAGE
 from PIL import Image
-from test_processors import PROCESSORS, QWEN
+from processors import PROCESSORS, QWEN
 from transformers import Qwen2VLImageProcessorPil
 
 from vitcop import BudgetError

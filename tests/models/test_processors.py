@@ -1,0 +1,152 @@
+"""What transformers' own processors write is pruned correctly: no input here is made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+import pytest
+import torch
+from families import FAMILIES
+from families.base import IMAGE, VIDEO
+from processors import FRAMES, GRID, IDEFICS, PROCESSORS, QWEN, RETENTION, SIZES, TILES, VIDEOS, WORDS, square
+
+import vitcop
+from vitcop.costs.plan import Planner
+from vitcop.models import family_of, qwen2_vl, qwen3_vl
+from vitcop.quality import builtin_suite
+from vitcop.quality.reader import Reader
+
+ROWS = {
+    "pictures": [("wide",), ("tall", "wide")],
+    "videos": [("clip",), ("film", "clip")],
+    "both": [("wide", "clip"), ("film", "tall")],
+}
+CASES = [
+    (name, kind)
+    for name, written in PROCESSORS.items()
+    for kind in ROWS
+    if kind == "pictures" or (written.frames and (kind == "videos" or written.mixes))
+]
+VISUALS = [
+    (name, visual)
+    for name, written in PROCESSORS.items()
+    for visual in ("wide", "tall", "film")
+    if visual != "film" or written.frames
+]
+# A tokenizer that has no tokens for the markers of tiles writes several, of which the last is always the same.
+IN_WORDS = "idefics3 with markers in words"
+AROUND = {token: number for token, number in IDEFICS.items() if token not in {*TILES, "<global-img>"}}
+PROCESSORS[IN_WORDS] = replace(PROCESSORS["idefics3"], tokens=AROUND, family="idefics3")
+CASES.append(pytest.param(IN_WORDS, "pictures"))
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_prompts_of_the_processor(name, kind):
+    """Each picture or video is one image, in its row, that keeps what it was asked to and what it keeps alone."""
+    written, rows = PROCESSORS[name], ROWS[kind]
+    written.skip_without_its_needs()
+    model = FAMILIES[written.family or name].model()
+
+    def report_of(rows):
+        inputs = written.inputs(rows)
+        model.generate(**inputs, max_new_tokens=3, do_sample=False, suppress_tokens=[IMAGE, VIDEO])
+        return pruning.report
+
+    with vitcop.prune(model, vitcop.ViTCoP(RETENTION)) as pruning:
+        report = report_of(rows)
+        alone = [report_of([row]) for row in rows]
+    assert list(zip(report.modalities, report.rows, report.image_lengths, strict=True)) == written.expected(rows)
+    for image, (row, tokens) in enumerate(zip(report.rows, report.image_lengths, strict=True)):
+        assert abs(report.average_retention(image) - RETENTION) * tokens <= 1
+        own = report.rows[:image].count(row)
+        for stage, stage_alone in zip(report.stages, alone[row].stages, strict=True):
+            assert stage.kept(image) == stage_alone.kept(own)
+
+
+@dataclass(frozen=True)
+class Recorder(vitcop.Random):
+    """Remembers the visual tokens that it is shown."""
+
+    seen: list[vitcop.VisualTokens] = field(default_factory=list)
+
+    def select(self, tokens, budget):
+        self.seen.append(tokens)
+        return super().select(tokens, budget)
+
+
+@pytest.mark.parametrize(("name", "visual"), VISUALS)
+def test_places_are_those_in_the_picture(name, visual):
+    """Paint a quarter of a picture or frame: no tokens change as much as those that are said to stand there."""
+    written, family = PROCESSORS[name], FAMILIES[name]
+    written.skip_without_its_needs()
+    model, method = family.model(), Recorder(retention=0.5, layer=0)
+    attention = tuple(map(type, family_of(model).observed.values()))
+    for module in model.modules():
+        if isinstance(module, attention):  # leave every patch to itself, so that paint shows where it is
+            *_, last = (child for child in module.children() if isinstance(child, torch.nn.Linear))
+            torch.nn.init.zeros_(last.weight)
+
+    def tokens_of(paint=None):
+        with torch.no_grad():
+            model(**written.inputs([(visual,)], paint))
+        return method.seen[-1]
+
+    with vitcop.prune(model, method) as pruning:
+        before = tokens_of()
+        shapes = torch.tensor([shape for image in pruning.report.images for shape in image.shapes])
+        for paint in product(range(FRAMES if visual in VIDEOS else 1), (0, 1), (0, 1)):
+            grid = paint[0] // family.frames_per_grid if visual in VIDEOS else range(len(shapes))[written.thumbnail]
+            change = (tokens_of(paint).keys - before.keys).flatten(1).norm(dim=1)
+            centre = before.grid + 0.5 / shapes[grid]
+            quarter = (centre > 0.5 - 1e-6).long() @ torch.tensor([2, 1])
+            of_quarters = [change[(before.segments == grid) & (quarter == number)].mean() for number in range(4)]
+            assert torch.stack(of_quarters).argmax() == 2 * paint[1] + paint[2]
+
+
+# Plans know only the defaults of processors, of which the ones above have other numbers.
+DEFAULTS = {
+    "internvl": replace(PROCESSORS["internvl"], images=("GotOcr2ImageProcessor", square(84))),
+    **{
+        name: replace(
+            PROCESSORS[name],
+            images=(image_processor, {"size": {"longest_edge": 4 * 48}, "max_image_size": {"longest_edge": 48}}),
+            tokens=IDEFICS | {f"<row_{row}_col_{column}>": 10 * row + column + 90 for row, column in GRID},
+        )
+        for name, image_processor in (("idefics3", "Idefics3ImageProcessor"), ("smolvlm", "SmolVLMImageProcessor"))
+    },
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_an_evaluation_asks_prompts_in_batches(name):
+    written = PROCESSORS[name]
+    written.skip_without_its_needs()
+    model, processor = FAMILIES[written.family or name].model(), written.build()
+    reader = Reader(model, processor, builtin_suite(8).cases[:3], batch=2)
+    assert len(reader.read(None).answers) == 3
+
+
+# Line breaks that the tokenizer here drops.
+BREAKS = {"gemma3": {"wide": 2, "tall": 2}, "idefics3": {"wide": 2, "tall": 4}, "smolvlm": {"wide": 2, "tall": 4}}
+
+
+@pytest.mark.parametrize(
+    ("name", "visual"), [case for case in VISUALS if case[1] != "film" or len(PROCESSORS[case[0]].frames) == 1]
+)
+def test_planned_tokens_are_those_of_the_processor(name, visual, monkeypatch):
+    written = DEFAULTS.get(name, PROCESSORS[name])
+    written.skip_without_its_needs()
+    monkeypatch.setattr(qwen2_vl.Qwen2VLImageProcessorPil, "size", QWEN["size"])
+    monkeypatch.setattr(qwen2_vl, "VIDEO_SIZE", QWEN["size"])
+    monkeypatch.setattr(qwen3_vl, "VIDEO_SIZE", QWEN["size"] | {"longest_edge": 5120})
+    width, height = SIZES[visual]
+    frames = FRAMES if visual in VIDEOS else None
+    planner = Planner.of(FAMILIES[name].model().config, height=height, width=width, frames=frames)
+    ids = written.inputs([(visual,)])["input_ids"][0]
+    placeholders = int(((ids == IMAGE) | (ids == VIDEO)).sum())
+    assert planner.geometry.image.placeholders == placeholders
+    if name == "qwen3_vl" and frames:
+        return  # time stamps are words of their own number
+    words = len(WORDS) - 1
+    assert planner.geometry.markers == len(ids) - placeholders - words + BREAKS.get(name, {}).get(visual, 0)
