@@ -1,4 +1,4 @@
-"""Whether a stage waits for the GPU, told by CUDA itself; tests/engine/test_work.py tells it by the operators, on a CPU."""
+"""Whether a stage waits for the GPU, told by CUDA; tests/engine/test_work.py tells it by the operators, on a CPU."""
 
 from __future__ import annotations
 

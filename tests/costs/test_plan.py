@@ -217,7 +217,7 @@ def test_a_model_that_reads_text_only_is_told_so(tmp_path):
 @pytest.mark.parametrize(
     ("part", "setting", "value", "complaint"),
     [
-        ("text_config", "num_hidden_layers", 0, "The decoder has no layers"),
+        ("text_config", "num_hidden_layers", 0, "decoder has no `layers`"),
         ("text_config", "num_hidden_layers", 20_000, "20,000 layers, and plans are made for up to 1,000"),
         ("vision_config", "num_hidden_layers", 20_000, "20,000 layers, and plans are made for up to 1,000"),
         ("vision_config", "patch_size", 0, "describes no model that can be built: ZeroDivisionError"),

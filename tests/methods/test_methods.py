@@ -87,19 +87,22 @@ def test_every_method_averages_every_retention_down_to_the_floor_it_names(
         assert counts == sorted(counts, reverse=True) and counts[-1] >= 1
         assert all(layer == 0 or first_layer <= layer < num_layers for layer in budgets)
         assert list(budgets) == sorted(budgets)
-        return average({0: num_tokens} | budgets, num_layers)
+        least = average({0: num_tokens} | dict.fromkeys(budgets, 1), num_layers)
+        return average({0: num_tokens} | budgets, num_layers), least
 
-    assert alive(1.0) == num_tokens
+    assert alive(1.0)[0] == num_tokens
     retention = max(share, 1e-9)
     try:
-        found = alive(retention)
+        found, least = alive(retention)
     except vitcop.BudgetError as error:
         floor = float(re.search(r"below (\S+), the smallest|settings (\S+) to", str(error)).group(1) or 1 / num_tokens)
         assert retention <= floor * (1 + 1e-3)
         retention = min(1.0, floor * (1 + 1e-3))  # rounded in the message
-        found = alive(retention)
+        found, least = alive(retention)
+    asked = retention * num_tokens
+    assert least - asked <= 1
     # Every count is rounded to the nearest; ViTCoP's formula rounds twice.
-    assert abs(found - retention * num_tokens) <= (1 if name == "vitcop" else 0.5 + 1e-6)
+    assert abs(found - max(asked, least)) <= (1 if name == "vitcop" else 0.5 + 1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name, kind in vitcop.METHODS.items() if name not in ("knorm", "vitcop")])

@@ -190,8 +190,6 @@ class ModelFamily(ABC):
         self.decoder: PreTrainedModel = model.get_decoder()
         _check_decoder(self.decoder, self.has_windows)
         self.layers: nn.ModuleList = self.decoder.layers
-        if not len(self.layers):
-            raise UnsupportedModelError("The decoder has no layers between which tokens could be dropped.")
         kinds = getattr(self.decoder.config, "layer_types", None) or ["full_attention"] * len(self.layers)
         self.layer_kinds: tuple[str, ...] = tuple(kinds[: len(self.layers)])
         self.check_attention()
