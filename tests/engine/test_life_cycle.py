@@ -353,6 +353,33 @@ def test_a_dead_cache_takes_its_request_along(model):
         gc.enable()
 
 
+def test_a_removed_pruning_leaves_no_circle_around_the_model():
+    """A model that was pruned goes with its last name, as one that was not."""
+    gc.collect()
+    gc.disable()
+    try:
+        model = LLAVA.model()
+        with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+            model.generate(**batch([ONE_IMAGE]), **GREEDY)
+        weight = weakref.ref(model.lm_head.weight)
+        del model
+        assert weight() is None and pruning.report is not None
+    finally:
+        gc.enable()
+
+
+def test_an_interrupted_layer_keeps_no_hook(model):
+    """Where adapters draw dropout, projections are hooked for one run of their layer, to which it may not come."""
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"], lora_dropout=0.5)).train()
+    layer = model.model.language_model.layers[1]
+    with torch.no_grad(), vitcop.prune(model, vitcop.FastV(0.5)):
+        hook = layer.input_layernorm.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            wrapped(**batch([ONE_IMAGE]))
+        hook.remove()
+    assert not layer.self_attn.q_proj._forward_hooks
+
+
 @pytest.mark.parametrize("first", ["before", "after"])
 def test_others_may_wrap_what_we_wrap(model, first):
     """Theirs stays, whoever came first, and does not find ours once the pruning is removed."""

@@ -450,11 +450,15 @@ class _Wrapper:
 
     def remove(self) -> None:
         owner, self.owner = self.owner, None
+        if owner is None:
+            return
         # Where somebody has wrapped it again, it stays, and does nothing.
-        if owner is not None and vars(owner).get(self.name) is self.wrapped:
+        if vars(owner).get(self.name) is self.wrapped:
             delattr(owner, self.name)
             if self.before is not None:
                 setattr(owner, self.name, self.before)
+        # It refers to us, and to its owner: in a circle, a model would wait for the collector.
+        del self.wrapped
 
 
 def _observations_in(call: Call) -> dict[str, Observation]:
