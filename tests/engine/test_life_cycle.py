@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import io
 import pickle
 import threading
 import time
@@ -223,6 +224,17 @@ def test_encoder_outputs_keep_their_own_images(model):
         unseen = model.model.get_image_features(second.pop("pixel_values"), return_dict=True)
         with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="vision encoder"):
             model(**second, mm_encoder_outputs={"image": unseen})
+
+
+def test_encoder_outputs_can_be_stored(model):
+    """What was observed goes along; modules of the model do not."""
+    inputs, stored = batch([ONE_IMAGE]), io.BytesIO()
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        expected = model(**inputs).logits
+        torch.save(model.model.get_image_features(inputs.pop("pixel_values"), return_dict=True), stored)
+        stored.seek(0)
+        encoded = torch.load(stored, weights_only=False)
+        assert torch.equal(model(**inputs, mm_encoder_outputs={"image": encoded}).logits, expected)
 
 
 def test_encoder_outputs_of_a_method_that_watched_less_are_refused_where_more_is_read(model):
