@@ -1,6 +1,7 @@
 """What `generate` can be asked for, on a pruned model."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -160,6 +161,15 @@ def test_assisted_decoding_gives_the_greedy_answer(model, method, how):
     assert pruning.report.prompt_lengths > (len(REPEATING),)  # a draft has come along
     assert [stage.kept() for stage in pruning.report.stages] == kept
     assert torch.equal(plain, assisted)
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_a_pruned_assistant_raises(model, itself):
+    assistant, asked = (model if itself else LLAVA.model()), batch([ONE_IMAGE]) | GREEDY
+    other = nullcontext() if itself else vitcop.prune(assistant, VITCOP)
+    refused = pytest.raises(vitcop.UnsupportedModelError, match="pass pixel_values")
+    with torch.no_grad(), vitcop.prune(model, VITCOP), other, refused:
+        model.generate(**asked, assistant_model=assistant)
 
 
 def test_a_longer_prompt_within_generate_is_no_draft(model):
