@@ -1,12 +1,13 @@
 """What `generate` can be asked for, on a pruned model."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from families.base import IMAGE, VIDEO
 from tiny import GREEDY, LLAVA, METHODS, ONE_IMAGE, RAGGED, READING_TEXT, Prompt, assert_same_logits, batch
-from transformers import DynamicCache, TextStreamer
+from transformers import DynamicCache, GenerationConfig, TextStreamer
 from transformers.cache_utils import Cache, QuantizedLayer
 
 import vitcop
@@ -160,6 +161,45 @@ def test_assisted_decoding_gives_the_greedy_answer(model, method, how):
     assert pruning.report.prompt_lengths > (len(REPEATING),)  # a draft has come along
     assert [stage.kept() for stage in pruning.report.stages] == kept
     assert torch.equal(plain, assisted)
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_a_pruned_assistant_raises(model, itself):
+    assistant, asked = (model if itself else LLAVA.model()), batch([ONE_IMAGE]) | GREEDY
+    other = nullcontext() if itself else vitcop.prune(assistant, VITCOP)
+    refused = pytest.raises(vitcop.UnsupportedModelError, match="pass pixel_values")
+    with torch.no_grad(), vitcop.prune(model, VITCOP), other, refused:
+        model.generate(**asked, assistant_model=assistant)
+
+
+def test_a_longer_prompt_within_generate_is_no_draft(model):
+    """Criteria and logits processors may ask the model about other prompts: all of their text is to be read."""
+    other, seen = batch([Prompt(2, seed=5)]), []
+
+    def ask(ids, scores):
+        seen.append(model(**other).logits)
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    with torch.no_grad(), vitcop.prune(model, METHODS["fastv"]):
+        expected = model(**other).logits
+        model.generate(**batch([ONE_IMAGE]), **GREEDY, stopping_criteria=[ask])
+    assert len(seen) == 5 and all(torch.equal(logits, expected) for logits in seen)
+
+
+@pytest.mark.parametrize("how", ["assistant", "prompt lookup", "config", "default"])
+def test_assisted_decoding_of_another_turn_raises(model, how):
+    """transformers has all of the conversation read again behind what the cache holds."""
+    lookup = {"prompt_lookup_num_tokens": 3}
+    drafted = {"assistant": {"assistant_model": LLAVA.model()}, "prompt lookup": lookup}.get(how, {})
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        first = model.generate(**batch([ONE_IMAGE]), **GREEDY, return_dict_in_generate=True)
+        if how == "config":
+            drafted = {"generation_config": GenerationConfig(**lookup)}
+        elif how == "default":
+            model.generation_config.prompt_lookup_num_tokens = 3
+        again = {"input_ids": continued(first.sequences, 11, 12), "past_key_values": first.past_key_values}
+        with pytest.raises(vitcop.UnsupportedModelError, match="earlier turn"):
+            model.generate(**again, **GREEDY | drafted)
 
 
 def test_logits_of_several_tokens_are_no_draft(model):

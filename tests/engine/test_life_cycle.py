@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import io
 import pickle
 import threading
 import time
@@ -225,6 +226,17 @@ def test_encoder_outputs_keep_their_own_images(model):
             model(**second, mm_encoder_outputs={"image": unseen})
 
 
+def test_encoder_outputs_can_be_stored(model):
+    """What was observed goes along; modules of the model do not."""
+    inputs, stored = batch([ONE_IMAGE]), io.BytesIO()
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        expected = model(**inputs).logits
+        torch.save(model.model.get_image_features(inputs.pop("pixel_values"), return_dict=True), stored)
+        stored.seek(0)
+        encoded = torch.load(stored, weights_only=False)
+        assert torch.equal(model(**inputs, mm_encoder_outputs={"image": encoded}).logits, expected)
+
+
 def test_encoder_outputs_of_a_method_that_watched_less_are_refused_where_more_is_read(model):
     inputs = batch([ONE_IMAGE])
     with torch.no_grad():
@@ -351,6 +363,33 @@ def test_a_dead_cache_takes_its_request_along(model):
             assert keys() is None and request() is None
     finally:
         gc.enable()
+
+
+def test_a_removed_pruning_leaves_no_circle_around_the_model():
+    """A model that was pruned goes with its last name, as one that was not."""
+    gc.collect()
+    gc.disable()
+    try:
+        model = LLAVA.model()
+        with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
+            model.generate(**batch([ONE_IMAGE]), **GREEDY)
+        weight = weakref.ref(model.lm_head.weight)
+        del model
+        assert weight() is None and pruning.report is not None
+    finally:
+        gc.enable()
+
+
+def test_an_interrupted_layer_keeps_no_hook(model):
+    """Where adapters draw dropout, projections are hooked for one run of their layer, to which it may not come."""
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"], lora_dropout=0.5)).train()
+    layer = model.model.language_model.layers[1]
+    with torch.no_grad(), vitcop.prune(model, vitcop.FastV(0.5)):
+        hook = layer.input_layernorm.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            wrapped(**batch([ONE_IMAGE]))
+        hook.remove()
+    assert not layer.self_attn.q_proj._forward_hooks
 
 
 @pytest.mark.parametrize("first", ["before", "after"])

@@ -37,9 +37,9 @@ from .arguments import bound, encoder_outputs
 from .cache import PrunedCache, cache_in, check_dense, check_prunable
 from .decode import Decode
 from .forward import Forward
-from .placement import Placeholders
+from .placement import Placeholders, columns_behind
 from .prefill import Prefill
-from .refusals import check_cache, check_head, check_mask, check_no_images
+from .refusals import check_cache, check_head, check_mask, check_no_drafts, check_no_images
 
 logger = logging.getLogger("vitcop")
 
@@ -91,7 +91,7 @@ class _Thread(threading.local):
         encoded: observations that came along with these.
         base_called: whether the base model has been called, and its forward is yet to come.
         watched: attentions of the encoder, while it runs.
-        prompt_width: columns of the prompt that `generate` was given, while that runs.
+        prompts: ids or embeddings that `generate` was given, while that runs.
     """
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class _Thread(threading.local):
         self.encoded: dict[str, Observation] = {}
         self.base_called = False
         self.watched: dict[nn.Module, Watched] | None = None
-        self.prompt_width: int | None = None
+        self.prompts: list[Tensor] = []
 
 
 class Pruning:
@@ -192,7 +192,7 @@ class Pruning:
         for index, layer in enumerate(family.layers):
             before(layer, partial(self._layer, index))
         # Last, as another thread may call the model at any time: what begins here finds all of the above.
-        around(stock, "generate", self._generate)
+        around(stock, "generate", partial(self._generate, stock))
         # Hooks alone are passed by where `forward` is called by name, and torch runs none after a KeyboardInterrupt.
         around(stock, "forward", self._run_model)
         around(family.base, "forward", self._run_base)
@@ -237,15 +237,18 @@ class Pruning:
         watched = {attention for attentions in self._watched.values() for attention in attentions}
         return {attention: [n for n in (QUERIES, KEYS, FUSED) if hasattr(attention, n)] for attention in watched}
 
-    def _generate(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Any:
+    def _generate(
+        self, stock: PreTrainedModel, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call
+    ) -> Any:
         """In place of the model's `generate`, which alone knows where a prompt ends and a drafted answer begins."""
-        call, outer = bound(original, args, kwargs), self._thread.prompt_width
-        given = [call[name] for name in ("inputs", "input_ids", "inputs_embeds") if isinstance(call.get(name), Tensor)]
-        self._thread.prompt_width = max((tokens.shape[1] for tokens in given), default=None)
+        call, outer = bound(original, args, kwargs), self._thread.prompts
+        check_no_drafts(call, stock.generation_config)
+        given = [call.get(name) for name in ("inputs", "input_ids", "inputs_embeds")]
+        self._thread.prompts = [tokens for tokens in given if isinstance(tokens, Tensor)]
         try:
             return original(*args, **kwargs)
         finally:
-            self._thread.prompt_width = outer
+            self._thread.prompts = outer
 
     # Hooks have `kwargs` by default None: torch sets a hook, and removes it, before its mark that it takes them, and a
     # dense forward of another thread may call it in between.
@@ -323,7 +326,7 @@ class Pruning:
         """The first forward of a batch of prompts. Without images it is left alone."""
         mask, thread = call.get("attention_mask"), self._thread
         flat = mask if isinstance(mask, Tensor) and mask.shape == tokens.shape[:2] else None
-        drafted = 0 if thread.prompt_width is None else max(0, tokens.shape[1] - thread.prompt_width)
+        drafted = max((columns_behind(prompts, tokens) for prompts in thread.prompts), default=0)
         found = self._family.placeholders(call.get("input_ids"), call.get("inputs_embeds"))
         placeholders = Placeholders.of(found, flat, drafted)
         if not placeholders.any:
@@ -450,11 +453,15 @@ class _Wrapper:
 
     def remove(self) -> None:
         owner, self.owner = self.owner, None
+        if owner is None:
+            return
         # Where somebody has wrapped it again, it stays, and does nothing.
-        if owner is not None and vars(owner).get(self.name) is self.wrapped:
+        if vars(owner).get(self.name) is self.wrapped:
             delattr(owner, self.name)
             if self.before is not None:
                 setattr(owner, self.name, self.before)
+        # It refers to us, and to its owner: in a circle, a model would wait for the collector.
+        del self.wrapped
 
 
 def _observations_in(call: Call) -> dict[str, Observation]:

@@ -67,6 +67,20 @@ class Placeholders:
         return self.real.shape[1] - self.drafted
 
 
+def columns_behind(prompts: Tensor, tokens: Tensor) -> int:
+    """How many columns `tokens` have behind these prompts; 0 where they are of other prompts.
+
+    Args:
+        prompts, tokens: ids (batch, seq) or embeddings (batch, seq, hidden).
+    """
+    width = prompts.shape[1] if prompts.ndim > 1 else 0
+    begun = tokens[:, :width]
+    # Compared only where there is more, as this waits for the device.
+    if tokens.shape[1] <= width or begun.shape != prompts.shape:
+        return 0
+    return tokens.shape[1] - width if torch.equal(begun, prompts.to(tokens.device)) else 0
+
+
 class Placed(NamedTuple):
     """All images, then all videos, each in the order of their prompts.
 

@@ -10,7 +10,11 @@ from transformers import Cache, PretrainedConfig
 from ..errors import UnsupportedModelError
 from ..models.base import Call
 from .arguments import brings_images
+from .cache import PrunedCache, cache_in
 from .placement import Placeholders
+
+DRAFTING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+"""Arguments of `generate` that have it draft its answer."""
 
 
 def check_cache(cache: Any) -> None:
@@ -26,6 +30,23 @@ def check_no_images(call: Call) -> None:
             "Images or videos arrive at a cache that is not empty, but only a prompt's first forward can be "
             "pruned: put them all into the first turn, start again with a new cache, or leave out "
             "prefill_chunk_size."
+        )
+
+
+def check_no_drafts(call: Call, defaults: Any) -> None:
+    """Raise if a `generate` with these arguments would draft its answer behind what a pruned cache holds.
+
+    Args:
+        defaults: the model's own generation config.
+    """
+    cache = cache_in(call)
+    if not isinstance(cache, PrunedCache) or cache.request is None or not cache.get_seq_length():
+        return
+    settings = (call, *(vars(config) for config in (call.get("generation_config"), defaults) if config is not None))
+    if any(given.get(name) for given in settings for name in DRAFTING):
+        raise UnsupportedModelError(
+            "Assisted decoding cannot go on with the KV cache of an earlier turn: transformers would have the whole "
+            "conversation read once more behind it, dense too. Leave out the assistant or prompt lookup, or the cache."
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
 from ..errors import UnsupportedModelError, VitcopError
@@ -41,6 +42,7 @@ class Stages:
             is the same.
         fitted: by kind of layer, what layers get in place of that since the last stage.
         previous: what the layer before the next stage got; None elsewhere.
+        hooks: what has been put on that layer until it has run.
         request: what decoding has to know; None until stage 0 is over.
         cache: that of the prompt, once the first layer was reached.
         done, selections, doubts: what happened at each stage, and what has to be true of it, to be looked at when
@@ -66,6 +68,7 @@ class Stages:
         self.entered: Tensor | None = None
         self.fitted: dict[str, Call] = {}
         self.previous: LayerInput | None = None
+        self.hooks: list[RemovableHandle] = []
         self.request: Request | None = None
         self.cache: PrunedCache | None = None
         self.done: list[StageReport] = []
@@ -116,7 +119,7 @@ class Stages:
             kwargs = kwargs | self.fitted[kind]
         self.previous = None
         if layer + 1 in self.layers:
-            projected = keep_projected(self.family.layers[layer])
+            projected, self.hooks = keep_projected(self.family.layers[layer])
             self.previous = LayerInput(layer, hidden_states, kwargs["position_embeddings"], projected)
         if "flash" in self.family.decoder.config._attn_implementation:
             # Flash attention would take gaps between positions for the borders of packed sequences.
@@ -124,6 +127,8 @@ class Stages:
         return hidden_states, kwargs
 
     def release(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
         if self.cache is not None:
             self.cache.release()
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig
 
 from ..errors import UnsupportedModelError
@@ -53,26 +54,28 @@ def final_norm(decoder: nn.Module, config: PretrainedConfig) -> nn.Module:
     return norm
 
 
-def keep_projected(layer: Any) -> dict[str, Tensor]:
+def keep_projected(layer: Any) -> tuple[dict[str, Tensor], list[RemovableHandle]]:
     """Have the query and key projections of a layer that is about to run keep what they make, if they draw dropout, as
     adapters do: they would not make it again.
 
     Returns:
-        By their names, what those made that do; there once the layer has run in this thread.
+        By their names, what those made that do; there once the layer has run in this thread. And the hooks on them,
+        which go by themselves then, and must be taken off where the layer does not come to run.
     """
     made: dict[str, Tensor] = {}
+    hooks: list[RemovableHandle] = []
     for name in (QUERIES, KEYS):
         projection = getattr(layer.self_attn, name, None)
         if any(isinstance(part, nn.Dropout) and part.training and part.p for part in _modules_of(projection)):
-            _keep_once(projection, name, made)
-    return made
+            hooks.append(_keep_once(projection, name, made))
+    return made, hooks
 
 
 def _modules_of(module: nn.Module | None) -> Iterable[nn.Module]:
     return () if module is None else module.modules()
 
 
-def _keep_once(projection: Any, name: str, made: dict[str, Tensor]) -> None:
+def _keep_once(projection: Any, name: str, made: dict[str, Tensor]) -> RemovableHandle:
     thread = threading.get_ident()
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -80,7 +83,8 @@ def _keep_once(projection: Any, name: str, made: dict[str, Tensor]) -> None:
             made[name] = output.detach()
             handle.remove()
 
-    handle = projection.register_forward_hook(keep)
+    handle: RemovableHandle = projection.register_forward_hook(keep)
+    return handle
 
 
 def layer_queries(

@@ -76,6 +76,13 @@ class Patches:
     def __init__(self, show: Callable[[], tuple[Tensor, Tensor]]) -> None:
         self._show: Callable[[], tuple[Tensor, Tensor]] | None = show
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Encoder outputs are saved, and sent to other processes: what is not worked out yet refers to modules.
+        return {"_shown": self._shown, "_show": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Patches:
+        return self  # nothing changes it, and `generate` copies what it hands on to an assistant
+
     @cached_property
     def _shown(self) -> tuple[Tensor, Tensor]:
         assert self._show is not None
