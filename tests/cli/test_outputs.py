@@ -1,5 +1,7 @@
 """Files that could not be written are refused before the work, and looking leaves everything as it is."""
 
+import errno
+import json
 import os
 from pathlib import Path
 
@@ -54,6 +56,51 @@ def test_a_folder_that_takes_no_files_is_refused_before_anything_is_loaded(comma
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"Error: {option} cannot be written to {NO_FILES / file}: ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("run", ("--overlay", "--json")),
+        ("compare", ("--sheet", "--json")),
+        ("bench", ("--json", "--plot")),
+        ("eval", ("--json", "--plot")),
+    ],
+)
+def test_two_options_cannot_name_one_file(command, options, tmp_path, monkeypatch):
+    monkeypatch.setattr(getattr(cli, command), "load", None)
+    (tmp_path / "here").mkdir()
+    files = tmp_path / "one.png", tmp_path / "here" / ".." / "one.png"
+    named = [word for option, file in zip(options, files, strict=True) for word in (option, str(file))]
+    result = CliRunner().invoke(cli.app, [command, *named])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: {options[0]} and {options[1]} are both to be written to ")
+
+
+class FullDiskError(OSError):
+    """What a full disk behind stdout raises."""
+
+    def __init__(self):
+        super().__init__(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("command", "raised", "code"),
+    [("run --compare", FullDiskError(), 2), ("compare --methods random", SystemExit(1), 1)],
+)
+def test_files_are_written_though_stdout_is_full_or_its_reader_has_gone(command, raised, code, tmp_path, monkeypatch):
+    name, *options = command.split()
+
+    def refuse(*tables):
+        raise raised  # SystemExit is what rich makes of a broken pipe
+
+    monkeypatch.setattr(getattr(cli, name), "show", refuse)
+    file = tmp_path / "answers.json"
+    result = CliRunner().invoke(cli.app, [name, *options, "--json", str(file)])
+    assert result.exit_code == code
+    assert json.loads(file.read_text())["question"]
+    if code == 2:
+        assert result.stderr == "Error: Cannot write to stdout: No space left on device.\n"
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path):

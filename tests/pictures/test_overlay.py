@@ -12,7 +12,7 @@ from transformers import AutoProcessor, LlavaNextImageProcessorPil
 
 from vitcop import StageReport, VitcopError, builtin
 from vitcop.models.grids import SEPARATOR, Grids
-from vitcop.pictures.drawing import GAP, LINE, MARGIN, PAPER
+from vitcop.pictures.drawing import GAP, LINE, MARGIN, PAPER, TITLE, _wrapped
 from vitcop.pictures.overlay import as_seen, overlay, overlay_of_prompt, tiles_as_seen, tiles_of_pictures
 
 
@@ -50,6 +50,14 @@ def test_white_paper_that_was_dropped_does_not_look_like_paper():
     for token in range(6):
         colors = {pixel(page, 1, token, across=across / 40, down=0.5) for across in range(1, 40)}
         assert colors == {PAPER} if token == 0 else len(colors) > 1 and PAPER not in colors
+
+
+def test_a_word_that_is_wider_than_the_page_goes_over_several_lines():
+    words = "what", "x" * 300, "is"
+    lines = list(_wrapped(" ".join(words), 500))
+    assert all(TITLE.getlength(line) <= 500 for line in lines)
+    assert "".join("".join(lines).split()) == "".join(words)
+    assert lines[-1].endswith("x is") and list(_wrapped("wide", 1)) == list("wide")
 
 
 def test_every_image_of_a_prompt_has_its_row_below_the_heading():

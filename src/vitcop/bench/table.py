@@ -91,7 +91,7 @@ def _digits(value: float) -> str:
 
 def _caption(setting: Setting) -> str:
     rounds = "1 round" if setting.repeats == 1 else f"{setting.repeats} rounds"
-    threads = "" if setting.gpu else f", {setting.threads} threads"
+    threads = "" if setting.gpu else ", 1 thread" if setting.threads == 1 else f", {setting.threads} threads"
     return (
         f"{setting.model}, {setting.weights}, {setting.dtype}, {setting.attention} attention, on {setting.device}"
         f"{threads}. {setting.picture[0]} x {setting.picture[1]} pixels became {setting.placeholders} of "

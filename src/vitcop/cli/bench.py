@@ -23,7 +23,7 @@ from .common import (
     read_list,
     read_size,
 )
-from .outputs import JsonOption, check_file, check_plot, write_json, writing_errors
+from .outputs import JsonOption, check_apart, check_file, check_plot, printing, write_json, writing_errors
 
 if TYPE_CHECKING:
     from ..bench import Subject
@@ -78,6 +78,7 @@ def bench(
             raise VitcopError(f"--image-size has at least one pixel each way; got {image_size!r}.")
         if width and height:
             check_size("--image-size", width, height)
+        check_apart({"--json": json_file, "--plot": plot})
         check_file("--json", json_file)
         check_plot(plot)
         with progress_bars() as progress:
@@ -93,15 +94,18 @@ def bench(
             benchmark = run_benchmark(subject, course, CountingBar(progress, "Measuring"))
     from ..bench.table import tables
 
-    show(output(), *tables(benchmark))
     with one_line_errors():
-        if json_file:
-            write_json("--json", json_file, benchmark.to_dict())
-        if plot:
-            from ..bench.plot import plot as draw
+        try:
+            with printing():
+                show(output(), *tables(benchmark))
+        finally:  # whatever has become of stdout, this work was done
+            if json_file:
+                write_json("--json", json_file, benchmark.to_dict())
+            if plot:
+                from ..bench.plot import plot as draw
 
-            with writing_errors("--plot", plot):
-                draw(benchmark).savefig(plot, dpi=150)
+                with writing_errors("--plot", plot):
+                    draw(benchmark).savefig(plot, dpi=150)
 
 
 def _read_batch(text: str) -> int:

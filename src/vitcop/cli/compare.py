@@ -45,7 +45,7 @@ from .common import (
     read_subject,
     sources_of,
 )
-from .outputs import JsonOption, check_file, check_picture, write_json, writing_errors
+from .outputs import JsonOption, check_apart, check_file, check_picture, printing, write_json, writing_errors
 
 if TYPE_CHECKING:
     from ..report import Report
@@ -81,6 +81,7 @@ def compare(
         check_retention(share)
         names = read_methods("--methods", methods, words={ALL: METHODS})
         subject = read_subject(image, video, frames)
+        check_apart({"--sheet": sheet, "--json": json_file})
         check_picture("--sheet", sheet, sources_of(image, video))
         check_file("--json", json_file, sources_of(image, video))
         with progress_bars() as progress:
@@ -90,16 +91,19 @@ def compare(
             chat = Chat.about(subject, question, *loaded, max_new_tokens)
             progress.remove_task(loading)
             rows = list(_rows(subject, question, chat, names, share, progress))
-    show(output(), _table(question, rows))
     with one_line_errors():
-        if sheet:
-            with writing_errors("--sheet", sheet):
-                entries = [row.entry for row in rows if isinstance(row, _Outcome)]
-                contact_sheet(entries, [question]).save(sheet)
-        if json_file:
-            values = [row.to_dict() for row in rows]
-            asked = {"model": model, "question": question, "retention": share}
-            write_json("--json", json_file, asked | {"rows": values})
+        try:
+            with printing():
+                show(output(), _table(question, rows))
+        finally:  # whatever has become of stdout, this work was done
+            if sheet:
+                with writing_errors("--sheet", sheet):
+                    entries = [row.entry for row in rows if isinstance(row, _Outcome)]
+                    contact_sheet(entries, [question]).save(sheet)
+            if json_file:
+                values = [row.to_dict() for row in rows]
+                asked = {"model": model, "question": question, "retention": share}
+                write_json("--json", json_file, asked | {"rows": values})
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .common import (
     progress_bars,
     read_list,
 )
-from .outputs import JsonOption, check_file, check_plot, make_folder, write_json, writing_errors
+from .outputs import JsonOption, check_apart, check_file, check_plot, make_folder, printing, write_json, writing_errors
 
 ALL, ABLATIONS, SUITES = "all", "ablations", ("builtin",)
 VARIANTS = (
@@ -72,6 +72,7 @@ def eval_(
             check_retention(share)
         many = {ALL: METHODS, ABLATIONS: VARIANTS}
         names = read_methods("--methods", methods, words=many, others=VARIANTS)
+        check_apart({"--json": json_file, "--plot": plot})
         check_file("--json", json_file)
         check_plot(plot)
         if folder is not None:
@@ -89,15 +90,18 @@ def eval_(
             evaluation = evaluate(subject, asked, course, bar, folder)
     from ..quality.table import tables
 
-    show(output(), *tables(evaluation))
     with one_line_errors():
-        if json_file:
-            write_json("--json", json_file, evaluation.to_dict())
-        if plot:
-            from ..quality.plot import plot as draw
+        try:
+            with printing():
+                show(output(), *tables(evaluation))
+        finally:  # whatever has become of stdout, this work was done
+            if json_file:
+                write_json("--json", json_file, evaluation.to_dict())
+            if plot:
+                from ..quality.plot import plot as draw
 
-            with writing_errors("--plot", plot):
-                draw(evaluation).savefig(plot, dpi=150)
+                with writing_errors("--plot", plot):
+                    draw(evaluation).savefig(plot, dpi=150)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from ..selection.registry import plug_ins
 from ..tables import add_columns, add_prose, output, show
 from .choice import METHOD_HELP, check_method
 from .common import one_line_errors
+from .outputs import printing
 
 if TYPE_CHECKING:
     from ..selection.pruner import Pruner
@@ -36,16 +37,18 @@ def methods(
             (add_columns if title in ("method", "paper") else add_prose)(table, title)
         for method in METHODS.values():
             table.add_row(*map(Text, row_of(method)))
-        show(output(), table)
-        for other, place in plug_ins().items():
-            typer.echo(f"Of another package: {other} ({place})")
+        with one_line_errors(), printing():
+            show(output(), table)
+            for other, place in plug_ins().items():
+                typer.echo(f"Of another package: {other} ({place})")
         return
     with one_line_errors():
         check_method(name)
         from ..selection.pruner import Pruner
 
         kind = Pruner.named(name)
-    typer.echo("\n".join(_details(kind, name)))
+        with printing():
+            typer.echo("\n".join(_details(kind, name)))
 
 
 def row_of(method: type[Pruner]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,6 +60,14 @@ def check_file(option: str, path: Path | None, sources: Sequence[Path] = ()) -> 
         _check_folder(path.parent)
 
 
+def check_apart(files: Mapping[str, Path | None]) -> None:
+    """Refuse two options that name one file: what is written last would be all of it."""
+    taken: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is not None and (other := taken.setdefault(path.resolve(), option)) != option:
+            raise VitcopError(f"{other} and {option} are both to be written to {path}; give one another name.")
+
+
 def make_folder(option: str, path: Path) -> None:
     """Make a folder, and refuse one that takes no files."""
     with writing_errors(option, path):
@@ -71,6 +79,17 @@ def write_json(option: str, path: Path, values: dict[str, Any]) -> None:
     """Write plain values to a file."""
     with writing_errors(option, path):
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Say in one line why stdout takes nothing. That its reader has gone, such as `head`, is no error of that kind."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise VitcopError(f"Cannot write to stdout: {error.strerror or error}.") from error
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ..shares import read_share
 from ..tables import add_columns, output, show
 from .choice import METHOD_HELP, SHAPES, check_method, check_shape, make_method
 from .common import one_line_errors, read_config, read_size
+from .outputs import printing
 
 if TYPE_CHECKING:
     from ..costs.plan import Plan
@@ -73,7 +74,8 @@ def plan(
             planned = planner.for_kv_mb(pruner, kv_mb)
         else:
             planned = planner.plan(pruner)
-    show(output(), _table(planned))
+        with printing():
+            show(output(), _table(planned))
 
 
 def _config(name: str) -> Any:

@@ -41,7 +41,7 @@ from .common import (
     read_subject,
     sources_of,
 )
-from .outputs import JsonOption, check_file, check_picture, write_json, writing_errors
+from .outputs import JsonOption, check_apart, check_file, check_picture, printing, write_json, writing_errors
 
 if TYPE_CHECKING:
     from ..report import Report
@@ -73,6 +73,7 @@ def run(
         check_retention(share)
         check_method(method)
         subject = read_subject(image, video, frames)
+        check_apart({"--overlay": overlay, "--json": json_file})
         check_picture("--overlay", overlay, sources_of(image, video))
         check_file("--json", json_file, sources_of(image, video))
         with progress_bars() as progress:
@@ -100,18 +101,21 @@ def run(
                 seconds = _seconds_to_first_token(chat, pruner, progress)
                 asked |= {"dense_answer": dense_answer, "seconds_to_first_token": seconds}
                 heading.append(f"dense: {dense_answer}")
-    if compare:
-        show(output(), _table(question, report, (dense_answer, answer), seconds, _device_name(chat)))
-    else:
-        typer.echo(question, err=True)  # alone on stdout, the answer can go on into a pipe
-        typer.echo(answer)
-        typer.echo(report.summary, err=True)
     with one_line_errors():
-        if overlay:
-            with writing_errors("--overlay", overlay):
-                overlay_of_prompt(pictures_of_grids(subject, chat, report), report, heading).save(overlay)
-        if json_file:
-            write_json("--json", json_file, asked)
+        try:
+            with printing():
+                if compare:
+                    show(output(), _table(question, report, (dense_answer, answer), seconds, _device_name(chat)))
+                else:
+                    typer.echo(question, err=True)  # alone on stdout, the answer can go on into a pipe
+                    typer.echo(answer)
+                    typer.echo(report.summary, err=True)
+        finally:  # whatever has become of stdout, this work was done
+            if overlay:
+                with writing_errors("--overlay", overlay):
+                    overlay_of_prompt(pictures_of_grids(subject, chat, report), report, heading).save(overlay)
+            if json_file:
+                write_json("--json", json_file, asked)
 
 
 def _seconds_to_first_token(chat: Chat, pruner: Pruner, progress: Progress) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -210,13 +211,18 @@ def page_of(heading: Sequence[str], rows: Sequence[Sequence[Column]], legend: Im
 
 
 def _wrapped(text: str, width: int) -> Iterator[str]:
-    """Lines that are no wider than so many pixels, but where a single word is."""
+    """Lines that are no wider than so many pixels; a word that is wider goes over several."""
     line = ""
     for word in text.split():
         longer = f"{line} {word}".strip()
         if line and TITLE.getlength(longer) > width:
             yield line
             longer = word
+        while len(longer) > 1 and TITLE.getlength(longer) > width:
+            ends = range(2, len(longer))  # a line has one character at least
+            end = 1 + bisect_right(ends, float(width), key=lambda end: TITLE.getlength(longer[:end]))
+            yield longer[:end]
+            longer = longer[end:]
         line = longer
     yield line
 
