@@ -120,6 +120,22 @@ def test_annotations_of_ones_own_are_followed(name, right, wrong):
         checked(Everything, {name: wrong})
 
 
+def test_what_a_method_works_out_itself_is_no_setting():
+    @dataclass(frozen=True)
+    class Halved(vitcop.Random):
+        half: float = field(init=False)
+
+        def __post_init__(self):
+            super().__post_init__()
+            object.__setattr__(self, "half", self.retention / 2)
+
+    method = Halved(retention=0.5)
+    assert method.half == 0.25 and "half" not in method.to_dict()
+    assert vitcop.Pruner.from_json(method.to_json()) == method
+    with pytest.raises(vitcop.VitcopError, match="unknown setting of halved 'half'"):
+        Halved.from_dict({"method": "halved", "half": 0.25})
+
+
 def test_ranges_are_checked_when_settings_are_made_too():
     for make in (
         lambda: vitcop.Random(layer=-1),

@@ -34,10 +34,15 @@ def checked(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def given(kind: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a dataclass that are settings: what it works out itself (`init=False`) is none."""
+    return {field.name: field for field in dataclasses.fields(kind) if field.init}
+
+
 def settle(settings: Any) -> None:
     """Check the fields of a frozen dataclass that is being made, as `checked` does."""
     kind = type(settings)
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)}
+    values = {name: getattr(settings, name) for name in given(kind)}
     for name, value in checked(kind, values).items():
         object.__setattr__(settings, name, value)
 
