@@ -15,12 +15,13 @@ import torch
 from typer.testing import CliRunner
 
 import vitcop
+from docs.readme import README
 from vitcop import cli
 from vitcop.lmms.arguments import split_arguments
 from vitcop.quality import runner
 from vitcop.selection import registry
 
-TOLD = re.search(r"```python\n(.*?class Mine.*?)```", Path("CONTRIBUTING.md").read_text(), re.DOTALL)[1]
+TOLD = re.search(r"```python\n(.*?class Mine.*?)```", (README.parent / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
 MINE = f"""{TOLD}
 class Helper: ...
 
