@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from .records import write_json
 ROOT = Path(__file__).parents[2]
 LAST_LINES = 30
 """Of the log, that say what a process which left no word died of."""
+DYING = 10.0
+"""Seconds that a process which is stopped has to be gone, before the next part runs all the same."""
 
 Outcome = dict[str, Any]
 
@@ -96,7 +99,8 @@ def _wait(command: list[str], output: Any, seconds: float) -> int | None:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # what waits for a GPU that hangs may never go
+                process.wait(DYING)
 
 
 def _path() -> str:

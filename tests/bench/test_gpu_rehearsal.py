@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from dataclasses import replace
 from importlib import import_module
@@ -10,7 +12,7 @@ from importlib import import_module
 import pytest
 
 from benchmarks import report
-from benchmarks.gpu import packages, parity, waits
+from benchmarks.gpu import packages, parity, runner, waits
 from benchmarks.gpu.plan import MINUTES, PARTS, Part
 from benchmarks.gpu.runner import run_parts
 from benchmarks.gpu.subjects import METHODS
@@ -120,6 +122,17 @@ def test_a_part_that_breaks_is_recorded_and_the_others_run(parts, tmp_path):
     assert "RuntimeError: broken" in broken and "part_that_breaks.py" in broken
     assert hung == "stopped after 2 s" and "exit code -6" in dead and "last words" in dead and fine is None
     assert [record["parts"] for record in records] == [outcomes[: count + 1] for count in range(4)]
+
+
+def test_a_part_that_cannot_be_stopped_is_left_behind(parts, tmp_path, monkeypatch):
+    """As the kernel leaves a process that waits for a GPU."""
+    groups = []
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "DYING", 0.1)
+        patched.setattr("os.killpg", lambda group, signal: groups.append(group))
+        outcomes, _ = ran([parts["hangs"], parts["works"]], tmp_path)
+    os.killpg(*groups, signal.SIGKILL)
+    assert [outcome["status"] for outcome in outcomes] == ["cut short", "ok"]
 
 
 def test_without_time_or_what_is_needed_the_rest_is_not_reached(parts, tmp_path):

@@ -15,12 +15,13 @@ import torch
 from typer.testing import CliRunner
 
 import vitcop
+from docs.readme import README
 from vitcop import cli
 from vitcop.lmms.arguments import split_arguments
 from vitcop.quality import runner
 from vitcop.selection import registry
 
-TOLD = re.search(r"```python\n(.*?class Mine.*?)```", Path("CONTRIBUTING.md").read_text(), re.DOTALL)[1]
+TOLD = re.search(r"```python\n(.*?class Mine.*?)```", (README.parent / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
 MINE = f"""{TOLD}
 class Helper: ...
 
@@ -60,7 +61,7 @@ from typer.testing import CliRunner
 import vitcop, vitcop.lmms.manifests
 from vitcop import cli
 
-assert list(vitcop.METHODS)[:2] == ["vitcop", "fastv"] and len(vitcop.METHODS) == 16 and "dart" in vitcop.METHODS
+assert list(vitcop.METHODS)[:2] == ["vitcop", "fastv"] and "dart" in vitcop.METHODS
 assert "salientclusters" in vitcop.methods.STAGES and "FastV" in vitcop.methods.__all__
 for words, said in [
     ("run --method vitcp", "'vitcop'"),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import pytest
 
 import vitcop
@@ -118,6 +119,33 @@ def test_annotations_of_ones_own_are_followed(name, right, wrong):
     assert checked(Everything, {name: from_json}) == {name: right}  # with tuples for lists that are none
     with pytest.raises(vitcop.VitcopError, match=f"{name} of Everything is "):
         checked(Everything, {name: wrong})
+
+
+def test_numbers_of_numpy_become_numbers():
+    method = made(vitcop.FastV, retention=np.float32(0.5), layer=np.int64(3))
+    assert method == vitcop.FastV(retention=0.5, layer=3) and type(method.layer) is int
+    layers = made(vitcop.PyramidDrop, layers=[*np.array([2, 4, 6])])
+    assert vitcop.Pruner.from_json(layers.to_json()) == layers == vitcop.PyramidDrop(layers=(2, 4, 6))
+    with pytest.raises(vitcop.VitcopError, match="layer of FastV is a whole number"):
+        made(vitcop.FastV, layer=np.float64(3))
+    with pytest.raises(vitcop.VitcopError, match="retention of FastV is a finite number"):
+        made(vitcop.FastV, retention=np.bool_(True))
+
+
+def test_what_a_method_works_out_itself_is_no_setting():
+    @dataclass(frozen=True)
+    class Halved(vitcop.Random):
+        half: float = field(init=False)
+
+        def __post_init__(self):
+            super().__post_init__()
+            object.__setattr__(self, "half", self.retention / 2)
+
+    method = Halved(retention=0.5)
+    assert method.half == 0.25 and "half" not in method.to_dict()
+    assert vitcop.Pruner.from_json(method.to_json()) == method
+    with pytest.raises(vitcop.VitcopError, match="unknown setting of halved 'half'"):
+        Halved.from_dict({"method": "halved", "half": 0.25})
 
 
 def test_ranges_are_checked_when_settings_are_made_too():

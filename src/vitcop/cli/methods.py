@@ -65,12 +65,14 @@ def row_of(method: type[Pruner]) -> tuple[str, ...]:
 
 
 def _details(method: type[Pruner], name: str) -> Iterator[str]:
+    from ..selection.settings import given
+
     yield f"{method.__name__} (--method {name})"
     yield ""
     yield inspect.getdoc(method) or ""
     yield ""
     yield "Settings and their defaults:"
-    for field in dataclasses.fields(method):  # type: ignore[arg-type]
+    for field in given(method).values():
         yield f"    {field.name}" if field.default is dataclasses.MISSING else f"    {field.name} = {field.default!r}"
     presets = list(preset_lines(method))
     if presets:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from ..errors import BudgetError, VitcopError, check_retention, unknown_name
 from . import registry
 from .schedule import average_retention
-from .settings import checked, settle
+from .settings import checked, given, settle
 from .stage_shape import StageShape
 from .tokens import EncoderSignal, Selection, TextTokens, VisualTokens
 
@@ -121,7 +121,9 @@ class Selector(ABC):
         """
         if not dataclasses.is_dataclass(self):
             raise VitcopError(f"{type(self).__name__} must be a dataclass, whose fields are its settings.")
-        return {"method": registry.written(type(self)), **dataclasses.asdict(self)}
+        settings = given(type(self))
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name in settings}
+        return {"method": registry.written(type(self)), **values}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
@@ -154,7 +156,7 @@ class Selector(ABC):
 
     @classmethod
     def _made(cls: type[S], settings: Mapping[str, Any]) -> S:
-        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        fields = given(cls)
         for name in settings:
             if name == "retention" and name not in fields:
                 raise VitcopError(
@@ -164,7 +166,7 @@ class Selector(ABC):
             if name not in fields:
                 raise VitcopError(unknown_name(f"setting of {cls.name}", name, fields))
         for name, field in fields.items():
-            needed = field.init and field.default is field.default_factory is dataclasses.MISSING
+            needed = field.default is field.default_factory is dataclasses.MISSING
             if needed and name not in settings:
                 raise VitcopError(f"{cls.name} needs {name!r}, which was not given; Python and JSON can give it.")
         return cls(**checked(cls, settings))

@@ -10,6 +10,8 @@ from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from ..errors import VitcopError
 
 LONGEST = 60  # of a value in a message, in characters
@@ -17,7 +19,8 @@ _WORDS = {bool: "True or False", int: "a whole number", float: "a finite number"
 
 
 def checked(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a dataclass, with tuples for lists where the annotation allows it, since settings never change.
+    """Settings of a dataclass, with tuples for lists where the annotation allows it, since settings never change, and
+    with numbers of Python for those of numpy, which JSON does not take.
 
     A whole number will do for a number; True and False are no numbers. What an annotation says of tensors and their
     like is left alone.
@@ -34,16 +37,23 @@ def checked(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def given(kind: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a dataclass that are settings: what it works out itself (`init=False`) is none."""
+    return {field.name: field for field in dataclasses.fields(kind) if field.init}
+
+
 def settle(settings: Any) -> None:
     """Check the fields of a frozen dataclass that is being made, as `checked` does."""
     kind = type(settings)
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)}
+    values = {name: getattr(settings, name) for name in given(kind)}
     for name, value in checked(kind, values).items():
         object.__setattr__(settings, name, value)
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(_frozen, value)) if type(value) in (list, tuple) else value
 
 
 @lru_cache
