@@ -133,13 +133,30 @@ def test_a_script_writes_where_it_stands(folder, capsys):
     assert method.weight == 3.0 and type(method).__module__ == f"{folder}/mine.py"
 
 
+@dataclass(frozen=True)
+class Wrapped(vitcop.EntrancePruner):
+    """A method around another."""
+
+    inner: vitcop.Selector | None = None
+
+    def select(self, tokens, budget):
+        return self.inner.select(tokens, budget)
+
+
+def test_a_method_within_a_method_survives_json():
+    method = Wrapped(retention=0.5, inner=vitcop.FastV(layer=3))
+    assert vitcop.Pruner.from_json(method.to_json()) == method != Wrapped(retention=0.5)
+
+
 def test_every_command_takes_it(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     Path("mine.py").write_text(MINE)
     assert "Mine (--method mine.py:Mine)" in (told := invoke("methods", "mine.py:Mine"))
     assert "    weight = 1.0\n" in told
     assert invoke("run", "--method", "mine.py:Mine").count("\n") == 1
-    table = invoke("compare", "--methods", "mine.py:Mine,random", "--retention", "1/2")
+    Path("bad.py").write_text(MINE.replace("Mine", "Bad").replace("return self.weight", "return 1 / 0"))
+    table = invoke("compare", "--methods", "bad.py:Bad,mine.py:Mine,random", "--retention", "1/2")
+    assert "ZeroDivisionError: division by zero." in " ".join(table.split())
     assert [line.split()[1] for line in table.splitlines() if " 50.0% " in line] == ["mine", "random"]
     assert " mine " in invoke("plan", "--model", vitcop.builtin.MODEL_PATH, "--method", "mine:Mine")
 

@@ -10,7 +10,8 @@ import typer
 
 from . import bench, compare, eval, methods, plan, run
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+# What is not a user's to mend is told by Python's own traceback: rich would draw hundreds of lines of other libraries.
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback(invoke_without_command=True)

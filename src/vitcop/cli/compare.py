@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import builtin
-from ..errors import BudgetError, VitcopError, check_retention
+from ..errors import BudgetError, VitcopError, check_retention, reason
 from ..figures import figure
 from ..inputs.downsample import downsample
 from ..inputs.video import Clip
@@ -185,6 +186,11 @@ def _rows(
             yield outcome(name, subject, chat, make_method(name, share))
         except VitcopError as error:  # of the method: the row before has shown that the model can be pruned
             yield _Refusal(name, str(error))
+        except Exception as error:  # of somebody's own method, which must not cost the others their rows
+            if name in METHODS:
+                raise
+            *_, where = traceback.extract_tb(error.__traceback__)
+            yield _Refusal(name, f"{Path(where.filename).name}, line {where.lineno}: {reason(error)}")
     try:
         smaller = _downsampled(subject, chat, share)
     except BudgetError as error:

@@ -121,9 +121,9 @@ class Selector(ABC):
         """
         if not dataclasses.is_dataclass(self):
             raise VitcopError(f"{type(self).__name__} must be a dataclass, whose fields are its settings.")
-        settings = given(type(self))
-        values = {name: value for name, value in dataclasses.asdict(self).items() if name in settings}
-        return {"method": registry.written(type(self)), **values}
+        values, plain = {name: getattr(self, name) for name in given(type(self))}, dataclasses.asdict(self)
+        settings = {n: value.to_dict() if isinstance(value, Selector) else plain[n] for n, value in values.items()}
+        return {"method": registry.written(type(self)), **settings}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
@@ -169,7 +169,9 @@ class Selector(ABC):
             needed = field.default is field.default_factory is dataclasses.MISSING
             if needed and name not in settings:
                 raise VitcopError(f"{cls.name} needs {name!r}, which was not given; Python and JSON can give it.")
-        return cls(**checked(cls, settings))
+        nested = {name for name, value in settings.items() if isinstance(value, Mapping) and "method" in value}
+        read = {name: Selector.from_dict(settings[name]) for name in nested}
+        return cls(**checked(cls, {**settings, **read}))
 
 
 class Pruner(Selector):
