@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,6 @@ from .. import builtin
 from ..errors import VitcopError, check_retention
 from ..inputs.pictures import check_size
 from ..shares import read_share
-from ..tables import output, show
 from .choice import METHOD_HELP, SHAPES, check_shape, import_methods, read_methods
 from .common import (
     CountingBar,
@@ -23,7 +22,7 @@ from .common import (
     read_list,
     read_size,
 )
-from .outputs import JsonOption, check_apart, check_file, check_plot, printing, write_json, writing_errors
+from .outputs import JsonOption, check_apart, check_file, check_plot, deliver
 
 if TYPE_CHECKING:
     from ..bench import Subject
@@ -94,18 +93,12 @@ def bench(
             benchmark = run_benchmark(subject, course, CountingBar(progress, "Measuring"))
     from ..bench.table import tables
 
-    with one_line_errors():
-        try:
-            with printing():
-                show(output(), *tables(benchmark))
-        finally:  # whatever has become of stdout, this work was done
-            if json_file:
-                write_json("--json", json_file, benchmark.to_dict())
-            if plot:
-                from ..bench.plot import plot as draw
+    def draw() -> Any:
+        from ..bench.plot import plot as drawn
 
-                with writing_errors("--plot", plot):
-                    draw(benchmark).savefig(plot, dpi=150)
+        return drawn(benchmark)
+
+    deliver(tables(benchmark), benchmark.to_dict(), draw, json_file=json_file, plot=plot)
 
 
 def _read_batch(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,6 @@ from .. import builtin
 from ..errors import VitcopError, check_retention, unknown_name
 from ..methods import METHODS
 from ..shares import read_share
-from ..tables import output, show
 from .choice import METHOD_HELP, import_methods, read_methods
 from .common import (
     CountingBar,
@@ -22,7 +21,7 @@ from .common import (
     progress_bars,
     read_list,
 )
-from .outputs import JsonOption, check_apart, check_file, check_plot, make_folder, printing, write_json, writing_errors
+from .outputs import JsonOption, check_apart, check_file, check_plot, deliver, make_folder
 
 ALL, ABLATIONS, SUITES = "all", "ablations", ("builtin",)
 VARIANTS = (
@@ -90,18 +89,12 @@ def eval_(
             evaluation = evaluate(subject, asked, course, bar, folder)
     from ..quality.table import tables
 
-    with one_line_errors():
-        try:
-            with printing():
-                show(output(), *tables(evaluation))
-        finally:  # whatever has become of stdout, this work was done
-            if json_file:
-                write_json("--json", json_file, evaluation.to_dict())
-            if plot:
-                from ..quality.plot import plot as draw
+    def draw() -> Any:
+        from ..quality.plot import plot as drawn
 
-                with writing_errors("--plot", plot):
-                    draw(evaluation).savefig(plot, dpi=150)
+        return drawn(evaluation)
+
+    deliver(tables(evaluation), evaluation.to_dict(), draw, json_file=json_file, plot=plot)
 
 
 @contextmanager

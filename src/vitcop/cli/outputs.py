@@ -1,19 +1,22 @@
-"""Files that commands write: refused before the work where they could not be written after it."""
+"""What commands write: refused before the work where it could not be written after it."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from ..errors import VitcopError
+from ..tables import output, show
+from .common import one_line_errors
 
 PLOT_KINDS = (".png", ".svg", ".pdf")
 PICTURE_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff")
@@ -79,6 +82,32 @@ def write_json(option: str, path: Path, values: dict[str, Any]) -> None:
     """Write plain values to a file."""
     with writing_errors(option, path):
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def deliver(
+    tables: Iterable[RenderableType],
+    values: dict[str, Any],
+    draw: Callable[[], Any],
+    *,
+    json_file: Path | None,
+    plot: Path | None,
+) -> None:
+    """Print what was measured, and write it to the files that were asked for, whatever becomes of stdout.
+
+    Args:
+        values: for JSON.
+        draw: makes the figure.
+    """
+    with one_line_errors():
+        try:
+            with printing():
+                show(output(), *tables)
+        finally:
+            if json_file:
+                write_json("--json", json_file, values)
+            if plot:
+                with writing_errors("--plot", plot):
+                    draw().savefig(plot, dpi=150)
 
 
 @contextmanager
