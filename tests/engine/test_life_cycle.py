@@ -11,6 +11,7 @@ import weakref
 import accelerate
 import pytest
 import torch
+from needs import takes_encoder_outputs
 from peft import LoraConfig, get_peft_model
 from tiny import LLAVA, ONE_IMAGE, RAGGED, Prompt, batch
 from transformers import DynamicCache
@@ -210,6 +211,7 @@ def test_text_only_prompts_are_dense(model):
     assert pruning.report is report is not None
 
 
+@takes_encoder_outputs
 def test_encoder_outputs_keep_their_own_images(model):
     """Images encoded ahead, and others after them, must not lend each other their saliency."""
     first, second = batch([ONE_IMAGE]), batch([Prompt(1, seed=9)])
@@ -226,6 +228,7 @@ def test_encoder_outputs_keep_their_own_images(model):
             model(**second, mm_encoder_outputs={"image": unseen})
 
 
+@takes_encoder_outputs
 def test_encoder_outputs_can_be_stored(model):
     """What was observed goes along; modules of the model do not."""
     inputs, stored = batch([ONE_IMAGE]), io.BytesIO()
@@ -239,6 +242,7 @@ def test_encoder_outputs_can_be_stored(model):
         assert pruning.report.stages[0].kept() == expected
 
 
+@takes_encoder_outputs
 def test_encoder_outputs_of_a_method_that_watched_less_are_refused_where_more_is_read(model):
     inputs = batch([ONE_IMAGE])
     with torch.no_grad():

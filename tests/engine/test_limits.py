@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
 from families.base import IMAGE
+from needs import takes_encoder_outputs
 from peft import LoraConfig, get_peft_model
 from tiny import FAMILIES, LLAVA, ONE_IMAGE, RAGGED, Prompt, assert_same_logits, batch
 from transformers import (
@@ -28,6 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import vitcop
+from vitcop.engine.refusals import check_encoded
 
 VITCOP = vitcop.ViTCoP(retention=0.3)
 GREEDY = {"do_sample": False, "max_new_tokens": 4, "suppress_tokens": [63]}
@@ -103,6 +105,15 @@ def test_the_last_logits_are_of_the_columns_asked_for(model):
         with pytest.raises(vitcop.UnsupportedModelError, match="pad on the left"):
             model(**right, logits_to_keep=2)
         assert_same_logits(model(**right, logits_to_keep=1).logits, whole[:, -1:])
+
+
+def test_encoder_outputs_that_a_model_would_pass_over_raise(model):
+    def forward(input_ids, **kwargs): ...
+
+    call = {"mm_encoder_outputs": {"image": torch.zeros(1)}}
+    with pytest.raises(vitcop.UnsupportedModelError, match="would go on without the images"):
+        check_encoded(call, forward)
+    check_encoded({}, forward)
 
 
 def test_router_losses_raise():
@@ -430,6 +441,7 @@ def test_decoders_that_scale_queries_by_position_raise_under_flash_attention(mod
         vitcop.prune(model, VITCOP)
 
 
+@takes_encoder_outputs
 def test_bare_encoder_outputs_raise():
     """Nothing is known of them; Idefics3 takes them."""
     family = FAMILIES["idefics3"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +11,7 @@ from transformers import Cache, PretrainedConfig
 
 from ..errors import UnsupportedModelError
 from ..models.base import Call
-from .arguments import brings_images
+from .arguments import brings_images, encoder_outputs
 from .cache import PrunedCache, cache_in
 from .placement import Placeholders
 
@@ -47,6 +49,15 @@ def check_no_drafts(call: Call, defaults: Any) -> None:
         raise UnsupportedModelError(
             "Assisted decoding cannot go on with the KV cache of an earlier turn: transformers would have the whole "
             "conversation read once more behind it, dense too. Leave out the assistant or prompt lookup, or the cache."
+        )
+
+
+def check_encoded(call: Call, forward: Callable[..., Any]) -> None:
+    """Raise if encoder outputs came along for a forward of the base model that would go on without them."""
+    if encoder_outputs(call) and "mm_encoder_outputs" not in inspect.signature(forward).parameters:
+        raise UnsupportedModelError(
+            "The models of this transformers take no mm_encoder_outputs, and would go on without the images: pass "
+            "pixel_values, or install transformers 5.24 or newer."
         )
 
 
