@@ -72,7 +72,8 @@ def test_tokenizer_differs_from_smollm2s_in_one_name():
     assert tokenizer(text)["input_ids"] == other(text)["input_ids"]
     assert tokenizer(f"{text}<image>")["input_ids"] == [*other(text)["input_ids"], 3]
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.padding_side) == (2, 2, "left")
+    special = tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    assert special == (0, 1, 2, 2) and tokenizer.padding_side == "left"
 
 
 def test_projector_is_drawn_always_alike():

@@ -7,8 +7,8 @@ from transformers import Dinov2Config, LlamaConfig, LlavaConfig
 SIDE = 224
 """Of a picture, in pixels."""
 PATCH = 14
-BOS, EOS, IMAGE = 1, 2, 3
-"""Ids of SmolLM2's `<|im_start|>`, `<|im_end|>` and `<repo_name>`, which is in no chat and so stands for pictures."""
+UNKNOWN, BOS, EOS, IMAGE = range(4)
+"""Ids of SmolLM2's `<|endoftext|>`, `<|im_start|>`, `<|im_end|>`, and `<repo_name>`, which no chat has: a picture's."""
 
 
 def encoder_config(side: int = SIDE) -> Dinov2Config:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 
 from tokenizers import Tokenizer
-from transformers import (
-    AutoTokenizer,
-    BitImageProcessorPil,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, BitImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .architecture import IMAGE, PATCH, SIDE
+from .architecture import BOS, EOS, IMAGE, PATCH, SIDE, UNKNOWN
 from .packages import SMOLLM2
 
 IMAGE_TOKEN = "<image>"
@@ -59,17 +54,18 @@ def read_tokenizer() -> PreTrainedTokenizerFast:
     path = SMOLLM2.path()
     own = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     settings = json.loads(own.backend_tokenizer.to_str())
-    unused = own.convert_ids_to_tokens(IMAGE)
+    # By number, since what GGUF says of them is read differently by different versions of transformers.
+    unknown, bos, eos, unused = own.convert_ids_to_tokens([UNKNOWN, BOS, EOS, IMAGE])
     settings["model"]["vocab"][IMAGE_TOKEN] = settings["model"]["vocab"].pop(unused)
     for token in settings["added_tokens"]:
         if token["id"] == IMAGE:
             token["content"] = IMAGE_TOKEN
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(settings)),
-        bos_token=own.bos_token,
-        eos_token=own.eos_token,
-        pad_token=own.pad_token,
-        unk_token=own.unk_token,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=eos,
+        unk_token=unknown,
         extra_special_tokens={"image_token": IMAGE_TOKEN},
         padding_side="left",
     )
