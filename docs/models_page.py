@@ -24,7 +24,7 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
 * **raises**: what is refused for this family, besides what [limits.md](limits.md) lists for all.
 * DINOv2 takes pictures of any size and interpolates its positions: whatever `image_size` the config has, 224 x 224
   pixels are 256 visual tokens, and 336 x 336 are 576. Which size the processor makes is not in the config, so that
-  `vitcop plan` takes `--image-size` for it.
+  `vitcop plan` takes `--image-size` for it; `vitcop eval` asks the processor.
 * Of DINOv2 with registers, LLaVA takes [CLS] away and nothing else, so that registers go through the projector and
   have placeholders, in front of those of the patches; the processor writes as many where its
   `num_additional_image_tokens` is 1 and the number of registers. They show no place of the picture and hold what the

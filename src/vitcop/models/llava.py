@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .base import Call, Description, Observation
 from .encoders import CLIP, DINOV2, SIGLIP, Watched
 from .geometry import Geometry, Size
@@ -35,6 +38,9 @@ class Llava(TowerFamily):
             return observe_pixtral(patch, call, watched)
         pictures, _, height, width = call["pixel_values"].shape
         return Observation((self._picture((height // patch, width // patch)),) * pictures, self.patches(watched))
+
+    def encoded_size(self, size: Size, inputs: Mapping[str, Any]) -> Size:
+        return Size(*inputs["pixel_values"].shape[-2:]) if self.encoder.interpolates else size
 
     def geometry(self, size: Size) -> Geometry:
         vision = self.model.config.vision_config
