@@ -22,11 +22,18 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
 * **positions**: `compact` numbers the tokens that are left anew where the method asks for it; `keep` leaves them
   where they were.
 * **raises**: what is refused for this family, besides what [limits.md](limits.md) lists for all.
+* DINOv2 takes pictures of any size and interpolates its positions: whatever `image_size` the config has, 224 x 224
+  pixels are 256 visual tokens, and 336 x 336 are 576. Which size the processor makes is not in the config, so that
+  `vitcop plan` takes `--image-size` for it; `vitcop eval` asks the processor.
+* Of DINOv2 with registers, LLaVA takes [CLS] away and nothing else, so that registers go through the projector and
+  have placeholders, in front of those of the patches; the processor writes as many where its
+  `num_additional_image_tokens` is 1 and the number of registers. They show no place of the picture and hold what the
+  encoder has gathered of all of it, so that they are separators. [CLS] attends to them, which is no patch's saliency.
 * In every family, decoders that normalise their keys (QK-norm: Qwen3, Gemma 3) have ViTCoP's stages II and III rank
   by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
 
 One budget covers one picture or one video: tiles and frames share it in proportion to the visual tokens they really
-have. Separators (newlines, row breaks, markers, a frame's [CLS]) are text and always stay.
+have. Separators (newlines, row breaks, markers, a frame's [CLS], registers) are text and always stay.
 """
 
 _HEADER = ("`model_type`", "takes", "grids", "encoders", "saliency", "first layer", "positions", "raises")

@@ -163,6 +163,13 @@ PROCESSORS = {
         tall=36,
         needs=(),
     ),
+    "llava with registers": Written(
+        ("LlavaProcessor", {"patch_size": 14} | CLIP | {"num_additional_image_tokens": 1 + 4}),
+        ("BitImageProcessor", square(112, crop=True)),
+        wide=64,
+        tall=64,
+        needs=(),
+    ),
     "llava with pixtral": Written(("PixtralProcessor", {"patch_size": 4}), **PIXTRAL, wide=24, tall=48),
     "mistral3": Written(("PixtralProcessor", {"patch_size": 4, "spatial_merge_size": 2}), **PIXTRAL, wide=8, tall=12),
     "gemma3": Written(

@@ -7,12 +7,13 @@ import pytest
 import torch
 from families import FAMILIES
 from families.base import DECODER, ENCODER
-from families.llava import Llava, LlavaSiglip
+from families.llava import DINO, Llava, LlavaDinov2, LlavaSiglip
 from tiny import ENGINE, METHODS
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     ApertusConfig,
     ArceeConfig,
+    Dinov2Config,
     NemotronConfig,
     PhiConfig,
     SiglipVisionConfig,
@@ -40,6 +41,12 @@ class PoolingSiglip(LlavaSiglip):
     vision = SiglipVisionConfig(**ENCODER, image_size=84, patch_size=14, vision_use_head=True)
 
 
+class GatedDinov2(LlavaDinov2):
+    """As the giant one is."""
+
+    vision = Dinov2Config(**DINO, mlp_ratio=4, image_size=56, use_swiglu_ffn=True)
+
+
 def with_decoder(config):
     """A LLaVA with another decoder."""
     return type("WithDecoder", (Llava,), {"text": config})()
@@ -48,6 +55,7 @@ def with_decoder(config):
 DENSE = {key: value for key, value in DECODER.items() if key != "head_dim"}
 OTHERS = {
     "pooling siglip": PoolingSiglip(),
+    "gated dinov2": GatedDinov2(),
     "apertus": with_decoder(ApertusConfig(**DENSE)),
     "arcee": with_decoder(ArceeConfig(**DENSE)),
     "nemotron": with_decoder(NemotronConfig(**DENSE)),

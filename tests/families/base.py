@@ -61,6 +61,7 @@ class TinyFamily(ABC):
         name: what tests call it; the model type, unless a family has several encoders.
         kinds: "image" and "video", as far as it takes them.
         has_cls: whether its encoder has a [CLS] token.
+        registers: tokens that its encoder has between [CLS] and the patches.
         sizes: how many sizes of images there are.
         frames_per_grid: pictures of a video that become one grid.
         shrunk_sizes: those of the sizes of which several patches are interpolated to one token.
@@ -69,6 +70,7 @@ class TinyFamily(ABC):
     name: str
     kinds: tuple[str, ...] = ("image",)
     has_cls: bool = False
+    registers: int = 0
     sizes: int = 1
     frames_per_grid: int = 1
     shrunk_sizes: tuple[int, ...] = ()

@@ -5,6 +5,8 @@ import copy
 import torch
 from transformers import (
     CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -73,4 +75,39 @@ class LlavaPixtral(LlavaSiglip):
         return sized(rows)
 
 
+DINO = {key: value for key, value in ENCODER.items() if key != "intermediate_size"} | {"patch_size": 14}
+
+
+class LlavaDinov2(Llava):
+    """Positions for 4 x 4 patches, interpolated to 5 x 7."""
+
+    name = "llava with dinov2"
+    vision = Dinov2Config(**DINO, mlp_ratio=2, image_size=56)
+
+    def shape(self, kind, size, alone):
+        return 1, 70, 98
+
+    def tokens(self, visual):
+        return [IMAGE] * 35
+
+
+class LlavaRegisters(Llava):
+    """Whose placeholders begin with those of the registers, from the last layer."""
+
+    name = "llava with registers"
+    registers = 4
+    vision = Dinov2WithRegistersConfig(**DINO, mlp_ratio=2, image_size=84, num_register_tokens=registers)
+    features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "default"}
+
+    def build(self, attention):
+        model = super().build(attention)
+        # Which begin as zeros, each like the others.
+        torch.nn.init.normal_(model.model.vision_tower.embeddings.register_tokens)
+        return model
+
+    def tokens(self, visual):
+        return [IMAGE] * (self.registers + 36)
+
+
 LLAVA, MIXTRAL, SIGLIP, PIXTRAL = Llava(), LlavaMixtral(), LlavaSiglip(), LlavaPixtral()
+DINOV2, REGISTERS = LlavaDinov2(), LlavaRegisters()

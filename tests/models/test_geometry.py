@@ -50,7 +50,7 @@ def without_mixing(model, family):
             torch.nn.init.zeros_(last[0].weight)
 
 
-OUTPUTS = ("out_proj", "o_proj", "proj", "projection_layer")
+OUTPUTS = ("out_proj", "o_proj", "proj", "projection_layer", "value")  # the last is DINOv2's before transformers 5.18
 
 
 def changed(before, after):
@@ -218,7 +218,7 @@ def test_saliency_is_the_attention_that_the_encoder_pays(name, kind, signal, rec
             expected.append(weights.mean((1, 2)).flatten())
             continue
         if family.has_cls:
-            expected.append(weights[:, :, 0, 1:].sum(1).flatten())
+            expected.append(weights[:, :, 0, 1 + family.registers :].sum(1).flatten())
             continue
         attended = weights.amax(1) > 1e-30  # (batch, query, key): a picture of its own, or without padding
         for of_queries, real in zip(weights.mean(1), attended, strict=True):
@@ -229,6 +229,21 @@ def test_saliency_is_the_attention_that_the_encoder_pays(name, kind, signal, rec
     expected = torch.cat(expected)
     assert len(seen) == 1
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("received", [False, True])
+def test_registers_are_attended_to_and_are_no_visual_tokens(received, recorded, monkeypatch):
+    family = FAMILIES["llava with registers"]
+    model, first = family.model("recorded"), 1 + family.registers
+    monkeypatch.setattr(Watching, "signal", EncoderSignal(received=received))
+    with vitcop.prune(model, Watching()) as pruning:
+        _, observation = encode(model, "image", family.inputs([[family.visual("image", 0, seed=n)] for n in (0, 1)]))
+        (weights,) = recorded[pruning._family.observed["image"]]
+    paid = weights.mean((1, 2)) if received else weights[:, :, 0].sum(1)
+    assert paid[:, 1:first].sum() > 0.1
+    torch.testing.assert_close(observation.signal(Watching.signal), paid[:, first:].flatten())
+    for image in observation.images:
+        assert image.visual.tolist() == [False] * family.registers + [True] * 36
 
 
 def test_attention_received_is_streamed(monkeypatch):

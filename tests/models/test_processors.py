@@ -14,7 +14,8 @@ from processors import FRAMES, GRID, IDEFICS, PROCESSORS, QWEN, RETENTION, SIZES
 import vitcop
 from vitcop.costs.plan import Planner
 from vitcop.models import family_of, qwen2_vl, qwen3_vl
-from vitcop.quality import builtin_suite
+from vitcop.quality import Subject, builtin_suite
+from vitcop.quality.contenders import Contest
 from vitcop.quality.reader import Reader
 
 ROWS = {
@@ -127,6 +128,15 @@ def test_an_evaluation_asks_prompts_in_batches(name):
     assert len(reader.read(None).answers) == 3
 
 
+def test_an_evaluation_plans_for_the_size_that_the_processor_makes():
+    """Where a family takes pictures as they are given: of 112 pixels, whatever the scenes and the config have."""
+    written = PROCESSORS["llava with registers"]
+    written.skip_without_its_needs()
+    subject = Subject("tiny", FAMILIES["llava with registers"].model(), written.build())
+    contest = Contest(subject, builtin_suite(8), batch=2)
+    assert contest.planner.geometry.image.shapes == ((8, 8),) and contest.picture.size != (112, 112)
+
+
 # Line breaks that the tokenizer here drops.
 BREAKS = {"gemma3": {"wide": 2, "tall": 2}, "idefics3": {"wide": 2, "tall": 4}, "smolvlm": {"wide": 2, "tall": 4}}
 
@@ -143,7 +153,9 @@ def test_planned_tokens_are_those_of_the_processor(name, visual, monkeypatch):
     width, height = SIZES[visual]
     frames = FRAMES if visual in VIDEOS else None
     planner = Planner.of(FAMILIES[name].model().config, height=height, width=width, frames=frames)
-    ids = written.inputs([(visual,)])["input_ids"][0]
+    inputs = written.inputs([(visual,)])
+    planner = replace(planner, size=planner.family.encoded_size(planner.size, inputs))
+    ids = inputs["input_ids"][0]
     placeholders = int(((ids == IMAGE) | (ids == VIDEO)).sum())
     assert planner.geometry.image.placeholders == placeholders
     if name == "qwen3_vl" and frames:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig
 
 from ..models.base import VisionModules
+from ..models.encoders import FUSED, KEYS, num_heads, projections
 from ..models.geometry import Geometry
 
 UNGATED = ("apertus", "arcee", "nemotron", "phi", "starcoder2")
@@ -51,7 +52,7 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     [CLS] adds `2 h N`, attention received `2 h sum n^2`: queries and keys are the layer's own.
     """
     width = _width(modules.attention)
-    head_dim = width // cast(int, modules.attention.num_heads)
+    head_dim = width // num_heads(modules.attention)
     stretches, windows = geometry.stretches, geometry.windows
     tokens, pairs = sum(stretches), sum(n * n for n in stretches)
     windowed = sum(n * n for n in windows) * modules.windowed
@@ -148,8 +149,8 @@ def _weights(modules: Iterable[nn.Module]) -> int:
 
 def _width(attention: Any) -> int:
     """Heads times head size of an attention of the vision encoder."""
-    projection = getattr(attention, "k_proj", None)
-    return attention.qkv.out_features // 3 if projection is None else projection.out_features
+    made: dict[str, Any] = projections(attention)
+    return made[KEYS].out_features if KEYS in made else made[FUSED].out_features // 3
 
 
 def _pooling_flops(tower: nn.Module, tokens: int) -> int:

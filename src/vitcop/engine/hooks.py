@@ -30,7 +30,7 @@ from transformers.utils import ModelOutput
 from ..errors import UnsupportedModelError, VitcopError
 from ..models import Observation, family_of
 from ..models.base import Call
-from ..models.encoders import FUSED, KEYS, QUERIES, Watched
+from ..models.encoders import Watched, projections
 from ..report import Report
 from ..selection.pruner import Pruner, SmallImages
 from .arguments import bound, encoder_outputs
@@ -183,11 +183,11 @@ class Pruning:
 
         for modality in family.modalities:
             around(family.base, f"get_{modality}_features", partial(self._encode, modality))
-        for attention, names in self._projections_to_keep().items():
+        for attention in {attention for attentions in self._watched.values() for attention in attentions}:
             before(attention, self._watch)
-            for name in names:
+            for name, projection in projections(attention).items():
                 hook = partial(self._keep_projected, attention, name)
-                self._hooks.append(attention.get_submodule(name).register_forward_hook(hook))
+                self._hooks.append(projection.register_forward_hook(hook))
         before(family.decoder, self._enter)
         for index, layer in enumerate(family.layers):
             before(layer, partial(self._layer, index))
@@ -231,11 +231,6 @@ class Pruning:
         main = self._family.observed[modality]
         depths = [signal.depth for signal in self._signals]
         return [main, *(main if d is None else self._family.encoder_attention(modality, d) for d in depths)]
-
-    def _projections_to_keep(self) -> dict[nn.Module, list[str]]:
-        """Of the attentions that are watched the projections of queries and keys."""
-        watched = {attention for attentions in self._watched.values() for attention in attentions}
-        return {attention: [n for n in (QUERIES, KEYS, FUSED) if hasattr(attention, n)] for attention in watched}
 
     def _generate(
         self, stock: PreTrainedModel, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call
@@ -351,7 +346,7 @@ class Pruning:
     ) -> None:
         watched = (self._thread.watched or {}).get(attention)
         # Where an adapter has been put around the projection since, what it makes is not all.
-        if watched is not None and attention.get_submodule(name) is projection:
+        if watched is not None and projections(attention)[name] is projection:
             watched.projected[name] = output
 
     def _encode(self, modality: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, ClassVar
@@ -275,6 +275,10 @@ class ModelFamily(ABC):
         Raises:
             UnsupportedModelError: the processor would not take this size.
         """
+
+    def encoded_size(self, size: Size, inputs: Mapping[str, Any]) -> Size:
+        """The size that `geometry` has to be asked for, of a picture of which a processor has made `inputs`."""
+        return size
 
     @abstractmethod
     def vision(self, modality: str) -> VisionModules:

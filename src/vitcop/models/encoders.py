@@ -28,11 +28,13 @@ class Encoder:
         layers: path of its layers from the encoder.
         attention: name of the attention in a layer.
         has_cls: whether its first token is [CLS].
+        interpolates: whether it takes pictures of any size by itself, its positions interpolated to it.
     """
 
     layers: str
     attention: str
     has_cls: bool
+    interpolates: bool = False
 
     @property
     def strategy(self) -> str:
@@ -57,14 +59,30 @@ class Encoder:
                 f"{len(layers)}, or -1 for the last one."
             )
         # hidden_states[0] is the embedding, so hidden_states[k] leaves layer k - 1, and [-1] the last one.
-        return layers[layer if layer < 0 else layer - 1].get_submodule(self.attention)
+        attention = layers[layer if layer < 0 else layer - 1].get_submodule(self.attention)
+        return getattr(attention, "attention", attention)  # DINOv2's was within another before transformers 5.18
 
+
+CLIP = Encoder("encoder.layers", "self_attn", has_cls=True)
+SIGLIP = Encoder("encoder.layers", "self_attn", has_cls=False)
+DINOV2 = Encoder("encoder.layer", "attention", has_cls=True, interpolates=True)
 
 QUERIES, KEYS, FUSED = "q_proj", "k_proj", "qkv"
 """Names of projections in the attention of an encoder."""
 
-CLIP = Encoder("encoder.layers", "self_attn", has_cls=True)
-SIGLIP = Encoder("encoder.layers", "self_attn", has_cls=False)
+# The last two are DINOv2's before transformers 5.18.
+_NAMES = {QUERIES: QUERIES, KEYS: KEYS, FUSED: FUSED, "query": QUERIES, "key": KEYS}
+
+
+def projections(attention: Any) -> dict[str, nn.Module]:
+    """Those of an attention that make queries and keys, by the names above."""
+    return {name: getattr(attention, own) for own, name in _NAMES.items() if hasattr(attention, own)}
+
+
+def num_heads(attention: Any) -> int:
+    """Heads of an attention of an encoder."""
+    heads: int = attention.num_heads if hasattr(attention, "num_heads") else attention.num_attention_heads
+    return heads
 
 
 class Patches:
@@ -184,28 +202,39 @@ class Watched:
         """What a projection has made; again, if nobody saw it run, as where it is compiled or fused."""
         if name in self.projected:
             return self.projected[name]
-        return getattr(self.module, name)(self.hidden_states)
+        made: Tensor = projections(self.module)[name](self.hidden_states)
+        return made
+
+    @property
+    def scale(self) -> float:
+        """What the layer multiplies its logits with."""
+        scale: float = self.module.scale if hasattr(self.module, "scale") else self.module.scaling
+        return scale
 
 
-def with_cls(watched: Watched) -> Patches:
-    """Patches of an encoder whose first token is [CLS], by the attention of [CLS]: CLIP, InternVL's ViT."""
+def with_cls(watched: Watched, registers: int = 0) -> Patches:
+    """Patches of an encoder whose first token is [CLS], by the attention of [CLS]: CLIP, DINOv2, InternVL's ViT.
 
-    attention, received = watched.module, watched.received
+    Args:
+        watched: the attention.
+        registers: tokens between [CLS] and the patches, which attend and are attended to like patches.
+    """
+    attention, received, scale, first = watched.module, watched.received, watched.scale, 1 + registers
     queries, keys = watched.made_by(QUERIES), watched.made_by(KEYS)
     if not received:
         queries = queries[:, 0].clone()  # all of them would stay in memory
 
     def show() -> tuple[Tensor, Tensor]:
-        heads = attention.num_heads, attention.head_dim
+        heads = num_heads(attention), -1
         asking = _normalise(attention, "q_norm", queries).unflatten(-1, heads)
         attended = _normalise(attention, "k_norm", keys).unflatten(-1, heads)
         if not received:
-            saliency = cls_attention(asking, attended, attention.scale)
+            saliency = cls_attention(asking, attended, scale, registers)
         else:
             grids, length = keys.shape[:2]
             both = asking.flatten(0, 1), attended.flatten(0, 1)
-            saliency = attention_received(*both, attention.scale, [length] * grids).view(grids, length)[:, 1:]
-        return keys[:, 1:].flatten(0, 1).unflatten(-1, heads), saliency.flatten()
+            saliency = attention_received(*both, scale, [length] * grids).view(grids, length)[:, first:]
+        return keys[:, first:].flatten(0, 1).unflatten(-1, heads), saliency.flatten()
 
     return Patches(show)
 

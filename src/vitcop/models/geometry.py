@@ -32,8 +32,8 @@ class Geometry:
 
     Attributes:
         image: the grids, and the place of each placeholder in them.
-        stretches: tokens, [CLS] included, of each picture, tile or frame that the encoder attends within.
-        patches: of all stretches, [CLS] left out.
+        stretches: tokens, [CLS] and registers included, of each picture, tile or frame that the encoder attends within.
+        patches: of all stretches, [CLS] and registers left out.
         projected: rows that go through the projector.
         windows: tokens of each window in encoder layers that attend within windows, if there are any.
         markers: text tokens that the processor writes among the placeholders.
@@ -53,6 +53,7 @@ class Geometry:
         side: int = 1,
         image: Grids | None = None,
         cls: bool = False,
+        registers: int = 0,
         projected: int | None = None,
         markers: int = 0,
     ) -> Geometry:
@@ -63,13 +64,14 @@ class Geometry:
             side: rows and columns of patches that become one row of the projector.
             image, projected: as above, where they are not one visual token for each such row.
             cls: whether a [CLS] token stands before the patches of each.
+            registers: tokens between [CLS] and the patches of each.
             markers: as above.
         """
         full = Grids.full(*((rows // side, columns // side) for rows, columns in shapes))
         patches = [rows * columns for rows, columns in shapes]
         return Geometry(
             image=image or full,
-            stretches=tuple(count + cls for count in patches),
+            stretches=tuple(count + cls + registers for count in patches),
             patches=sum(patches),
             projected=projected or full.placeholders,
             markers=markers,

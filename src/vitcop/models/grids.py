@@ -22,7 +22,7 @@ class Grids:
     """The grids of one image or video, and the place of each of its placeholders in them.
 
     A grid is what the vision encoder sees by itself: a picture, a tile of one, or a frame. Placeholders
-    that stand for no place in it (newlines between rows, a [CLS] token) are separators: they are never
+    that stand for no place in it (newlines between rows, a [CLS] token, registers) are separators: they are never
     pruned. All tensors are on the CPU.
 
     Attributes:

@@ -72,6 +72,11 @@ class TowerFamily(ModelFamily):
         return self.side, self.side
 
     @property
+    def registers(self) -> int:
+        """Tokens that the encoder has between [CLS] and the patches."""
+        return getattr(self.model.config.vision_config, "num_register_tokens", 0)
+
+    @property
     def default_size(self) -> Size:
         pixels = self.model.config.vision_config.image_size
         return Size(pixels, pixels)
@@ -101,7 +106,7 @@ class TowerFamily(ModelFamily):
 
     def patches(self, watched: Watched) -> Patches:
         """The patches of all pictures that the encoder got, which are of equal size, one picture after another."""
-        return with_cls(watched) if self.encoder.has_cls else without_cls(watched)
+        return with_cls(watched, self.registers) if self.encoder.has_cls else without_cls(watched)
 
     @staticmethod
     def videos(call: Call) -> tuple[int, int]:

@@ -28,17 +28,19 @@ def cls_attention(
     query: Float[Tensor, "images heads head_dim"],
     keys: Float[Tensor, "images tokens heads head_dim"],
     scale: float,
+    registers: int = 0,
 ) -> Float[Tensor, "images patches"]:
     """Softmax attention of the [CLS] query to the patches, summed over heads (ViTCoP section 3.2).
 
     Args:
         query: of the [CLS] token.
-        keys: of [CLS], which comes first, and of all patches; the softmax runs over all of them.
+        keys: of [CLS], which comes first, of registers and of all patches; the softmax runs over all of them.
         scale: what the layer multiplies its logits with.
+        registers: tokens between [CLS] and the patches.
     """
     with full_precision(keys.device):
         logits = scale * torch.einsum("ihd,ithd->ith", query.float(), keys.float())
-    return logits.softmax(dim=1)[:, 1:].sum(-1)
+    return logits.softmax(dim=1)[:, 1 + registers :].sum(-1)
 
 
 def attention_rows(

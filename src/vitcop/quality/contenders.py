@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from PIL import Image
+
 from ..costs.closed_forms import prefill_flops
 from ..costs.plan import Planner
 from ..errors import BudgetError, VitcopError
@@ -53,7 +55,8 @@ class Contest:
         self.picture = suite.cases[0].picture()
         width, height = self.picture.size
         text = self.reader.text_tokens
-        self.planner = Planner.of(subject.model.config, width=width, height=height, text_tokens=text)
+        planner = Planner.of(subject.model.config, width=width, height=height, text_tokens=text)
+        self.planner = self._of_picture(planner, self.picture)
 
     def row(self, name: str, retention: float, methods: Mapping[str, Pruners], journal: Journal) -> Row:
         """What the contender answers, or has answered before.
@@ -85,6 +88,10 @@ class Contest:
             middle = (low * high) ** 0.5
             low, high = (low, middle) if self._reaches(methods[name], middle) else (middle, high)
         return high
+
+    def _of_picture(self, planner: Planner, picture: Image.Image) -> Planner:
+        size = Size(picture.height, picture.width)
+        return replace(planner, size=planner.family.encoded_size(size, self.reader.processed(picture)))
 
     def _reaches(self, method: Pruners, retention: float) -> bool:
         try:
@@ -130,8 +137,7 @@ class Contest:
 
     def _downsample(self, retention: float, journal: Journal) -> Row:
         smaller, share = downsample(self.picture, self.subject.processor, retention)
-        planner = replace(self.planner, size=Size(smaller.height, smaller.width))
-        flops = planner.plan(Random(retention=1.0)).flops.total
+        flops = self._of_picture(self.planner, smaller).plan(Random(retention=1.0)).flops.total
         return self._answered(DOWNSAMPLE, retention, [self.reader.read_resized(smaller.size, share, journal)], flops)
 
     def _answered(self, name: str, retention: float, answered: Sequence[Answered], flops: int) -> Row:

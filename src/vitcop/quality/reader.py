@@ -33,6 +33,10 @@ class Reader:
         self.text_tokens = round(sum(lengths) / len(lengths)) - 1
         """Of a prompt, the picture's placeholder left out; the mean over the cases."""
 
+    def processed(self, picture: Image.Image) -> Any:
+        """What the processor makes of a prompt with this picture in place of the first case's."""
+        return self._prompts(self.batches[0][:1], [picture])
+
     def read(self, pruner_for: Callable[[Sequence[Case]], Pruner] | None, journal: Journal | None = None) -> Answered:
         """The answers, each batch under its pruner; None for the dense model."""
         if not self._inputs:
