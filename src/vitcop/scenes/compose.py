@@ -1,5 +1,6 @@
 """Generated scenes: objects and small marks on a background. The same seed always gives the same scene."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,13 +30,13 @@ class Scene:
     owner: np.ndarray  # uint8, picture height x width: 0 for background, else index of item + 1
     questions: tuple[Question, ...]
 
-    def patch_owner(self, side: int) -> np.ndarray:
-        """Which item covers most of each patch, and at least COVERED: side x side, as owner."""
+    def patch_owner(self, side: int, covered: float = COVERED) -> np.ndarray:
+        """Which item covers most of each patch, and at least a share of it: side x side, as owner."""
         cell = self.owner.shape[0] // side
         pixels = self.owner.reshape(side, cell, side, cell).transpose(0, 2, 1, 3)
         cells = pixels.reshape(side, side, cell * cell)
         shares = np.stack([(cells == i).mean(-1) for i in range(len(self.items) + 1)])
-        shares[0] = COVERED
+        shares[0] = covered
         return shares.argmax(0)
 
 
@@ -110,15 +111,24 @@ def _draft_all(rng: np.random.Generator, split: str) -> list[_Draft]:
     return drafts + _draft_marks(rng)
 
 
-def _place(
-    rng: np.random.Generator, draft: _Draft, taken: list[tuple[float, float, float, float]]
-) -> tuple[float, float, float, float] | None:
-    """A box for ``draft`` that touches no other, or None where no room was found."""
-    least, most = SIDES["sign" if draft.kind == SIGN else "mark" if draft.kind in MARKS else "object"]
+Box = tuple[float, float, float, float]
+
+
+def place(
+    rng: np.random.Generator, extent: tuple[int, int], sides: tuple[float, float], taken: Sequence[Box]
+) -> Box | None:
+    """A box for a sprite that touches no other, or None where no room was found.
+
+    Args:
+        extent: width and height of the sprite, whose proportions the box has.
+        sides: the least and the greatest longer side of the box.
+        taken: boxes of others; all are left, top, right, bottom as shares of the picture's side.
+    """
+    least, most = sides
     for attempt in range(30):
         side = max(least, rng.uniform(least, most) * (1 - attempt / 60))  # the longer the search, the smaller
-        scale = side / max(draft.sprite.size)
-        width, height = draft.sprite.width * scale, draft.sprite.height * scale
+        scale = side / max(extent)
+        width, height = extent[0] * scale, extent[1] * scale
         left, top = rng.uniform(0.01, 0.99 - width), rng.uniform(0.01, 0.99 - height)
         box = (left, top, left + width, top + height)
         if all(
@@ -160,7 +170,8 @@ def scene(seed: int, split: str = "train", size: int = SIZE) -> Scene:
     owner = Image.new("L", (size, size))
     items: list[Item] = []
     for draft in _draft_all(rng, split):
-        box = _place(rng, draft, [item.box for item in items])
+        sides = SIDES["sign" if draft.kind == SIGN else "mark" if draft.kind in MARKS else "object"]
+        box = place(rng, draft.sprite.size, sides, [item.box for item in items])
         if box is None:
             continue
         left, top, right, bottom = (round(edge * size) for edge in box)
