@@ -2,7 +2,7 @@
 
 from training import guard
 from training.evaluate import PICTURES, Scores
-from vitcop.quality.suite import NOT_LEARNED
+from vitcop.quality.suite import WORLDS
 from vitcop.scenes import SIZE
 from vitcop.scenes.world import EMOJI, HELD_OUT_PAIRS, MARKS, TEST_PHOTOS, TRAIN_PHOTOS
 
@@ -101,7 +101,7 @@ def write_card(scores: Scores, recipe: list[str], parameters: int, vocabulary: i
         vocabulary=vocabulary,
         questions=sum(score.asked for score in scores.accuracy.values()),
         marks=_words(MARKS),
-        not_learned=", ".join(NOT_LEARNED),
+        not_learned=", ".join(WORLDS["builtin"].not_learned),
         test_photos=_words(TEST_PHOTOS),
         train_photos=_words(TRAIN_PHOTOS),
         pairs=", ".join(sorted(" ".join(pair) for pair in HELD_OUT_PAIRS)),

@@ -10,7 +10,7 @@ from transformers import LlavaForConditionalGeneration
 from training import guard
 from training.model import SIDE, make_processor
 from training.vocabulary import prompt
-from vitcop.quality import Suite, builtin_suite
+from vitcop.quality import Suite
 from vitcop.quality.reader import Reader
 from vitcop.scenes import scene
 from vitcop.scenes.questions import TYPES
@@ -102,4 +102,4 @@ def patch_areas(model: LlavaForConditionalGeneration) -> tuple[float, float, lis
 def evaluate(model: LlavaForConditionalGeneration, questions: int) -> Scores:
     """All scores of the model, with its weights as they are shipped, in bfloat16's precision."""
     model = model.to(torch.bfloat16).float().eval()
-    return Scores(accuracy(model, builtin_suite(questions, types=TYPES)), *patch_areas(model), guard.ask(model))
+    return Scores(accuracy(model, Suite.of("builtin", questions, types=TYPES)), *patch_areas(model), guard.ask(model))

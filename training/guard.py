@@ -9,7 +9,7 @@ from transformers import LlavaForConditionalGeneration
 from training.model import make_processor
 from vitcop import Pruner, ViTCoP
 from vitcop.builtin import MODEL_PATH
-from vitcop.quality import builtin_suite
+from vitcop.quality import Suite
 from vitcop.quality.contenders import constant
 from vitcop.quality.reader import Reader
 
@@ -24,13 +24,13 @@ METHODS: dict[str, Pruner | None] = {
 
 def ask(model: LlavaForConditionalGeneration) -> dict[str, list[str]]:
     """The answers to the guard's questions, by the names of METHODS."""
-    reader = Reader(model, make_processor(), builtin_suite(QUESTIONS).cases, batch=25)
+    reader = Reader(model, make_processor(), Suite.of("builtin", QUESTIONS).cases, batch=25)
     return {name: list(reader.read(method and constant(method)).answers) for name, method in METHODS.items()}
 
 
 def accuracy_lines(answers: dict[str, list[str]]) -> list[str]:
     """How many of them are right, a row of a table for each method."""
-    truth = [case.answer for case in builtin_suite(QUESTIONS).cases]
+    truth = [case.answer for case in Suite.of("builtin", QUESTIONS).cases]
     right = {name: sum(map(str.__eq__, given, truth)) for name, given in answers.items()}
     return [f"| {name} | {count} of {QUESTIONS} |" for name, count in right.items()]
 

@@ -14,7 +14,7 @@ from processors import FRAMES, GRID, IDEFICS, PROCESSORS, QWEN, RETENTION, SIZES
 import vitcop
 from vitcop.costs.plan import Planner
 from vitcop.models import family_of, qwen2_vl, qwen3_vl
-from vitcop.quality import Subject, builtin_suite
+from vitcop.quality import Subject, Suite
 from vitcop.quality.contenders import Contest
 from vitcop.quality.reader import Reader
 
@@ -124,7 +124,7 @@ def test_an_evaluation_asks_prompts_in_batches(name):
     written = PROCESSORS[name]
     written.skip_without_its_needs()
     model, processor = FAMILIES[written.family or name].model(), written.build()
-    reader = Reader(model, processor, builtin_suite(8).cases[:3], batch=2)
+    reader = Reader(model, processor, Suite.of("builtin", 8).cases[:3], batch=2)
     assert len(reader.read(None).answers) == 3
 
 
@@ -133,7 +133,7 @@ def test_an_evaluation_plans_for_the_size_that_the_processor_makes():
     written = PROCESSORS["llava with registers"]
     written.skip_without_its_needs()
     subject = Subject("tiny", FAMILIES["llava with registers"].model(), written.build())
-    contest = Contest(subject, builtin_suite(8), batch=2)
+    contest = Contest(subject, Suite.of("builtin", 8), batch=2)
     assert contest.planner.geometry.image.shapes == ((8, 8),) and contest.picture.size != (112, 112)
 
 

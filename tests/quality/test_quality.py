@@ -20,14 +20,14 @@ from docs import quality_page
 from docs.readme import README
 from vitcop import builtin, cli
 from vitcop.errors import VitcopError
-from vitcop.quality import Case, Course, Evaluation, Subject, builtin_suite, evaluate
+from vitcop.quality import Case, Course, Evaluation, Subject, Suite, evaluate
 from vitcop.quality.contenders import Contest
 from vitcop.quality.oracle import oracle_for
 from vitcop.quality.plot import plot
 from vitcop.quality.reader import Reader
 from vitcop.quality.results import Refusal, Row, Setting
 from vitcop.quality.runner import _fingerprint
-from vitcop.quality.suite import ASKED
+from vitcop.quality.suite import WORLDS
 from vitcop.quality.table import tables
 from vitcop.scenes import TYPES, scene
 from vitcop.tables import show
@@ -47,7 +47,7 @@ def subject():
 
 @pytest.fixture(scope="module")
 def suite():
-    return builtin_suite(QUESTIONS)
+    return Suite.of("builtin", QUESTIONS)
 
 
 def untold(text: str, total: int) -> None:
@@ -55,7 +55,7 @@ def untold(text: str, total: int) -> None:
 
 
 def test_a_suite_has_as_many_questions_of_each_type_and_its_scenes_answer_them():
-    suite = builtin_suite(100, seed=1)
+    suite = Suite.of("builtin", 100, seed=1)
     assert sorted(Counter(case.type for case in suite.cases).values()) == [20] * 5
     for case in suite.cases:
         asked = {question.text: question.answer for question in scene(case.scene, "test").questions}
@@ -63,13 +63,13 @@ def test_a_suite_has_as_many_questions_of_each_type_and_its_scenes_answer_them()
 
 
 def test_seeds_share_no_scene_and_a_seed_asks_the_same_again():
-    choosing, reporting = builtin_suite(40, seed=1), builtin_suite(40)
+    choosing, reporting = Suite.of("builtin", 40, seed=1), Suite.of("builtin", 40)
     assert not {case.scene for case in choosing.cases} & {case.scene for case in reporting.cases}
-    assert builtin_suite(40) == reporting
+    assert Suite.of("builtin", 40) == reporting
 
 
 def test_no_constant_answer_to_a_wording_beats_the_majority():
-    suite = builtin_suite(200, types=TYPES)
+    suite = Suite.of("builtin", 200, types=TYPES)
     right = sum(guess == case.answer for guess, case in zip(suite.guesses(), suite.cases, strict=True))
     for answer in ("yes", "no", "2", "left", "top", "photo", "red"):
         assert right >= sum(case.answer == answer for case in suite.cases)
@@ -199,7 +199,7 @@ def test_a_method_that_cannot_answer_at_all_has_no_floor(subject, suite, monkeyp
         raise VitcopError("no such signal here")
 
     monkeypatch.setattr(vitcop.ViTCoP, "select", refuse)
-    found = evaluate(subject, builtin_suite(8), Course(["vitcop"], [1 / 9], batch=8), untold)
+    found = evaluate(subject, Suite.of("builtin", 8), Course(["vitcop"], [1 / 9], batch=8), untold)
     assert ("vitcop", None) in {(refusal.name, refusal.floor) for refusal in found.refusals}
 
 
@@ -299,7 +299,7 @@ def test_the_command_writes_what_it_shows(tmp_path):
     )
     assert result.exit_code == 0 and "vitcop" in result.output and files[1].read_bytes()[:4] == b"\x89PNG"
     stored = Evaluation.from_dict(json.loads(files[0].read_text()))
-    assert len(stored.cases) == 8 and {case.type for case in stored.cases} == set(ASKED)
+    assert len(stored.cases) == 8 and {case.type for case in stored.cases} == set(WORLDS["builtin"].asked)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from .common import (
 )
 from .outputs import JsonOption, check_apart, check_file, check_plot, deliver, make_folder
 
-ALL, ABLATIONS, SUITES = "all", "ablations", ("builtin",)
+ALL, ABLATIONS, SUITES = "all", "ablations", ("builtin", "photos")
 VARIANTS = (
     "paper",
     "without stage I",
@@ -42,7 +42,9 @@ VARIANTS = (
 
 
 def eval_(
-    suite: Annotated[str, typer.Option(help="Questions to ask: builtin, about generated scenes.")] = SUITES[0],
+    suite: Annotated[
+        str, typer.Option(help="Questions to ask: builtin, about drawn scenes, or photos, about things on photographs.")
+    ] = SUITES[0],
     model: Annotated[
         str, typer.Option(help=f"Folder, Hugging Face name or {TESTBED}.", show_default="the small one in the box")
     ] = str(builtin.MODEL_PATH),
@@ -79,9 +81,9 @@ def eval_(
             make_folder("--folder", folder)
         with _stops(folder), progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
-            from ..quality import Course, Subject, builtin_suite, evaluate
+            from ..quality import Course, Subject, Suite, evaluate
 
-            names, asked = import_methods(names, others=VARIANTS), builtin_suite(questions, seed)
+            names, asked = import_methods(names, others=VARIANTS), Suite.of(suite, questions, seed)
             own = "the model in the box" if model == str(builtin.MODEL_PATH) else model
             subject = Subject(own, *load(model, "image"))
             progress.remove_task(loading)

@@ -3,6 +3,6 @@
 from .contenders import Subject
 from .results import Evaluation
 from .runner import Course, evaluate
-from .suite import Case, Suite, builtin_suite
+from .suite import Case, Suite
 
-__all__ = ["Case", "Course", "Evaluation", "Subject", "Suite", "builtin_suite", "evaluate"]
+__all__ = ["Case", "Course", "Evaluation", "Subject", "Suite", "evaluate"]

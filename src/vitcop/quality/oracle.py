@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..scenes import scene
 from ..selection.bases import EntrancePruner, ScorePruner
 from ..selection.tokens import VisualTokens
 from .suite import Case
@@ -38,13 +37,13 @@ class Oracle(ScorePruner, EntrancePruner):
 
 def oracle_for(cases: Sequence[Case], side: int, retention: float) -> Oracle:
     """The oracle of a batch, for a model that sees each picture as one grid of `side` x `side` tokens."""
-    return Oracle(retention, tuple(_scores(case.scene, side) for case in cases))
+    return Oracle(retention, tuple(_scores(case, side) for case in cases))
 
 
-def _scores(seed: int, side: int) -> Float[Tensor, " patches"]:
-    owner = scene(seed, "test", side * _PIXELS).patch_owner(side).ravel()
+def _scores(case: Case, side: int) -> Float[Tensor, " patches"]:
+    owner = case.owner(side, _PIXELS).ravel()
     rows, columns = np.divmod(np.arange(side * side), side)
-    scores = -np.random.default_rng(seed).permutation(side * side).astype(np.float32) - side * side
+    scores = -np.random.default_rng(case.scene).permutation(side * side).astype(np.float32) - side * side
     for thing in range(1, owner.max() + 1):
         (patches,) = np.nonzero(owner == thing)
         away = np.hypot(rows[patches] - rows[patches].mean(), columns[patches] - columns[patches].mean())

@@ -174,6 +174,8 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """As plain values, ready for JSON; what follows from the answers is there as well, for who reads it."""
         values = dataclasses.asdict(self)
+        for case in values["cases"]:
+            del case["suite"]  # which is the setting's
         for row, value in zip(self.rows, values["rows"], strict=True):
             value["accuracy"] = {"all": self.accuracy(row)} | {kind: self.accuracy(row, kind) for kind in self.types}
             value["share_of_dense"] = dataclasses.asdict(self.share_of_dense(row))
@@ -185,7 +187,7 @@ class Evaluation:
         """What `to_dict` gave, also after a way through JSON."""
         return Evaluation(
             setting=taken(Setting, values["setting"]),
-            cases=tuple(taken(Case, case) for case in values["cases"]),
+            cases=tuple(taken(Case, {**case, "suite": values["setting"]["suite"]}) for case in values["cases"]),
             rows=tuple(taken(Row, row) for row in values["rows"]),
             refusals=tuple(taken(Refusal, refusal) for refusal in values["refusals"]),
         )
