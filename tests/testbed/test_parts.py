@@ -68,7 +68,7 @@ def test_tokenizer_differs_from_smollm2s_in_one_name():
     own, theirs = tokenizer.get_vocab(), other.get_vocab()
     assert theirs.keys() - own.keys() == {"<repo_name>"} and own["<image>"] == theirs["<repo_name>"] == 3
     assert len(tokenizer) == len(other) == 49152
-    text = "<|im_start|>user\nHow many of the 12 giraffes don't eat?<|im_end|>\n<|im_start|>assistant\n"
+    text = "<|im_start|>USER: How many of the 12 giraffes don't eat? ASSISTANT: two<|im_end|>"
     assert tokenizer(text)["input_ids"] == other(text)["input_ids"]
     assert tokenizer(f"{text}<image>")["input_ids"] == [*other(text)["input_ids"], 3]
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -72,18 +72,15 @@ def test_what_it_costs_needs_none_of_its_parts():
     assert re.search(r"visual tokens, layers 0-1 +│ +256 │", result.stdout) and "16 x 16" in result.stdout
 
 
-def test_a_prompt_is_of_the_chat_format_without_a_system_prompt(processor):
-    first = "<|im_start|>user\n<image>Is there a cat?<|im_end|>\n"
-    assert prompt_about("Is there a cat?", processor, "image") == f"{first}<|im_start|>assistant\n"
+def test_a_prompt_is_of_the_format_that_the_adapter_was_trained_with(processor):
+    first = "<|im_start|>USER: <image>\nIs there a cat?"
+    assert prompt_about("Is there a cat?", processor, "image") == f"{first} ASSISTANT:"
     turns = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a cat?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
         {"role": "user", "content": "Where?"},
     ]
-    begun = "<|im_start|>assistant\n"
-    later = f"{begun}yes<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n"
-    assert processor.apply_chat_template(turns) == first + later
-    assert processor.apply_chat_template(turns, add_generation_prompt=True) == first + later + begun
+    assert processor.apply_chat_template(turns) == f"{first} ASSISTANT: yes<|im_end|>USER: Where?"
 
 
 @pytest.mark.filterwarnings("error")

@@ -13,12 +13,14 @@ from .packages import SMOLLM2
 
 IMAGE_TOKEN = "<image>"
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{{ '<|im_start|>' }}{% for message in messages %}"
+    "{{ {'user': 'USER: ', 'assistant': ' ASSISTANT: '}[message['role']] }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
-"""SmolLM2's own, but for the system prompt that it opens with where none is given."""
+"""LLaVA-1.5's, behind the token that SmolLM2 opens with: answers begin with a space, as words in text do."""
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
