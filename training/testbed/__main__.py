@@ -1,0 +1,37 @@
+"""``python -m training.testbed`` trains a piece of the testbed's adapter, and goes on from the last one."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from training.testbed.sources import training_shelf
+from training.testbed.trainer import Piece, Trainer
+from vitcop import testbed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--npm", type=Path, default=Path("build/testbed/npm"), help="folder of the emoji packages")
+    parser.add_argument("--file", type=Path, default=Path("build/testbed/adapter.pt"), help="checkpoint")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--pictures", type=int, default=4, help="in a step")
+    parser.add_argument("--easy", type=int, default=4, help="every so many steps one of easy pictures")
+    parser.add_argument("--cool", action="store_true", help="let the rate fall to nothing")
+    parser.add_argument("--unnamed", action="store_true", help="begin with a random projector")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--export", type=Path, help="folder to write the adapter to")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    shelf = training_shelf(options.npm)
+    trainer = Trainer(shelf, options.file, options.seed, not options.unnamed, torch.device(options.device))
+    trainer.train(Piece(options.steps, options.pictures, easy=options.easy, cool=options.cool))
+    if options.export is not None:
+        testbed.save_adapter(trainer.model, options.export)
+
+
+if __name__ == "__main__":
+    main()
