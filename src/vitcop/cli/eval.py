@@ -17,6 +17,8 @@ from .choice import METHOD_HELP, import_methods, read_methods
 from .common import (
     TESTBED,
     CountingBar,
+    DeviceOption,
+    DtypeOption,
     load,
     one_line_errors,
     progress_bars,
@@ -61,6 +63,8 @@ def eval_(
     questions: Annotated[int, typer.Option(min=1, help="How many, as many of each type.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the scenes: 0 to report, others to choose by.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 25,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     folder: Annotated[Path | None, typer.Option(help="Keep what is done here, and go on from it after a stop.")] = None,
     json_file: JsonOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy against operations into this file.")] = None,
@@ -85,7 +89,7 @@ def eval_(
 
             names, asked = import_methods(names, others=VARIANTS), Suite.of(suite, questions, seed)
             own = "the model in the box" if model == str(builtin.MODEL_PATH) else model
-            subject = Subject(own, *load(model, "image"))
+            subject = Subject(own, *load(model, "image", device, dtype))
             progress.remove_task(loading)
             course = Course(names, shares, batch)
             bar = CountingBar(progress, "Asking")
