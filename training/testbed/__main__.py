@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from training.testbed.sources import training_shelf
-from training.testbed.trainer import Piece, Trainer
+from training.testbed.trainer import LEVELS, Piece, Trainer
 from vitcop import testbed
 
 
@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--file", type=Path, default=Path("build/testbed/adapter.pt"), help="checkpoint")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--pictures", type=int, default=4, help="in a step")
+    parser.add_argument("--level", choices=LEVELS, default="whole")
     parser.add_argument("--easy", type=int, default=4, help="every so many steps one of easy pictures")
     parser.add_argument("--cool", action="store_true", help="let the rate fall to nothing")
     parser.add_argument("--unnamed", action="store_true", help="begin with a random projector")
@@ -28,7 +29,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     shelf = training_shelf(options.npm)
     trainer = Trainer(shelf, options.file, options.seed, not options.unnamed, torch.device(options.device))
-    trainer.train(Piece(options.steps, options.pictures, easy=options.easy, cool=options.cool))
+    trainer.train(Piece(options.steps, options.pictures, level=options.level, easy=options.easy, cool=options.cool))
     if options.export is not None:
         testbed.save_adapter(trainer.model, options.export)
 

@@ -24,9 +24,14 @@ from vitcop.photos.shelf import Shelf
 RATE, RATE_OF_PROJECTOR = 1.5e-3, 7e-4
 WARMUP = 15  # steps after each start
 SAVED = 20  # steps between checkpoints
-EASY: dict[str, Any] = {"size": SIZE // 2, "most": 2, "sides": (0.4, 0.75)}
-"""A quarter of the tokens, and one or two large things: what everything begins with."""
-WHOLE: dict[str, Any] = {"size": SIZE}
+LEVELS: dict[str, dict[str, Any]] = {
+    "easy": {"size": SIZE // 2, "most": 2, "sides": (0.4, 0.75)},
+    "medium": {"size": SIZE, "most": 5, "sides": (0.26, 0.42)},
+    "whole": {"size": SIZE},
+}
+"""How pictures are composed. Easy ones have a quarter of the tokens, and one or two large things."""
+LATE = ("place", "relation", "count")
+"""Types of questions that nothing is learned from before things are known by their names."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Piece:
         steps: of the optimizer.
         pictures: in each; of easy ones twice as many.
         questions: behind each picture, at most.
+        level: of the pictures, one of `LEVELS`; until they are whole, no `LATE` questions are asked.
         easy: every so many steps one of easy pictures; 1 for all.
         cool: the rate falls to nothing, as it has to before a model is measured; else it is constant, so that a piece
             can go on from any other.
@@ -45,6 +51,7 @@ class Piece:
     steps: int
     pictures: int = 4
     questions: int = 14
+    level: str = "whole"
     easy: int = 4
     cool: bool = False
 
@@ -96,7 +103,8 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["rate"] * share
             easy = piece.easy > 0 and self.step % piece.easy == 0
-            loss = self.loss(piece.pictures * (2 if easy else 1), piece.questions, easy)
+            level = "easy" if easy else piece.level
+            loss = self.loss(piece.pictures * (2 if easy else 1), piece.questions, level, late=piece.level == "whole")
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(list(self.trained.values()), 1.0)
@@ -108,17 +116,17 @@ class Trainer:
                 self._write()
         self._write()
 
-    def loss(self, pictures: int, questions: int, easy: bool) -> Tensor:
+    def loss(self, pictures: int, questions: int, level: str, late: bool) -> Tensor:
         """Of the answers to questions about the next pictures, the mean over their tokens."""
         numbers = range(self.pictures, self.pictures + pictures)
         self.pictures += pictures
-        kind = EASY if easy else WHOLE
         rngs = [np.random.default_rng((0, self.seed, 1, number)) for number in numbers]
-        scenes = [compose(rng, self.shelf, change=vary, **kind) for rng in rngs]
+        scenes = [compose(rng, self.shelf, change=vary, **LEVELS[level]) for rng in rngs]
+        asked = [[question for question in scene.questions if late or question.type not in LATE] for scene in scenes]
         features = self.see([scene.picture for scene in scenes])
         with torch.autocast(self.device.type, torch.bfloat16):
             visual = self.projector(features)
-            rows = [self.packer.row(in_turn(scene.questions, questions), visual.shape[1]) for scene in scenes]
+            rows = [self.packer.row(in_turn(of_scene, questions), visual.shape[1]) for of_scene in asked]
             embedded, positions, seen = embed(rows, visual, self.decoder.embed_tokens)
             bias = torch.zeros_like(seen, dtype=embedded.dtype).masked_fill(~seen, torch.finfo(embedded.dtype).min)
             hidden = self.decoder(
@@ -132,7 +140,7 @@ class Trainer:
         picture, column = (torch.tensor(axis, device=self.device) for axis in zip(*places, strict=True))
         labels = torch.tensor([label for row in rows for label in row.labels], device=self.device)
         each = nn.functional.cross_entropy(self.head(hidden[picture, column]).float(), labels, reduction="none")
-        types = [f"easy {kind}" if easy else kind for row in rows for kind in row.types]
+        types = [f"{level} {kind}" for row in rows for kind in row.types]
         for kind, value in zip(types, each.tolist(), strict=True):
             self.losses.setdefault(kind, []).append(value)
         return each.mean()
