@@ -5,7 +5,7 @@ Signals rank tokens along the last axis, the most important by the largest value
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import numpy as np
@@ -59,9 +59,9 @@ def rows(*columns: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
 
 
-def cells(values: Tensor, form: str) -> list[str]:
-    """Means over texts or pictures in a number format, each with its interval."""
-    return [f"{mean:{form}} ({low:{form}} to {high:{form}})" for mean, low, high in interval(values).T.tolist()]
+def cells(values: Tensor, form: str, borders: Callable[[Tensor], Tensor] = interval) -> list[str]:
+    """Means over texts or pictures in a number format, each with its interval or other borders."""
+    return [f"{mean:{form}} ({low:{form}} to {high:{form}})" for mean, low, high in borders(values).T.tolist()]
 
 
-signed, unsigned, percent = (partial(cells, form=form) for form in ("+.2f", ".2f", ".0%"))
+signed, percent = (partial(cells, form=form) for form in ("+.2f", ".0%"))

@@ -1,15 +1,15 @@
 """Whether small key norms of visual tokens lie on things and foretell who is attended to, by layer, on the testbed.
 
 `python -m benchmarks.visual_key_norm` writes docs/results/visual_key_norm.md and its plot from what is stored beside
-them. With `--measure` it measures anew first, which needs the testbed's packages (docs/testbed.md): the testbed before
-its training, the testbed, and the adapters of other trainings that are given, as its controls.
+them. With `--measure` it measures first, which needs the testbed's packages (docs/testbed.md): random projectors,
+unless that is done, and the adapters that are given, the testbed's own if none is. What is stored of others stays.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import torch
 from peft import get_peft_model
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from benchmarks.ranks import LAST_TOKEN, auc, held, small_norms, spearman
 from docs import visual_key_norm_page as page
@@ -29,8 +30,9 @@ from vitcop.quality import Case, Suite
 from vitcop.scenes import Scene
 from vitcop.scenes.item import Item
 
-Readings = dict[str, dict[str, Tensor]]
-"""Of each signal, what it is worth in each layer, by name."""
+PROJECTORS = 8  # that are drawn
+
+Reader = Callable[[Any, Any, Scene, Sequence[Case]], Iterator[page.Readings]]
 
 
 class Look(NamedTuple):
@@ -89,7 +91,7 @@ def see(model: Any, processor: Any, scene: Scene, cases: Sequence[Case]) -> tupl
     prompts = [prompt_about(case.question, processor, "image") for case in cases]
     start = prompts[0].partition(processor.image_token)[0]
     inputs = processor(text=start + processor.image_token, images=scene.picture, return_tensors="pt")
-    model(**inputs, past_key_values=cache)
+    model(**inputs, past_key_values=cache, logits_to_keep=1)
     visual = inputs["input_ids"][0] == processor.image_token_id
     length = len(visual)
     keys = torch.stack([layer.keys[0, :, visual] for layer in cache.layers])
@@ -97,16 +99,17 @@ def see(model: Any, processor: Any, scene: Scene, cases: Sequence[Case]) -> tupl
     for case, prompt in zip(cases, prompts, strict=True):
         texts = prompt.partition(processor.image_token)[2], f" {case.answer}"
         asking, answer = (tokenizer(text, add_special_tokens=False).input_ids for text in texts)
-        made = model(input_ids=torch.tensor([asking + answer]), past_key_values=cache, output_attentions=True)
+        ids = torch.tensor([asking + answer])
+        made = model(ids, past_key_values=cache, output_attentions=True, logits_to_keep=len(answer) + 1)
         cache.crop(-len(asking + answer))
         paid = torch.stack([attention[0, :, :, :length].mean(0)[:, visual] for attention in made.attentions])
-        said = made.logits[0, len(asking) - 1 :].argmax(-1).tolist()
+        said = made.logits[0].argmax(-1).tolist()
         last, behind = paid[:, len(asking) - 1], paid[:, : len(asking)].mean(1)
         looks.append(Look(last, behind, paid[:, len(asking) :].mean(1), said == [*answer, tokenizer.eos_token_id]))
     return keys, looks
 
 
-def read(keys: Tensor, look: Look, wanted: dict[str, Tensor]) -> Readings:
+def read(keys: Tensor, look: Look, wanted: dict[str, Tensor]) -> page.Readings:
     """What every signal is worth to one look: of all layers, or all but the last, whose next one there is not.
 
     Args:
@@ -115,7 +118,7 @@ def read(keys: Tensor, look: Look, wanted: dict[str, Tensor]) -> Readings:
         wanted: masks of visual tokens, by name.
     """
     signals = small_norms(keys) | {LAST_TOKEN: look.last}
-    readings: Readings = {
+    readings: page.Readings = {
         name: {mask: auc(signal, of) for mask, of in wanted.items()} for name, signal in signals.items()
     } | {page.BEST: {}}
     for asker in page.ASKERS:
@@ -130,7 +133,7 @@ def read(keys: Tensor, look: Look, wanted: dict[str, Tensor]) -> Readings:
 
 
 @torch.inference_mode()
-def read_encoder(model: Any, processor: Any, scene: Scene, cases: Sequence[Case]) -> Iterator[Readings]:
+def read_encoder(model: Any, processor: Any, scene: Scene, cases: Sequence[Case]) -> Iterator[page.Readings]:
     """For each case what saliency is worth in each layer of the encoder."""
     pixels = processor.image_processor(scene.picture, return_tensors="pt")["pixel_values"]
     attentions = model.model.vision_tower(pixels, output_attentions=True).attentions
@@ -141,7 +144,7 @@ def read_encoder(model: Any, processor: Any, scene: Scene, cases: Sequence[Case]
         yield {name: {mask: auc(signal, of) for mask, of in wanted.items()} for name, signal in signals.items()}
 
 
-def read_decoder(model: Any, processor: Any, scene: Scene, cases: Sequence[Case]) -> Iterator[Readings]:
+def read_decoder(model: Any, processor: Any, scene: Scene, cases: Sequence[Case]) -> Iterator[page.Readings]:
     """For each case what every signal is worth in each layer of the decoder, and whether the answer is right."""
     keys, looks = see(model, processor, scene, cases)
     for case, look in zip(cases, looks, strict=True):
@@ -149,22 +152,39 @@ def read_decoder(model: Any, processor: Any, scene: Scene, cases: Sequence[Case]
         yield read(keys, look, masks(case, scene, round(keys.shape[2] ** 0.5))) | {page.ANSWERS: {"right": right}}
 
 
-def measure(reader: Any, model: Any, processor: Any, suite: Suite) -> page.Stored:
-    """What a reader says of each picture, the mean over the questions about it, as plain numbers.
+def measure(reader: Reader, model: Any, processor: Any, suite: Suite) -> page.Readings:
+    """What a reader says of each picture, (pictures, layers), the mean over the questions about it.
 
     A question about nothing in the picture says nothing of what is asked about.
     """
     of_scene: dict[int, list[Case]] = {}
     for case in suite.cases:
         of_scene.setdefault(case.scene, []).append(case)
-    stored: page.Stored = {}
+    found = []
     for number, cases in of_scene.items():
         readings = list(reader(model, processor, photos.scene(number), cases))
-        for name, values in readings[0].items():
-            for kind in values:
-                mean = torch.stack([reading[name][kind] for reading in readings]).nanmean(0)
-                stored.setdefault(name, {}).setdefault(kind, []).append(page.plain(mean))
-    return stored
+        found.append(_joined(readings, lambda values: values.nanmean(0)))
+    return _joined(found, lambda values: values)
+
+
+def measure_untrained(suite: Suite) -> page.Readings:
+    """What random projectors show, (projectors, layers), the mean over pictures: one by itself can show anything."""
+    model, processor = load(None)
+    found = []
+    for seed in range(PROJECTORS):
+        torch.manual_seed(seed)  # 0 is `testbed.unadapted()`
+        model.model.multi_modal_projector = LlavaMultiModalProjector(model.config)
+        found.append(_joined([measure(read_decoder, model, processor, suite)], lambda values: values[0].nanmean(0)))
+        print(f"{page.UNTRAINED}: projector {seed} measured", flush=True)
+    return _joined(found, lambda values: values)
+
+
+def _joined(readings: Sequence[page.Readings], how: Callable[[Tensor], Tensor]) -> page.Readings:
+    """One of all, by what is done to them in a stack."""
+    return {
+        name: {kind: how(torch.stack([each[name][kind] for each in readings])) for kind in kinds}
+        for name, kinds in readings[0].items()
+    }
 
 
 def load(path: Path | None) -> tuple[Any, Any]:
@@ -190,32 +210,35 @@ def load(path: Path | None) -> tuple[Any, Any]:
 def main() -> None:
     """Measure, if that is asked for, and write the page and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="anew, what is named below and the random projector")
+    parser.add_argument("--measure", action="store_true")
     parser.add_argument(
-        "--adapter", action="append", default=[], metavar="NAME=PATH", help=f"NAME is one of {', '.join(page.TRAINED)}"
+        "--adapter",
+        action="append",
+        metavar="NAME=PATH",
+        help=f"folder of PEFT's or checkpoint of training.testbed; NAME is one of {', '.join(page.TRAINED)}",
     )
     parser.add_argument("--questions", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0, help="of the questions: 0 to report, others to choose")
     parser.add_argument("--out", type=Path, default=page.DOCS, help="folder with results/ and images/")
     options = parser.parse_args()
-    given = dict(each.partition("=")[::2] for each in options.adapter)
-    adapters = {page.TESTBED: testbed.ADAPTER} | {name: Path(path) for name, path in given.items()}
-    if unknown := adapters.keys() - page.TRAINED.keys():
-        parser.error(f"no training is called {', '.join(sorted(unknown))}; there are {', '.join(page.TRAINED)}")
     if options.measure:
-        if missing := [str(path) for path in adapters.values() if not path.exists()]:
-            parser.error(f"there is no {', '.join(missing)}: give what was trained by --adapter NAME=PATH")
-        store = page.Store(options.out)
+        given = options.adapter or [f"{page.TESTBED}={testbed.ADAPTER}"]
+        adapters = {name: Path(path) for name, _, path in (each.partition("=") for each in given)}
+        for name, path in adapters.items():
+            if name not in page.TRAINED or not path.exists():
+                parser.error(f"--adapter {name}={path}: NAME is one of {', '.join(page.TRAINED)}, and PATH is there")
         suite = Suite.of("photos", options.questions, options.seed)
         setting = {"suite": suite.name, "seed": suite.seed, "questions": len(suite.cases), "versions": versions()}
+        store = page.Store(options.out)
         if store.setting not in (None, setting):
             parser.error(f"{store.file} is of another seed, number of questions or version: move it away")
         store.setting = setting
-        for name, path in {page.UNTRAINED: None, **adapters}.items():
-            model, processor = load(path)
-            if name == page.UNTRAINED:  # all have the same encoder
-                store.encoder = measure(read_encoder, model, processor, suite)
-            store.models[name] = measure(read_decoder, model, processor, suite)
+        if page.UNTRAINED not in store.models:
+            store.encoder = measure(read_encoder, *load(None), suite)  # which no training changes
+            store.models[page.UNTRAINED] = measure_untrained(suite)
+            store.write()
+        for name, path in adapters.items():
+            store.models[name] = measure(read_decoder, *load(path), suite)
             store.write()
             print(f"{name}: measured", flush=True)
     page.write(options.out)
