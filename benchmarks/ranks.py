@@ -1,6 +1,6 @@
 """How signals that rank tokens are compared with what they should foretell: what pages about key norms have in common.
 
-Signals rank tokens along the last axis, the most important by the largest value, and have no ties.
+Signals rank tokens along the last axis, the most important by the largest value; ties are in any order.
 """
 
 from __future__ import annotations

@@ -163,8 +163,8 @@ def measure(reader: Reader, model: Any, processor: Any, suite: Suite) -> page.Re
     found = []
     for number, cases in of_scene.items():
         readings = list(reader(model, processor, photos.scene(number), cases))
-        found.append(_joined(readings, lambda values: values.nanmean(0)))
-    return _joined(found, lambda values: values)
+        found.append(_joined(readings, lambda stack: stack.nanmean(0)))
+    return _joined(found)
 
 
 def measure_untrained(suite: Suite) -> page.Readings:
@@ -174,13 +174,14 @@ def measure_untrained(suite: Suite) -> page.Readings:
     for seed in range(PROJECTORS):
         torch.manual_seed(seed)  # 0 is `testbed.unadapted()`
         model.model.multi_modal_projector = LlavaMultiModalProjector(model.config)
-        found.append(_joined([measure(read_decoder, model, processor, suite)], lambda values: values[0].nanmean(0)))
+        of_pictures = measure(read_decoder, model, processor, suite)
+        found.append(_joined([of_pictures], lambda stack: stack[0].nanmean(0)))
         print(f"{page.UNTRAINED}: projector {seed} measured", flush=True)
-    return _joined(found, lambda values: values)
+    return _joined(found)
 
 
-def _joined(readings: Sequence[page.Readings], how: Callable[[Tensor], Tensor]) -> page.Readings:
-    """One of all, by what is done to them in a stack."""
+def _joined(readings: Sequence[page.Readings], how: Callable[[Tensor], Tensor] = lambda stack: stack) -> page.Readings:
+    """One of all: a stack of them, or what is made of it."""
     return {
         name: {kind: how(torch.stack([each[name][kind] for each in readings])) for kind in kinds}
         for name, kinds in readings[0].items()

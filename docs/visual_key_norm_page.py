@@ -386,7 +386,7 @@ def plot(store: Store) -> Figure:
         panel.set_ylabel(label)
         for layer in (parts.shallow, parts.deep):
             panel.axvline(layer, color="grey", linewidth=0.8, linestyle="--")
-    shown = parts.measured[min(1, len(parts.measured) - 1)]
+    shown = TESTBED if TESTBED in parts.measured else UNTRAINED
     for signal, style in ((LAST_TOKEN, "-."), (BEST, "--")):
         values = parts.of(shown, signal, third).mean(0)
         panels[-1].plot(values, color="black", linewidth=1, linestyle=style, label=f"{shown}, {signal}")
