@@ -73,8 +73,8 @@ with is the decoder's doing. So every figure stands beside that control, and bes
 
 ## What it says
 
-Of the testbed: more (>), less (<) or not told apart (=) from each control, by the interval of the difference; from `random`, by
-whether it lies outside all of them. Means over layers where several stand together; correlations end a layer earlier, since the
+Of the testbed, and whether that is more (>), less (<) or not to be told apart (=) from each control, by the interval of the
+difference; from `random`, by whether the testbed's interval lies beyond all of them. Means over layers where several stand together; correlations end a layer earlier, since the
 last has no next one.
 
 {claims}
@@ -311,8 +311,13 @@ class _Parts:
     def verdicts(self, control: str, signal: str, kind: str) -> list[str]:
         """In each stretch, how the testbed stands to a control."""
         own, other = (self.means(name, signal, kind) for name in (TESTBED, control))
-        differences = _range(own.mean(0) - other) if control == UNTRAINED else interval(own - other)
-        return [f"{'>' if low > 0 else '<' if high < 0 else '='} {control}" for _, low, high in differences.T.tolist()]
+        if control == UNTRAINED:
+            (_, low, high), (_, lowest, highest) = interval(own), _range(other)
+            above, below = low - highest, high - lowest
+        else:
+            _, above, below = interval(own - other)
+        signs = (above > 0).int() - (below < 0).int()
+        return [f"{'=><'[sign]} {control}" for sign in signs.tolist()]
 
     def masses(self, asker: str) -> str:
         """Of all models, in the layers of both stages."""
