@@ -235,6 +235,31 @@ def test_both_numberings_are_asked_of_what_drops_at_the_entrance(subject, monkey
     assert asked.count("keep") - once == asked.count("compact") == 4 * 3 + seeds
 
 
+def test_types_of_question_go_together_by_whether_they_ask_where_things_are():
+    found = synthetic()
+    assert not found.groups  # nothing is asked about places
+    kinds = {"count": "naming", "color": "presence"}
+    cases = [replace(case, type=kinds[case.type], suite="photos") for case in found.cases]
+    found = replace(found, cases=cases, setting=replace(found.setting, suite="photos"))
+    assert found.groups == {"of place": ["naming"], "of content": ["presence"]}
+    console = Console(file=io.StringIO(), width=200)
+    show(console, *tables(found))
+    row = next(line for line in console.file.getvalue().splitlines() if "vitcop" in line)
+    assert row.split()[-4:] == ["100", "0", "100", "0"] and "of place (naming)" in console.file.getvalue()
+    assert found.to_dict()["rows"][1]["accuracy"] == {
+        **{"all": 0.5, "of place": 1.0, "of content": 0.0},
+        **{"naming": 1.0, "presence": 0.0},
+    }
+    # Per question 0.5, -0.5, 1, 0, of which the first and the third ask for a place.
+    gains = [found.gain("vitcop", "random", *kinds) for kinds in found.groups.values()]
+    assert [(gain.value, gain.lowest, gain.highest) for gain in gains] == [(0.75, 0.5, 1.0), (-0.25, -0.5, 0.0)]
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_questions_of_place_are_types_of_their_world(name):
+    assert {*WORLDS[name].of_place} < {*WORLDS[name].types}
+
+
 def synthetic() -> Evaluation:
     """Two scenes of two questions each."""
     cases = [Case(scene, kind, f"{scene} {kind}?", "yes") for scene in (0, 1) for kind in ("count", "color")]
