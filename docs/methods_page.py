@@ -25,6 +25,13 @@ averages; `prune(..., small_images="refuse")` raises instead. What no size of pi
 `BudgetError`, which names the least that is possible. What each method does, step by step, what differs from its
 authors' code, and what it costs, is told by `vitcop methods NAME`.
 
+`positions`, too, is a setting of all. Of the tokens that the entrance leaves, `keep` leaves each at its position in the
+unpruned prompt, and `compact` numbers them and the text anew, without gaps. Where nothing is dropped at the entrance,
+and in families that always keep ([models.md](models.md)), both are the same bit by bit, so that a comparison can ask
+every method under the same: `vitcop run`, `compare` and `eval` take `--positions`, and the latter two also `both`,
+which makes two rows where the two can differ. By default all methods keep, but for those that are compact:
+{compact}.
+
 A method of your own is named `file.py:Class` or `package.module:Class`, wherever one of these is; see
 [CONTRIBUTING](../CONTRIBUTING.md#add-a-method).
 
@@ -45,6 +52,9 @@ def page() -> str:
     lines = [HEADER, ("---",) * len(HEADER), *map(_linked, METHODS.values())]
     presets = [f"* `{method.__name__}`: {line}" for method in METHODS.values() for line in preset_lines(method)]
     return _TEXT.format(
+        compact=", ".join(
+            f"`{method.__name__}`" for method in METHODS.values() if method.default_positions == "compact"
+        ),
         table="\n".join(f"| {' | '.join(line)} |" for line in lines),
         presets="\n".join(presets),
     )

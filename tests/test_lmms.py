@@ -54,6 +54,7 @@ def test_arguments_are_told_apart():
     method, others = split_arguments(given, ["dtype", "batch_size", "device"])
     assert method == vitcop.PyramidDrop(retention=1 / 3, layers=(4, 9, 14))
     assert others == {"dtype": "float32", "batch_size": 1}
+    assert split_arguments({"method": "visionzip", "positions": "keep"}, [])[0].positions == "keep"
     assert split_arguments({"retention": 1, "dtype": "auto"}, ["dtype"]) == (None, {"dtype": "auto"})
 
 
@@ -63,6 +64,7 @@ def test_arguments_are_told_apart():
         ({"method": "vitcap"}, "Did you mean 'vitcop'?"),
         ({"method": "vitcop", "retenton": 0.1}, "unknown argument 'retenton'. Did you mean 'retention'?"),
         ({"method": "vitcop", "layer": 2}, "unknown argument 'layer'"),
+        ({"method": "fastv", "positions": "kept"}, "positions of FastV is 'compact' or 'keep'"),
         ({"method": "fastv", "layer": "two"}, "layer of FastV is a whole number or None"),
         ({"method": "pyramiddrop", "layers": "[4;9;14]"}, "layers is a list such as [8,16,24]"),
         ({"method": "vitcop", "retention": "a third"}, "retention is a fraction such as 1/9"),

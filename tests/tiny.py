@@ -81,8 +81,6 @@ def batch(prompts: Sequence[Prompt], padding: str = "left", family: TinyFamily =
 class ThreeStages(vitcop.Pruner):
     """Drops at the entrance and in two layers and merges nothing, by saliency and by key norm."""
 
-    positions: str = "keep"
-
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         shallow = max(2, first_layer)
         return {0: num_tokens * 2 // 3, shallow: num_tokens // 3, 5: max(1, num_tokens // 8)}
@@ -100,7 +98,7 @@ def assert_same_logits(logits: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
-ENGINE = {"three_stages": ThreeStages(), "three_stages_compact": ThreeStages("compact")}
+ENGINE = {"three_stages": ThreeStages(), "three_stages_compact": ThreeStages(positions="compact")}
 """Methods that try out what the engine can do; it must do the same for all the others."""
 
 METHODS = (

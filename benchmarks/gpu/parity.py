@@ -12,7 +12,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -85,10 +85,6 @@ class Recorded(vitcop.Pruner):
     replays: bool = False
 
     @property
-    def positions(self) -> str:
-        return self.method.positions
-
-    @property
     def encoder_signals(self) -> tuple[vitcop.EncoderSignal, ...]:
         return self.method.encoder_signals
 
@@ -141,7 +137,7 @@ def _compare(case: Case, device: torch.device) -> dict[str, Any]:
     backend, method = case.backend, METHODS[case.method]
     narrow = _prepared(case.subject, device, backend.dtype, backend.dtype, backend.attention)
     wide = _prepared(case.subject, device, backend.dtype, WIDER[backend.dtype])
-    recorded = Recorded(method, [])
+    recorded = Recorded(method, [], positions=method.positions)
     with backend.chosen():
         report, pruned = pruned_logits(*narrow, recorded)
     masked = _prepared(case.subject, device, backend.dtype, backend.dtype)
@@ -155,7 +151,7 @@ def _compare(case: Case, device: torch.device) -> dict[str, Any]:
     )
     expected = wide_dense
     if case.method in MERGING:
-        expected = _joined(pruned_logits(*wide, Recorded(method, recorded.selections, replays=True))[1])
+        expected = _joined(pruned_logits(*wide, replace(recorded, replays=True))[1])
     error, rounding = _distance(found, expected), _distance(dense, wide_dense)
     return {
         "error": error,

@@ -57,6 +57,14 @@ def test_json_holds_what_was_asked_and_answered_and_how_long_it_took(tmp_path):
     )
 
 
+def test_positions_are_the_methods_unless_they_are_given(tmp_path):
+    for given, taken in (("default", "compact"), ("keep", "keep")):
+        result = run("--method", "visionzip", "--positions", given, "--json", tmp_path / "run.json")
+        assert result.exit_code == 0, result.output
+        assert json.loads((tmp_path / "run.json").read_text())["positions"] == taken
+    assert "Known: compact, default, keep." in run("--positions", "both").stderr
+
+
 def test_every_image_goes_into_the_prompt_and_onto_the_overlay(tmp_path):
     files = tmp_path / "red.png", tmp_path / "blue.png"
     for file, color in zip(files, ("#d02020", "#2020d0"), strict=True):

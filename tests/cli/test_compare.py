@@ -92,6 +92,15 @@ def test_a_method_that_cannot_reach_the_retention_says_so_and_the_others_answer(
     assert rows["random"][0] == "4.9%" and "vitcop" not in rows
 
 
+def test_both_numberings_have_a_row_where_the_entrance_drops_something(tiny_qwen, monkeypatch):
+    asked = "--methods", "visionzip,fastv,knorm", "--retention", "0.11", "--positions"
+    assert list(rows_of(compare(*asked, "compact").stdout)) == ["dense", "visionzip", "fastv", "knorm", "downsample"]
+    monkeypatch.undo()  # Qwen's positions have several axes, and stay
+    rows = rows_of(compare(*asked, "both").stdout)
+    assert list(rows) == ["dense", "visionzip, keep", "visionzip, compact", "fastv", "knorm", "downsample"]
+    assert rows["visionzip, keep"][:3] == rows["visionzip, compact"][:3]
+
+
 def test_down_sampling_is_the_dense_model_on_fewer_tokens(tiny_qwen, tmp_path):
     Image.new("RGB", (64, 64), (200, 100, 50)).save(tmp_path / "own.png")
     result = compare("--image", tmp_path / "own.png", "--methods", "random", "--retention", "1/2")
@@ -136,6 +145,7 @@ def test_a_video_is_compared_but_not_down_sampled(tiny_qwen, tmp_path):
         (["--methods", "vitcop,randon"], "unknown method 'randon'. Did you mean 'random'?"),
         (["--methods", ""], "--methods is one or more"),
         (["--methods", "all,foo"], "unknown method 'foo'"),
+        (["--positions", "0"], "Known: both, compact, default, keep."),
         (["--retention", "2"], "above 0 and at most 1"),
         (["--retention", "abc"], "'abc'"),
         (["--sheet", "missing/sheet.png"], "--sheet cannot be written: there is no folder missing"),

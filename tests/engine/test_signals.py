@@ -73,15 +73,15 @@ ROWS = [(name, *how) for name in FAMILIES for how in (("keep", 0), ("compact", 0
 def test_rows_are_the_attention_that_the_decoder_pays(name, positions, since, padding):
     family = FAMILIES[name] if name in FAMILIES else WithOlmoe()
     inputs = batch(ragged(family), padding, family)
-    read, weights, report = run(family, "eager", Reading(positions, since=since), inputs)
-    other, _, _ = run(family, "sdpa", Reading(positions, since=since), inputs)
-    entered, _, _ = run(family, "sdpa", Reading(positions, until=1), inputs)
+    read, weights, report = run(family, "eager", Reading(positions=positions, since=since), inputs)
+    other, _, _ = run(family, "sdpa", Reading(positions=positions, since=since), inputs)
+    entered, _, _ = run(family, "sdpa", Reading(positions=positions, until=1), inputs)
     for seen, under_sdpa in zip(read, other, strict=True):
         if seen["tokens"].layer == 0:
             continue
         tokens, text = seen["tokens"], seen["text"]
         # A layer about to run has paid none yet: it does in a model that goes on without this stage.
-        _, undropped, _ = run(family, "eager", Reading(positions, until=tokens.layer, since=since), inputs)
+        _, undropped, _ = run(family, "eager", Reading(positions=positions, until=tokens.layer, since=since), inputs)
         columns = report.positions_at(tokens.layer - 1)
         slots = tokens.slots % columns.shape[1]
         paid = {False: weights[tokens.layer - 1].mean(1), True: undropped[tokens.layer].mean(1)}

@@ -389,10 +389,6 @@ class Until(vitcop.Pruner):
     layer: int
 
     @property
-    def positions(self):
-        return self.method.positions
-
-    @property
     def encoder_signals(self):
         return self.method.encoder_signals
 
@@ -539,7 +535,7 @@ def test_models(name, family, recorded):
         ahead = name == "pyramiddrop"
         run = pruned if number else dense
         if ahead and number:
-            run = Recording(family, inputs, recorded, Until(method, stage.layer))
+            run = Recording(family, inputs, recorded, Until(method, stage.layer, positions=method.positions))
         rule = TABLES["vscan, decoder" if (name, number) == ("vscan", 1) else name][2]
         images = pictures_in(family, inputs, pruned.report, run, stage.layer, ahead)
         for image, (picture, prompt, alive) in enumerate(images):

@@ -22,6 +22,7 @@ from vitcop import builtin, cli
 from vitcop.errors import VitcopError
 from vitcop.quality import Case, Course, Evaluation, Subject, Suite, evaluate
 from vitcop.quality.contenders import Contest
+from vitcop.quality.journal import Answered
 from vitcop.quality.oracle import oracle_for
 from vitcop.quality.plot import plot
 from vitcop.quality.reader import Reader
@@ -213,6 +214,52 @@ def test_a_floor_is_the_lowest_retention_that_a_method_takes(subject, suite):
     assert contest.floor("oracle", methods) is None
 
 
+def test_both_numberings_are_asked_of_what_drops_at_the_entrance(subject, monkeypatch):
+    suite, asked = Suite.of("builtin", 8), []
+
+    def read(reader: Reader, pruner_for: object, journal: object) -> Answered:
+        if pruner_for is not None:
+            asked.append(pruner_for(suite.cases).positions)
+        return Answered([case.answer for case in suite.cases], [1.0] * 8)
+
+    monkeypatch.setattr(Reader, "read", read)
+    monkeypatch.setattr(Reader, "_generate", lambda reader, inputs: ["yes"] * 8)
+    course = Course(["vitcop", "fastv", "positions keep"], [1, 1 / 3, 1 / 36], batch=8, positions=("keep", "compact"))
+    found = evaluate(subject, suite, course, untold)
+    both = ("vitcop", "random", "uniformgrid", "averagepool", "oracle")
+    names = [f"{name}, {positions}" for name in both for positions in ("keep", "compact")]
+    for retention in (1.0, 1 / 3, 1 / 36):
+        each = {one.name for one in (*found.rows, *found.refusals) if one.retention == retention}
+        assert each - {"dense", "majority", "blind"} == {*names, "fastv", "positions keep", "downsample"}
+    once, seeds = 2 * 3, 1 + 5 + 5  # the variant and FastV; of random pruning
+    assert asked.count("keep") - once == asked.count("compact") == 4 * 3 + seeds
+
+
+def test_types_of_question_go_together_by_whether_they_ask_where_things_are():
+    found = synthetic()
+    assert not found.groups  # nothing is asked about places
+    kinds = {"count": "naming", "color": "presence"}
+    cases = [replace(case, type=kinds[case.type], suite="photos") for case in found.cases]
+    found = replace(found, cases=cases, setting=replace(found.setting, suite="photos"))
+    assert found.groups == {"of place": ["naming"], "of content": ["presence"]}
+    console = Console(file=io.StringIO(), width=200)
+    show(console, *tables(found))
+    row = next(line for line in console.file.getvalue().splitlines() if "vitcop" in line)
+    assert row.split()[-4:] == ["100", "0", "100", "0"] and "of place (naming)" in console.file.getvalue()
+    assert found.to_dict()["rows"][1]["accuracy"] == {
+        **{"all": 0.5, "of place": 1.0, "of content": 0.0},
+        **{"naming": 1.0, "presence": 0.0},
+    }
+    # Per question 0.5, -0.5, 1, 0, of which the first and the third ask for a place.
+    gains = [found.gain("vitcop", "random", *kinds) for kinds in found.groups.values()]
+    assert [(gain.value, gain.lowest, gain.highest) for gain in gains] == [(0.75, 0.5, 1.0), (-0.25, -0.5, 0.0)]
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_questions_of_place_are_types_of_their_world(name):
+    assert {*WORLDS[name].of_place} < {*WORLDS[name].types}
+
+
 def synthetic() -> Evaluation:
     """Two scenes of two questions each."""
     cases = [Case(scene, kind, f"{scene} {kind}?", "yes") for scene in (0, 1) for kind in ("count", "color")]
@@ -308,6 +355,7 @@ def test_the_command_writes_what_it_shows(tmp_path):
         (("--suite", "vqa"), "unknown suite 'vqa'"),
         (("--methods", "vitcopp"), "vitcop"),
         (("--retentions", "0"), "retention"),
+        (("--positions", "kept"), "unknown value of --positions 'kept'. Did you mean 'keep'?"),
         (("--questions", 3), "at least one question"),
         (("--plot", "plot.txt"), ".png"),
         (("--json", "nowhere/out.json"), "no folder"),

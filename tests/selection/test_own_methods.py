@@ -196,6 +196,7 @@ def test_no_method_is_taken_for_what_it_is_compared_with():
         ("mine.py:Mime", "unknown class of mine.py 'Mime'. Did you mean 'Mine'?"),
         ("mine.py:Helper", "does not derive from vitcop.Pruner"),
         ("mine.py:dataclass", "does not derive from vitcop.Pruner"),
+        ("loose.py:Loose", "must be a dataclass"),
         ("mine.py:Half", "is not complete: it does not define budgets, score"),
         ("mine.py", "file.py:Class or package.module:Class"),
         ("broken.py:Mine", "RuntimeError: no way"),
@@ -208,6 +209,7 @@ def test_no_method_is_taken_for_what_it_is_compared_with():
 )
 def test_what_cannot_be_found_is_answered_in_one_line(text, complaint):
     Path("mine.py").write_text(MINE)
+    Path("loose.py").write_text("from mine import Mine\n\nclass Loose(Mine):\n    weight: float = 2.0")
     Path("broken.py").write_text("raise RuntimeError('no way\\nout')")
     Path("leaves.py").write_text("raise SystemExit(3)")
     with pytest.raises(vitcop.VitcopError) as raised:

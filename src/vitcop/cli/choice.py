@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ..errors import VitcopError, unknown_name
 from ..selection.registry import check
 from .common import TESTBED, read_list
 
 if TYPE_CHECKING:
-    from ..selection.pruner import Pruner
+    from ..selection.pruner import Positions, Pruner
 
 METHOD_HELP = "a name of vitcop methods, file.py:Class or package.module:Class"
 CONTENDERS = ("dense", "downsample", "majority", "blind", "oracle")
@@ -27,6 +29,19 @@ SHAPES = (
     "internvl3-8b",
 )
 """Names of `bench.SHAPES`, whose import takes seconds."""
+NUMBERINGS: dict[str, tuple[Positions | None, ...]] = {
+    "default": (None,),
+    "keep": ("keep",),
+    "compact": ("compact",),
+    "both": ("keep", "compact"),
+}
+PositionsOption = Annotated[
+    str,
+    typer.Option(
+        help="Positions of what the entrance leaves: keep, compact (numbered anew), both in turn, or default, as each "
+        "method has them by itself."
+    ),
+]
 
 
 def check_method(text: str) -> None:
@@ -34,15 +49,27 @@ def check_method(text: str) -> None:
     check(text)
 
 
-def make_method(text: str, retention: float) -> Pruner:
-    """The method that an option names.
+def make_method(text: str, retention: float, positions: Positions | None = None) -> Pruner:
+    """The method that an option names; without positions, with those it has by default.
 
     Raises:
         VitcopError: there is none.
     """
     from ..selection.pruner import Pruner
 
-    return Pruner.from_dict({"method": text, "retention": retention})
+    return Pruner.from_dict({"method": text, "retention": retention, "positions": positions})
+
+
+def read_positions(text: str, *, both: bool = True) -> tuple[Positions | None, ...]:
+    """What `--positions` says: one after the other, None for each method's own.
+
+    Args:
+        both: whether it may be more than one.
+    """
+    known = {name: each for name, each in NUMBERINGS.items() if both or len(each) == 1}
+    if text not in known:
+        raise VitcopError(unknown_name("value of --positions", text, known))
+    return known[text]
 
 
 def read_methods(

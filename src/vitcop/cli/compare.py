@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +23,7 @@ from ..methods import METHODS
 from ..pictures.sheet import Entry, contact_sheet
 from ..shares import read_share
 from ..tables import add_columns, add_prose, output, show
-from .choice import METHOD_HELP, import_methods, make_method, read_methods
+from .choice import METHOD_HELP, PositionsOption, import_methods, make_method, read_methods, read_positions
 from .common import (
     MAX_NEW_TOKENS,
     Chat,
@@ -50,7 +50,7 @@ from .outputs import JsonOption, check_apart, check_file, check_picture, printin
 
 if TYPE_CHECKING:
     from ..report import Report
-    from ..selection.pruner import Pruner
+    from ..selection.pruner import Positions, Pruner
 
 ALL, DENSE, DOWNSAMPLE = "all", "dense", "downsample"
 LONGEST_ANSWER = 24  # characters, on the sheet
@@ -68,6 +68,7 @@ def compare(
     methods: Annotated[
         str, typer.Option(help=f"Methods, with commas: {ALL} of vitcop's own, or each {METHOD_HELP}.")
     ] = ALL,
+    positions: PositionsOption = "default",
     max_new_tokens: LengthOption = MAX_NEW_TOKENS,
     sheet: Annotated[
         Path | None, typer.Option(help="Write a picture of what each method kept, of the first picture, to this file.")
@@ -81,6 +82,7 @@ def compare(
         share = read_share(retention)
         check_retention(share)
         names = read_methods("--methods", methods, words={ALL: METHODS})
+        numberings = read_positions(positions)
         subject = read_subject(image, video, frames)
         check_apart({"--sheet": sheet, "--json": json_file})
         check_picture("--sheet", sheet, sources_of(image, video))
@@ -91,7 +93,7 @@ def compare(
             loaded = load(model, modality_of(subject), device, dtype)
             chat = Chat.about(subject, question, *loaded, max_new_tokens)
             progress.remove_task(loading)
-            rows = list(_rows(subject, question, chat, names, share, progress))
+            rows = list(_rows(subject, question, chat, names, numberings, share, progress))
     with one_line_errors():
         try:
             with printing():
@@ -131,6 +133,12 @@ class _Outcome:
         return self.report.overall_retention * sum(self.report.image_lengths) / sum(self.whole)
 
     @property
+    def drops_at_entrance(self) -> bool:
+        """Whether fewer visual tokens enter the decoder than there are."""
+        entering = [self.report.visual_tokens(image)[0] for image in range(len(self.report.images))]
+        return sum(entering) < sum(self.report.image_lengths)
+
+    @property
     def entry(self) -> Entry:
         """Of the first picture, on the sheet."""
         pictures = pictures_of_grids(self.subject, self.chat, self.report)
@@ -164,11 +172,18 @@ class _Refusal:
 
 
 def _rows(
-    subject: Subject, question: str, chat: Chat, names: Sequence[str], share: float, progress: Progress
+    subject: Subject,
+    question: str,
+    chat: Chat,
+    names: Sequence[str],
+    numberings: Sequence[Positions | None],
+    share: float,
+    progress: Progress,
 ) -> Iterator[_Outcome | _Refusal]:
     """The dense model, then each method, then down-sampling."""
     from .. import prune
     from ..methods.random import Random
+    from ..models import known_family
 
     def outcome(
         name: str, subject: Subject, chat: Chat, pruner: Pruner, whole: tuple[int, ...] | None = None
@@ -181,16 +196,25 @@ def _rows(
     # What drops nothing leaves the model as it is, bit by bit, and gives a report.
     everything = Random(retention=1.0)
     yield (dense := outcome(DENSE, subject, chat, everything))
+    if known_family(chat.model.config.model_type).keeps_positions:
+        numberings = (None,)
     for name in names:
-        try:
-            yield outcome(name, subject, chat, make_method(name, share))
-        except VitcopError as error:  # of the method: the row before has shown that the model can be pruned
-            yield _Refusal(name, str(error))
-        except Exception as error:  # of somebody's own method, which must not cost the others their rows
-            if name in METHODS:
-                raise
-            *_, where = traceback.extract_tb(error.__traceback__)
-            yield _Refusal(name, f"{Path(where.filename).name}, line {where.lineno}: {reason(error)}")
+        for positions in numberings:
+            try:
+                row = outcome(name, subject, chat, make_method(name, share, positions))
+            except VitcopError as error:  # of the method: the row before has shown that the model can be pruned
+                yield _Refusal(name, str(error))
+                break
+            except Exception as error:  # of somebody's own method, which must not cost the others their rows
+                if name in METHODS:
+                    raise
+                *_, where = traceback.extract_tb(error.__traceback__)
+                yield _Refusal(name, f"{Path(where.filename).name}, line {where.lineno}: {reason(error)}")
+                break
+            if positions is None or not row.drops_at_entrance:  # where all enter, both numberings are one
+                yield row
+                break
+            yield replace(row, name=f"{name}, {positions}")
     try:
         smaller = _downsampled(subject, chat, share)
     except BudgetError as error:

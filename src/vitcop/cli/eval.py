@@ -13,7 +13,7 @@ from .. import builtin
 from ..errors import VitcopError, check_retention, unknown_name
 from ..methods import METHODS
 from ..shares import read_share
-from .choice import METHOD_HELP, import_methods, read_methods
+from .choice import METHOD_HELP, PositionsOption, import_methods, read_methods, read_positions
 from .common import (
     TESTBED,
     CountingBar,
@@ -60,6 +60,7 @@ def eval_(
     retentions: Annotated[
         str, typer.Option(help="Shares of the visual tokens to keep, averaged over the decoder layers, with commas.")
     ] = "1,1/3,2/9,1/9,1/18,1/36",
+    positions: PositionsOption = "default",
     questions: Annotated[int, typer.Option(min=1, help="How many, as many of each type.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the scenes: 0 to report, others to choose by.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 25,
@@ -78,6 +79,7 @@ def eval_(
             check_retention(share)
         many = {ALL: METHODS, ABLATIONS: VARIANTS}
         names = read_methods("--methods", methods, words=many, others=VARIANTS)
+        numberings = read_positions(positions)
         check_apart({"--json": json_file, "--plot": plot})
         check_file("--json", json_file)
         check_plot(plot)
@@ -91,7 +93,7 @@ def eval_(
             own = "the model in the box" if model == str(builtin.MODEL_PATH) else model
             subject = Subject(own, *load(model, "image", device, dtype))
             progress.remove_task(loading)
-            course = Course(names, shares, batch)
+            course = Course(names, shares, batch, numberings)
             bar = CountingBar(progress, "Asking")
             evaluation = evaluate(subject, asked, course, bar, folder)
     from ..quality.table import tables

@@ -73,7 +73,8 @@ def _details(method: type[Pruner], name: str) -> Iterator[str]:
     yield ""
     yield "Settings and their defaults:"
     for field in given(method).values():
-        yield f"    {field.name}" if field.default is dataclasses.MISSING else f"    {field.name} = {field.default!r}"
+        default = method.default_positions if field.name == "positions" else field.default
+        yield f"    {field.name}" if default is dataclasses.MISSING else f"    {field.name} = {default!r}"
     presets = list(preset_lines(method))
     if presets:
         yield ""

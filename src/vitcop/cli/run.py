@@ -19,7 +19,7 @@ from ..figures import figure
 from ..pictures.overlay import overlay_of_prompt
 from ..shares import read_share
 from ..tables import add_columns, add_prose, output, show
-from .choice import METHOD_HELP, check_method, make_method
+from .choice import METHOD_HELP, check_method, make_method, read_positions
 from .common import (
     MAX_NEW_TOKENS,
     Chat,
@@ -60,6 +60,12 @@ def run(
     dtype: DtypeOption = None,
     retention: RetentionOption = "1/9",
     method: Annotated[str, typer.Option(help=f"How to choose the tokens to keep: {METHOD_HELP}.")] = "vitcop",
+    positions: Annotated[
+        str,
+        typer.Option(
+            help="Positions of what the entrance leaves: keep, compact (numbered anew), or the method's default."
+        ),
+    ] = "default",
     max_new_tokens: LengthOption = MAX_NEW_TOKENS,
     compare: Annotated[bool, typer.Option("--compare", help="Answer without pruning, too, and compare.")] = False,
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of what each stage kept to this file.")] = None,
@@ -72,6 +78,7 @@ def run(
         share = read_share(retention)
         check_retention(share)
         check_method(method)
+        (numbering,) = read_positions(positions, both=False)
         subject = read_subject(image, video, frames)
         check_apart({"--overlay": overlay, "--json": json_file})
         check_picture("--overlay", overlay, sources_of(image, video))
@@ -80,7 +87,7 @@ def run(
             loading = progress.add_task("Loading", total=None)
             from .. import prune
 
-            pruner = make_method(method, share)
+            pruner = make_method(method, share, numbering)
             loaded = load(model, modality_of(subject), device, dtype)
             chat = Chat.about(subject, question, *loaded, max_new_tokens)
             progress.remove_task(loading)

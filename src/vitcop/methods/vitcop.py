@@ -26,7 +26,7 @@ from ..ops.segments import (
     unpad_segments,
     upload,
 )
-from ..selection.pruner import LITERATURE_TOKENS, Description, Positions, Pruner, Selector
+from ..selection.pruner import LITERATURE_TOKENS, Description, Pruner, Selector
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
 from .fastv import FastV
@@ -186,6 +186,7 @@ class ViTCoP(Pruner):
             64: {0: 172, 2: 77, 22: 15},
         }
     }
+    default_positions = "compact"
 
     retention: float = 1 / 9
     vision_retention: float | None = None
@@ -196,7 +197,6 @@ class ViTCoP(Pruner):
     deep_signal: DeepSignal = "key_norm"
     cutoff: float | None = None
     radius: float = 0.6
-    positions: Positions = "compact"
 
     def __post_init__(self) -> None:
         super().__post_init__()

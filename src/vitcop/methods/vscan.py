@@ -83,7 +83,7 @@ class VScan(Pruner):
         rows="1 row",
     )
     presets = {"paper": {192: {0: 288, 16: 96}, 128: {0: 192, 16: 64}, 64: {0: 96, 16: 32}}}
-    positions = "compact"
+    default_positions = "compact"
     encoder_signals = (SHALLOW,)
     earliest = 1
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -14,7 +16,7 @@ from ..errors import BudgetError, VitcopError
 from ..inputs.downsample import downsample
 from ..methods.random import Random
 from ..models import Size
-from ..selection.pruner import Pruner
+from ..selection.pruner import Positions, Pruner
 from .journal import Answered, Journal
 from .oracle import oracle_for
 from .reader import Reader
@@ -41,6 +43,26 @@ class Subject:
     processor: Any
 
 
+@dataclass(frozen=True)
+class Contender:
+    """Who is asked.
+
+    Attributes:
+        name: of a method, or of what it has to be better than.
+        positions: that it is asked under; None leaves them to the method.
+    """
+
+    name: str
+    positions: Positions | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.positions is None else f"{self.name}, {self.positions}"
+
+    def numbered(self, method: Pruner) -> Pruner:
+        """The method with these positions."""
+        return method if self.positions is None else replace(method, positions=self.positions)
+
+
 def constant(method: Pruner) -> Callable[[Sequence[Case]], Pruner]:
     """The same method for every batch."""
     return lambda cases: method
@@ -58,24 +80,35 @@ class Contest:
         planner = Planner.of(subject.model.config, width=width, height=height, text_tokens=text)
         self.planner = self._of_picture(planner, self.picture)
 
-    def row(self, name: str, retention: float, methods: Mapping[str, Pruners], journal: Journal) -> Row:
+    def row(self, contender: Contender, retention: float, methods: Mapping[str, Pruners], journal: Journal) -> Row:
         """What the contender answers, or has answered before.
 
         Raises:
             VitcopError: it cannot, at this retention or on this model.
         """
-        special = {
+        special: dict[str, Callable[[float, Journal], Row]] = {
             DENSE: self._dense,
             MAJORITY: self._majority,
             BLIND: self._blind,
-            ORACLE: self._oracle,
+            ORACLE: partial(self._oracle, contender),
             DOWNSAMPLE: self._downsample,
-            RANDOM: self._random,
+            RANDOM: partial(self._random, contender),
         }
-        if name in special:
-            return special[name](retention, journal)
-        method = methods[name](retention)
-        return self._answered(name, retention, [self.reader.read(constant(method), journal)], self._flops(method))
+        if contender.name in special:
+            return special[contender.name](retention, journal)
+        method = contender.numbered(methods[contender.name](retention))
+        answered = [self.reader.read(constant(method), journal)]
+        return self._answered(str(contender), retention, answered, self._flops(method))
+
+    def depends_on_positions(self, method: Pruners, retentions: Sequence[float]) -> bool:
+        """Whether a method drops tokens at the entrance, at one of the retentions, which may then be numbered anew."""
+        if self.planner.family.keeps_positions:
+            return False
+        for retention in retentions:
+            with suppress(VitcopError):
+                if self.planner.plan(method(retention)).visual_tokens[0] < self.planner.geometry.image.num_tokens:
+                    return True
+        return False
 
     def floor(self, name: str, methods: Mapping[str, Pruners]) -> float | None:
         """The lowest retention that a method can reach here, by bisection; None if it reaches none."""
@@ -118,22 +151,23 @@ class Contest:
         flops = prefill_flops(decoder, [self.reader.text_tokens] * layers)
         return self._answered(BLIND, 1.0, [self.reader.read_blind(journal)], flops)
 
-    def _random(self, retention: float, journal: Journal) -> Row:
-        methods = [Random(retention, seed=seed) for seed in range(RANDOM_SEEDS if retention < 1 else 1)]
+    def _random(self, contender: Contender, retention: float, journal: Journal) -> Row:
+        seeds = range(RANDOM_SEEDS if retention < 1 else 1)
+        methods = [contender.numbered(Random(retention, seed=seed)) for seed in seeds]
         answered = [self.reader.read(constant(method), journal) for method in methods]
-        return self._answered(RANDOM, retention, answered, self._flops(methods[0]))
+        return self._answered(str(contender), retention, answered, self._flops(methods[0]))
 
-    def _oracle(self, retention: float, journal: Journal) -> Row:
+    def _oracle(self, contender: Contender, retention: float, journal: Journal) -> Row:
         shapes = self.planner.geometry.image.shapes
         if len(shapes) != 1 or shapes[0][0] != shapes[0][1]:
             raise VitcopError("The oracle is for models that see a square picture as one square grid.")
         side = shapes[0][0]
 
         def pruner_for(cases: Sequence[Case]) -> Pruner:
-            return oracle_for(cases, side, retention)
+            return contender.numbered(oracle_for(cases, side, retention))
 
         answered = self.reader.read(pruner_for, journal)
-        return self._answered(ORACLE, retention, [answered], self._flops(Random(retention=retention)))
+        return self._answered(str(contender), retention, [answered], self._flops(Random(retention=retention)))
 
     def _downsample(self, retention: float, journal: Journal) -> Row:
         smaller, share = downsample(self.picture, self.subject.processor, retention)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import VitcopError
 from ..records import taken
-from .suite import Case
+from .suite import WORLDS, Case
 
 DENSE, MAJORITY, BLIND, ORACLE, DOWNSAMPLE, RANDOM = "dense", "majority", "blind", "oracle", "downsample", "random"
 ONCE = (DENSE, MAJORITY, BLIND)
@@ -59,7 +59,8 @@ class Row:
     """One contender at one retention.
 
     Attributes:
-        name: of the method, or "dense", "majority", "blind", "oracle" or "downsample".
+        name: of the method, or "dense", "majority", "blind", "oracle" or "downsample"; and its positions, if it was
+            asked under these, as in "visionzip, keep".
         retention: that was asked for; 1 where none was.
         average: share of the visual tokens alive, averaged over decoder layers and questions.
         flops: until the first token, for one question, the encoder and the selection among them; 0 without a model.
@@ -107,15 +108,21 @@ class Evaluation:
         return list(dict.fromkeys(case.type for case in self.cases))
 
     @property
+    def groups(self) -> dict[str, list[str]]:
+        """Types that ask where things are, and types that ask what they are; none unless there are both."""
+        of_place = [kind for kind in self.types if kind in WORLDS[self.setting.suite].of_place]
+        of_content = [kind for kind in self.types if kind not in of_place]
+        return {"of place": of_place, "of content": of_content} if of_place and of_content else {}
+
+    @property
     def retentions(self) -> list[float]:
         """That were asked for, from the highest down."""
         each: list[Row | Refusal] = [*self.rows, *self.refusals]
         return sorted({one.retention for one in each if one.name not in ONCE}, reverse=True)
 
-    def accuracy(self, row: Row, kind: str | None = None) -> float:
-        """Share of right answers, of all questions or of those of one type; the mean over seeds."""
-        of_kind = [kind is None or case.type == kind for case in self.cases]
-        return float(self._right(row)[of_kind].mean())
+    def accuracy(self, row: Row, *kinds: str) -> float:
+        """Share of right answers, of all questions or of those of some types; the mean over seeds."""
+        return float(self._right(row)[self._asked(*kinds)].mean())
 
     def spread(self, row: Row) -> tuple[float, float]:
         """The lowest and the highest accuracy of the row's seeds."""
@@ -142,15 +149,21 @@ class Evaluation:
             raise VitcopError("The dense model answers nothing right, so that no share of it can be told.")
         return self._interval(own[dense > 0] / dense[dense > 0])
 
-    def gain(self, name: str, base: str) -> Interval:
+    def gain(self, name: str, base: str, *kinds: str) -> Interval:
         """Accuracy of one contender minus another's, the mean over the retentions at which both answer.
 
-        The interval is a paired bootstrap over scenes.
+        It is of all questions or of those of some types. The interval is a paired bootstrap over scenes.
         """
         found = {(row.name, row.retention): self._right(row) for row in self.rows}
         both = [share for share in self.retentions if (name, share) in found and (base, share) in found]
         better = np.mean([found[name, share] - found[base, share] for share in both], axis=0)
-        return self._interval(self._drawn(better) / self._drawn(np.ones(len(self.cases))))
+        of_kinds = self._asked(*kinds)
+        gained, asked = self._drawn(better * of_kinds), self._drawn(of_kinds.astype(float))
+        return self._interval(gained[asked > 0] / asked[asked > 0])
+
+    def _asked(self, *kinds: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which questions are of these types; of none, all are."""
+        return np.array([not kinds or case.type in kinds for case in self.cases])
 
     def _drawn(self, of_question: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Sums over the questions of scenes drawn at random, with repeats; the first is the sum over all scenes."""
@@ -177,7 +190,9 @@ class Evaluation:
         for case in values["cases"]:
             del case["suite"]  # which is the setting's
         for row, value in zip(self.rows, values["rows"], strict=True):
-            value["accuracy"] = {"all": self.accuracy(row)} | {kind: self.accuracy(row, kind) for kind in self.types}
+            parts = {**self.groups, **{kind: [kind] for kind in self.types}}
+            of_parts = {part: self.accuracy(row, *kinds) for part, kinds in parts.items()}
+            value["accuracy"] = {"all": self.accuracy(row)} | of_parts
             value["share_of_dense"] = dataclasses.asdict(self.share_of_dense(row))
             value["agreement"] = self.agreement(row)
         return values

@@ -17,10 +17,11 @@ import torch
 from ..environment import device_name, versions
 from ..errors import BudgetError, VitcopError
 from ..methods import METHODS
+from ..methods.random import Random
 from ..records import taken
-from ..selection.pruner import Pruner
+from ..selection.pruner import Positions, Pruner
 from ..selection.registry import check
-from .contenders import Contest, Pruners, Subject
+from .contenders import Contender, Contest, Pruners, Subject
 from .journal import Journal
 from .results import DENSE, DOWNSAMPLE, ONCE, ORACLE, RANDOM, Evaluation, Refusal, Row, Setting
 from .suite import Suite
@@ -44,11 +45,14 @@ class Course:
         methods: as `Pruner.named` takes them, and names of `VARIANTS`.
         retentions: shares of the visual tokens alive, averaged over the decoder layers.
         batch: prompts at a time.
+        positions: under which methods are asked that drop tokens at the entrance, one after the other; None is as each
+            has them by default. Variants are asked as they are.
     """
 
     methods: Sequence[str] = tuple(METHODS)
     retentions: Sequence[int | float] = RETENTIONS
     batch: int = 25
+    positions: Sequence[Positions | None] = (None,)
 
 
 def evaluate(subject: Subject, suite: Suite, course: Course, told: Told, folder: Path | None = None) -> Evaluation:
@@ -71,16 +75,17 @@ def evaluate(subject: Subject, suite: Suite, course: Course, told: Told, folder:
     store = _Store(
         folder and folder / _fingerprint(subject, suite, course.batch), _codes(course.methods) if folder else {}
     )
-    todo = list(_todo(course))
+    methods |= {name: _pruners(name) for name in ALWAYS[:3]}
+    todo = list(_todo(course, contest, methods | {ORACLE: Random}))
     rows: list[Row] = []
     refusals: list[Refusal] = []
-    for name, retention in todo:
-        told(f"{name} at {retention:.3g}", len(todo))
-        result = store.read(name, retention)
+    for contender, retention in todo:
+        told(f"{contender} at {retention:.3g}", len(todo))
+        result = store.read(contender, retention)
         if result is None:
-            journal = store.journal(name, retention)
-            result = _ask(contest, name, retention, methods | {name: _pruners(name) for name in ALWAYS[1:3]}, journal)
-            store.write(result)
+            journal = store.journal(contender, retention)
+            result = _ask(contest, contender, retention, methods, journal)
+            store.write(contender, result)
             journal.close()
         if isinstance(result, Row):
             rows.append(result)
@@ -89,12 +94,17 @@ def evaluate(subject: Subject, suite: Suite, course: Course, told: Told, folder:
     return Evaluation(_setting(contest), tuple(suite.cases), tuple(rows), tuple(refusals))
 
 
-def _todo(course: Course) -> Iterator[tuple[str, float]]:
+def _todo(course: Course, contest: Contest, methods: Mapping[str, Pruners]) -> Iterator[tuple[Contender, float]]:
+    contenders, retentions = [], [float(retention) for retention in course.retentions]
+    for name in dict.fromkeys((*course.methods, *ALWAYS)):
+        own = name in methods and name not in VARIANTS
+        free = own and contest.depends_on_positions(methods[name], retentions)
+        contenders += [Contender(name, positions) for positions in (course.positions if free else (None,))]
     for name in ONCE:
-        yield name, 1.0
-    for retention in course.retentions:
-        for name in dict.fromkeys((*course.methods, *ALWAYS)):
-            yield name, float(retention)
+        yield Contender(name), 1.0
+    for retention in retentions:
+        for contender in contenders:
+            yield contender, retention
 
 
 def _pruners(name: str) -> Pruners:
@@ -116,15 +126,15 @@ def _codes(methods: Iterable[str]) -> dict[str, str]:
 
 
 def _ask(
-    contest: Contest, name: str, retention: float, methods: Mapping[str, Pruners], journal: Journal
+    contest: Contest, contender: Contender, retention: float, methods: Mapping[str, Pruners], journal: Journal
 ) -> Row | Refusal:
     try:
-        return contest.row(name, retention, methods, journal)
+        return contest.row(contender, retention, methods, journal)
     except VitcopError as error:
-        if name == DENSE:
+        if contender.name == DENSE:
             raise
-        floor = contest.floor(name, methods) if isinstance(error, BudgetError) else None
-        return Refusal(name, retention, str(error), floor)
+        floor = contest.floor(contender.name, methods) if isinstance(error, BudgetError) else None
+        return Refusal(str(contender), retention, str(error), floor)
     except torch.OutOfMemoryError as error:
         raise VitcopError("The GPU runs out of memory; ask for a smaller --batch.") from error
 
@@ -140,27 +150,27 @@ class _Store:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def read(self, name: str, retention: float) -> Row | Refusal | None:
-        if self.folder is None or not (file := self._file(name, retention)).exists():
+    def read(self, contender: Contender, retention: float) -> Row | Refusal | None:
+        if self.folder is None or not (file := self._file(contender, retention)).exists():
             return None
         values = json.loads(file.read_text(encoding="utf-8"))
         return taken(Row if "answers" in values else Refusal, values)
 
-    def write(self, result: Row | Refusal) -> None:
+    def write(self, contender: Contender, result: Row | Refusal) -> None:
         if self.folder is None:
             return
-        file = self._file(result.name, result.retention)
+        file = self._file(contender, result.retention)
         part = file.with_suffix(f".{os.getpid()}.part")  # another run may be at the same contender
         part.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
         part.replace(file)  # a stop leaves a whole file or none
 
-    def journal(self, name: str, retention: float) -> Journal:
-        return Journal(self.folder and self._file(name, retention).with_suffix(".jsonl"))
+    def journal(self, contender: Contender, retention: float) -> Journal:
+        return Journal(self.folder and self._file(contender, retention).with_suffix(".jsonl"))
 
-    def _file(self, name: str, retention: float) -> Path:
+    def _file(self, contender: Contender, retention: float) -> Path:
         assert self.folder is not None
-        own = f"-{self.codes[name]}" if name in self.codes else ""
-        return self.folder / f"{quote(name.replace(' ', '-'), safe='')}{own}-{retention!r}.json"
+        own = f"-{self.codes[contender.name]}" if contender.name in self.codes else ""
+        return self.folder / f"{quote(str(contender).replace(' ', '-'), safe='')}{own}-{retention!r}.json"
 
 
 def _fingerprint(subject: Subject, suite: Suite, batch: int) -> str:

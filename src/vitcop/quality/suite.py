@@ -27,12 +27,14 @@ class World:
         types: of questions.
         not_learned: those among them that the model that the suite is for answers hardly better than a guess, so that
             pruning could not make it worse.
+        of_place: those among them whose answers follow from where things are.
     """
 
     draw: Callable[[int, int], Scene]
     size: int
     types: tuple[str, ...]
     not_learned: tuple[str, ...]
+    of_place: tuple[str, ...]
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -41,9 +43,19 @@ class World:
 
 WORLDS = {
     "builtin": World(
-        lambda seed, size: scenes.scene(seed, "test", size), scenes.SIZE, scenes.TYPES, ("count", "place", "relation")
+        lambda seed, size: scenes.scene(seed, "test", size),
+        scenes.SIZE,
+        scenes.TYPES,
+        not_learned=("count", "place", "relation"),
+        of_place=("place", "relation"),
     ),
-    "photos": World(photos.scene, photos.SIZE, photos.TYPES, ()),
+    "photos": World(
+        photos.scene,
+        photos.SIZE,
+        photos.TYPES,
+        not_learned=(),
+        of_place=("naming", "category", "place", "relation"),
+    ),
 }
 """By the name of their suites."""
 

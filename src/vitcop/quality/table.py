@@ -39,7 +39,7 @@ def rows_at(evaluation: Evaluation, retention: float) -> list[Row]:
 
 def headings(evaluation: Evaluation) -> list[str]:
     """Of the columns."""
-    return ["", "average", "GFLOP", "accuracy", "of dense", "agreement", *evaluation.types]
+    return ["", "average", "GFLOP", "accuracy", "of dense", "agreement", *evaluation.groups, *evaluation.types]
 
 
 def cells(evaluation: Evaluation, row: Row) -> list[str]:
@@ -51,6 +51,7 @@ def cells(evaluation: Evaluation, row: Row) -> list[str]:
         f"{100 * evaluation.accuracy(row):.1f}",
         share_cell(evaluation, row),
         f"{evaluation.agreement(row):.0%}",
+        *(f"{100 * evaluation.accuracy(row, *kinds):.0f}" for kinds in evaluation.groups.values()),
         *(f"{100 * evaluation.accuracy(row, kind):.0f}" for kind in evaluation.types),
     ]
 
@@ -75,12 +76,13 @@ def caption(evaluation: Evaluation) -> str:
     interval = "with an interval of 95 % (bootstrap over scenes)"
     if evaluation.scenes == 1:
         interval = "without an interval, which needs questions about several scenes"
+    groups = "".join(f", {name} ({', '.join(kinds)})" for name, kinds in evaluation.groups.items())
     return (
         f"{setting.model}, {setting.dtype}, {setting.visual_tokens} visual tokens, {setting.layers} decoder layers, on "
         f"{setting.device}. {len(cases)} questions of the suite {setting.suite!r}, seed {setting.seed}, one per "
         f"prompt, {setting.batch} prompts at a time. Average: visual tokens alive, over all decoder layers. GFLOP: "
-        "until the first token, encoder and selection included. Accuracy in percent, of all questions and of each "
-        f"type. Of dense: accuracy in percent of the dense model's, {interval}. "
+        "until the first token, encoder and selection included. Accuracy in percent, of all questions"
+        f"{groups} and of each type. Of dense: accuracy in percent of the dense model's, {interval}. "
         "Agreement: answers, right or wrong, that are the dense model's. Random: the mean over its seeds. Majority: "
         "the answer that is most often right among those that fit the wording. Blind: no picture. Oracle: the "
         "objects' masks known, the question not."

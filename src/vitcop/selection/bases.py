@@ -17,13 +17,13 @@ from .tokens import Selection, VisualTokens
 
 @dataclass(frozen=True)
 class EntrancePruner(Pruner):
-    """A method that drops once, entering the decoder, where what is left is numbered anew.
+    """A method that drops once, entering the decoder, where what is left is numbered anew by default.
 
     Attributes:
         retention: share of the visual tokens alive, averaged over the decoder layers.
     """
 
-    positions = "compact"
+    default_positions = "compact"
 
     retention: float = 1 / 9
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BudgetError, VitcopError
-from .pruner import Positions, Pruner, Selector, check_layer
+from .pruner import Pruner, Selector, check_layer
 from .schedule import solve
 from .settings import settle
 from .stage_shape import StageShape
@@ -20,7 +20,7 @@ class Stage:
 
     Attributes:
         selector: what chooses: a method that makes the same choice at every stage (`VisionZip()`, `KNorm()`), or a
-            stage of another (`SalientClusters()`). A method's own retention and layers do not count.
+            stage of another (`SalientClusters()`). A method's own retention, layers and positions do not count.
         layer: the decoder layer before which it runs; 0 is the entrance.
         share: tokens that it leaves, of all, as the pipeline's retention finds it in proportion to the other stages.
 
@@ -66,7 +66,6 @@ class Pipeline(Pruner):
 
     stages: Sequence[Stage]
     retention: float = 1 / 9
-    positions: Positions = "keep"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from ..errors import BudgetError, VitcopError, check_retention, unknown_name
 from . import registry
@@ -109,7 +109,7 @@ class Selector(ABC):
         if inspect.isabstract(kind):
             lacks = ", ".join(sorted(kind.__abstractmethods__))
             raise VitcopError(f"{text!r} is not complete: it does not define {lacks}.")
-        if not dataclasses.is_dataclass(kind):
+        if not dataclasses.is_dataclass(kind) or _undecorated(kind):
             raise VitcopError(f"{text!r} must be a dataclass, whose fields are its settings.")
         return kind
 
@@ -119,7 +119,7 @@ class Selector(ABC):
         The method is called by its name where that is known everywhere: in vitcop's own, and in packages that announce
         theirs. Others are called by where they stand, as "package.module:Class" or "/folder/file.py:Class".
         """
-        if not dataclasses.is_dataclass(self):
+        if not dataclasses.is_dataclass(self) or _undecorated(type(self)):
             raise VitcopError(f"{type(self).__name__} must be a dataclass, whose fields are its settings.")
         values, plain = {name: getattr(self, name) for name in given(type(self))}, dataclasses.asdict(self)
         settings = {n: value.to_dict() if isinstance(value, Selector) else plain[n] for n, value in values.items()}
@@ -174,11 +174,17 @@ class Selector(ABC):
         return cls(**checked(cls, {**settings, **read}))
 
 
+@dataclass(frozen=True)
 class Pruner(Selector):
     """A pruning method: a choice and its schedule. The fields of the dataclass are the method's configuration.
 
     `retention` means the same for every method: the share of an image's visual tokens that is alive,
     averaged over all decoder layers.
+
+    Attributes:
+        positions: "keep" leaves each token that stage 0 keeps at its position in the unpruned prompt; "compact" numbers
+            these tokens and the text anew, without gaps. None is the method's `default_positions`. The two are the same
+            where nothing is dropped at the entrance, and where the family always keeps positions.
     """
 
     described: ClassVar[Description]
@@ -186,12 +192,35 @@ class Pruner(Selector):
     """Settings of the literature: name -> the tokens that it speaks of -> the schedule that this means on
     LLaVA-1.5-7B, with 576 visual tokens and 32 layers: decoder layer -> tokens alive from that layer on."""
 
-    retention: float
-    """Share of the visual tokens alive, averaged over the decoder layers."""
-    positions: Positions = "keep"
-    """Whether the tokens that survive stage 0 keep their positions or are numbered anew, without gaps."""
+    default_positions: ClassVar[Positions] = "keep"
+    """What `positions` is unless it is given."""
+
+    positions: Positions | None = dataclasses.field(default=None, kw_only=True)
+
+    if TYPE_CHECKING:  # annotated in earnest, it would be a field without a default
+
+        @property
+        def retention(self) -> float:
+            """Share of the visual tokens alive, averaged over the decoder layers."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if isinstance(vars(cls).get("positions"), str) and "positions" not in inspect.get_annotations(cls):
+            raise VitcopError(f"`positions` is a setting; the default of {cls.__name__} is its `default_positions`.")
+        if "__repr__" not in vars(cls):  # or a dataclass would write its own, with all settings
+            cls.__repr__ = Pruner.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """The method as one would write it: what is at its default is left out."""
+        defaults = {name: field.default for name, field in given(type(self)).items()}
+        defaults |= {"positions": self.default_positions}
+        settings = ((name, repr(getattr(self, name)), repr(default)) for name, default in defaults.items())
+        changed = (f"{name}={value}" for name, value, default in settings if value != default)
+        return f"{type(self).__qualname__}({', '.join(changed)})"
 
     def __post_init__(self) -> None:
+        if self.positions is None:
+            object.__setattr__(self, "positions", self.default_positions)
         super().__post_init__()
         if hasattr(self, "retention"):
             check_retention(self.retention)
@@ -230,6 +259,11 @@ class Pruner(Selector):
         Raises:
             BudgetError: the settings leave no valid schedule for an image and a decoder of this size.
         """
+
+
+def _undecorated(kind: type[Selector]) -> bool:
+    """Whether what a class annotates itself is no field, also where its base is a dataclass."""
+    return "__dataclass_params__" not in vars(kind) and bool(inspect.get_annotations(kind))
 
 
 def preset_retention(schedule: Mapping[int, int]) -> float:

@@ -38,8 +38,12 @@ def checked(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given(kind: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a dataclass that are settings: what it works out itself (`init=False`) is none."""
-    return {field.name: field for field in dataclasses.fields(kind) if field.init}
+    """The fields of a dataclass that are settings, in the order of its signature.
+
+    What it works out itself (`init=False`) is none.
+    """
+    fields = sorted(dataclasses.fields(kind), key=lambda field: field.kw_only is True)
+    return {field.name: field for field in fields if field.init}
 
 
 def settle(settings: Any) -> None:
