@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..ops.pooling import central, grid_cells
 from ..ops.segments import indices_of
 from ..selection.bases import EntrancePruner
-from ..selection.pruner import Description
+from ..selection.pruner import Calibrate, Description
 from ..selection.tokens import Selection, VisualTokens
 
 
@@ -22,9 +22,11 @@ class AveragePool(EntrancePruner):
 
     Attributes:
         retention: share of the visual tokens alive, averaged over the decoder layers.
+        calibrate: "size" lets a token count in later layers' attention as often as tokens were merged into it.
     """
 
     described = Description(where="entrance", signal="place", merges=True)
+    calibrate: Calibrate = "none"
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         quotas = tokens.quotas(budget)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ops.cluster import density_peaks
 from ..ops.segments import indices_of, rank_in_segment, upload
-from ..selection.pruner import Description, Pruner, question
+from ..selection.pruner import Calibrate, Description, Pruner, question
 from ..selection.schedule import scaled_layers, solve
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
@@ -46,6 +46,7 @@ class SparseVLM(Pruner):
     Attributes:
         retention: share of the visual tokens alive, averaged over the decoder layers.
         recycle: whether step 3 is done; the second version does without.
+        calibrate: "size" lets a token count in later layers' attention as often as tokens were merged into it.
     """
 
     described = Description(
@@ -65,6 +66,7 @@ class SparseVLM(Pruner):
 
     retention: float = 1 / 9
     recycle: bool = True
+    calibrate: Calibrate = "none"
 
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
         layers = scaled_layers(LAYERS, num_layers, first_layer)

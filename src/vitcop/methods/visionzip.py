@@ -11,7 +11,7 @@ from ..errors import BudgetError
 from ..ops.matching import most_similar
 from ..ops.segments import indices_of, padded_lengths, rank_in_segment, share_out, upload
 from ..selection.bases import EntrancePruner
-from ..selection.pruner import Description
+from ..selection.pruner import Calibrate, Description
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
 
@@ -39,6 +39,7 @@ class VisionZip(EntrancePruner):
     Attributes:
         retention: share of the visual tokens alive, averaged over the decoder layers.
         contextual_fraction: share of the tokens kept that are contextual.
+        calibrate: "size" lets a token count in later layers' attention as often as tokens were merged into it.
     """
 
     described = Description(
@@ -47,6 +48,7 @@ class VisionZip(EntrancePruner):
     presets = {"paper": {192: {0: 192}, 128: {0: 128}, 64: {0: 64}}}
 
     contextual_fraction: float = 10 / 64
+    calibrate: Calibrate = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()

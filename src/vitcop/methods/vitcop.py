@@ -26,7 +26,7 @@ from ..ops.segments import (
     unpad_segments,
     upload,
 )
-from ..selection.pruner import LITERATURE_TOKENS, Description, Positions, Pruner, Selector
+from ..selection.pruner import LITERATURE_TOKENS, Calibrate, Description, Positions, Pruner, Selector
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
 from .fastv import FastV
@@ -169,6 +169,7 @@ class ViTCoP(Pruner):
         positions: "compact" numbers the tokens that enter the language model consecutively, as the
             paper does; "keep" leaves each at its place in the unpruned prompt, which the small model in the box
             answers better (docs/results/ablations-test.md).
+        calibrate: "size" lets a token count in later layers' attention as often as tokens were merged into it.
     """
 
     described = Description(
@@ -197,6 +198,7 @@ class ViTCoP(Pruner):
     cutoff: float | None = None
     radius: float = 0.6
     positions: Positions = "compact"
+    calibrate: Calibrate = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()

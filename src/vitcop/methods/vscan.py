@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops.matching import most_similar
 from ..ops.segments import indices_of, rank_in_segment, segment_sum, upload
-from ..selection.pruner import Description, Pruner, Selector, check_layer
+from ..selection.pruner import Calibrate, Description, Pruner, Selector, check_layer
 from ..selection.schedule import solve
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import EncoderSignal, Selection, VisualTokens
@@ -71,6 +71,7 @@ class VScan(Pruner):
     Attributes:
         retention: share of the visual tokens alive, averaged over the decoder layers.
         layer: the decoder layer before which the second stage stands, at least 1; None is the middle.
+        calibrate: "size" lets a token count in later layers' attention as often as tokens were merged into it.
     """
 
     described = Description(
@@ -89,6 +90,7 @@ class VScan(Pruner):
 
     retention: float = 1 / 9
     layer: int | None = None
+    calibrate: Calibrate = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BudgetError, VitcopError
-from .pruner import Positions, Pruner, Selector, check_layer
+from .pruner import Calibrate, Positions, Pruner, Selector, check_layer
 from .schedule import solve
 from .settings import settle
 from .stage_shape import StageShape
@@ -57,6 +57,8 @@ class Pipeline(Pruner):
         retention: share of the visual tokens alive, averaged over the decoder layers.
         positions: "compact" numbers the tokens that enter the language model consecutively; "keep" leaves each at
             its place in the unpruned prompt.
+        calibrate: "size" lets a token count in later layers as often as tokens were merged into it, by any of
+            the stages.
 
     Example:
         VisionZip's choice at the entrance, then small key norms in the middle of 32 layers:
@@ -67,6 +69,7 @@ class Pipeline(Pruner):
     stages: Sequence[Stage]
     retention: float = 1 / 9
     positions: Positions = "keep"
+    calibrate: Calibrate = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,6 +19,7 @@ from .stage_shape import StageShape
 from .tokens import EncoderSignal, Selection, TextTokens, VisualTokens
 
 Positions = Literal["compact", "keep"]
+Calibrate = Literal["none", "size"]
 S = TypeVar("S", bound="Selector")
 SmallImages = Literal["floor", "refuse"]
 """What becomes of images so small that one token in each stage is more than the retention: see `checked_budgets`."""
@@ -190,6 +191,9 @@ class Pruner(Selector):
     """Share of the visual tokens alive, averaged over the decoder layers."""
     positions: Positions = "keep"
     """Whether the tokens that survive stage 0 keep their positions or are numbered anew, without gaps."""
+    calibrate: Calibrate = "none"
+    """Whether a token that s others were merged into counts as many times in the attention of later layers: "size" adds
+    log s to its logits (RESTORE, arXiv 2606.01711). Methods that merge have this as a setting."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
