@@ -90,6 +90,15 @@ class ThreeStages(vitcop.Pruner):
         return vitcop.Selection(smallest_per_segment(score, tokens.lengths, budget))
 
 
+def merged(keep: Tensor, lengths: Sequence[int], budget: Sequence[int]) -> vitcop.Selection:
+    """Keeps rows, and merges all others of their image into them in turn, in groups of unequal size."""
+    slot = torch.full((sum(lengths),), -1).index_copy(0, keep, torch.arange(len(keep)))
+    firsts = torch.tensor(budget).cumsum(0) - torch.tensor(budget)
+    turn = torch.cat([first + torch.arange(n) % kept for first, n, kept in zip(firsts, lengths, budget, strict=True)])
+    stay = torch.cat([torch.full((n,), kept == n) for n, kept in zip(lengths, budget, strict=True)])
+    return vitcop.Selection(keep, torch.where(stay, -1, torch.where(slot < 0, turn, slot)))
+
+
 def assert_same_logits(logits: Tensor, expected: Tensor) -> None:
     """Up to rounding, which goes by the largest logits: other kernels, and padding, add up in another order.
 
@@ -107,14 +116,26 @@ METHODS = (
     | {
         "vitcop": vitcop.ViTCoP(retention=0.3),
         "vitcop_last_query": vitcop.ViTCoP(retention=0.3, deep_signal="last_query"),
+        "vitcop_calibrated": vitcop.ViTCoP(retention=0.3, deep_signal="last_query", calibrate="size"),
+        "visionzip_calibrated": vitcop.VisionZip(retention=0.5, calibrate="size"),
         "pipeline": vitcop.Pipeline(
             [vitcop.Stage(vitcop.VisionZip(), 0, 0.6), vitcop.Stage(vitcop.KNorm(), 4, 0.2)], retention=0.4
         ),
     }
 )
-MERGING = {"pipeline", "vitcop_last_query"} | {
+MERGING = {"pipeline", "vitcop_last_query", "vitcop_calibrated", "visionzip_calibrated"} | {
     name for name, method in vitcop.METHODS.items() if method.described.merges
 }
-READING_TEXT = {"vitcop_last_query", "fastv", "pyramiddrop", "sparsevlm", "dart", "cdpruner", "vscan", "mmtok"}
+READING_TEXT = {
+    "vitcop_last_query",
+    "vitcop_calibrated",
+    "fastv",
+    "pyramiddrop",
+    "sparsevlm",
+    "dart",
+    "cdpruner",
+    "vscan",
+    "mmtok",
+}
 """What these keep of a picture changes with what is said behind it."""
 KEEP_ONLY = {name: method for name, method in METHODS.items() if name not in MERGING}

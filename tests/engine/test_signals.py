@@ -7,7 +7,7 @@ import torch
 from families.base import DECODER, IMAGE, NUM_LAYERS, VIDEO
 from families.llava import Llava
 from peft import LoraConfig, get_peft_model
-from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, ragged
+from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, merged, ragged
 from transformers import DynamicCache, OlmoeConfig, Phi3Config
 
 import vitcop
@@ -35,7 +35,10 @@ class Reading(ThreeStages):
             for ahead in (False, True):
                 seen[ahead] = tokens.attention(ahead=ahead), tokens.attention(weights, ahead=ahead)
         self.read.append(seen)
-        return super().select(tokens, budget)
+        selection = super().select(tokens, budget)
+        if self.calibrate == "size" and tokens.layer == 0:
+            return merged(selection.keep, tokens.lengths, budget)
+        return selection
 
 
 def run(family, attention, method, inputs):
@@ -65,23 +68,25 @@ class WithOlmoe(Llava):
     text = OlmoeConfig(**DECODER, num_experts=4, num_experts_per_tok=2)
 
 
-ROWS = [(name, *how) for name in FAMILIES for how in (("keep", 0), ("compact", 0), ("keep", 1))]
+HOWS = (("keep", 0, "none"), ("compact", 0, "none"), ("keep", 1, "none"), ("keep", 0, "size"))
+ROWS = [(name, *how) for name in FAMILIES for how in HOWS]
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize(("name", "positions", "since"), [*ROWS, ("llava with olmoe", "keep", 0)])
-def test_rows_are_the_attention_that_the_decoder_pays(name, positions, since, padding):
+@pytest.mark.parametrize(("name", "positions", "since", "calibrate"), [*ROWS, ("llava with olmoe", "keep", 0, "none")])
+def test_rows_are_the_attention_that_the_decoder_pays(name, positions, since, calibrate, padding):
     family = FAMILIES[name] if name in FAMILIES else WithOlmoe()
     inputs = batch(ragged(family), padding, family)
-    read, weights, report = run(family, "eager", Reading(positions=positions, since=since), inputs)
-    other, _, _ = run(family, "sdpa", Reading(positions=positions, since=since), inputs)
+    read, weights, report = run(family, "eager", Reading(positions=positions, since=since, calibrate=calibrate), inputs)
+    other, _, _ = run(family, "sdpa", Reading(positions=positions, since=since, calibrate=calibrate), inputs)
     entered, _, _ = run(family, "sdpa", Reading(positions=positions, until=1), inputs)
     for seen, under_sdpa in zip(read, other, strict=True):
         if seen["tokens"].layer == 0:
             continue
         tokens, text = seen["tokens"], seen["text"]
         # A layer about to run has paid none yet: it does in a model that goes on without this stage.
-        _, undropped, _ = run(family, "eager", Reading(positions=positions, until=tokens.layer, since=since), inputs)
+        before = Reading(positions=positions, until=tokens.layer, since=since, calibrate=calibrate)
+        _, undropped, _ = run(family, "eager", before, inputs)
         columns = report.positions_at(tokens.layer - 1)
         slots = tokens.slots % columns.shape[1]
         paid = {False: weights[tokens.layer - 1].mean(1), True: undropped[tokens.layer].mean(1)}

@@ -64,6 +64,7 @@ RIGHT = {
     "recycle": (True, False),
     "deep_signal": ("key_norm", "last_query"),
     "positions": ("compact", "keep"),
+    "calibrate": ("none", "size"),
     "centre_fraction": (1.0, 0.5),
     "deep_ratio": (1.0, 0.3, None),
     "shallow_layer": (3, None),
@@ -167,7 +168,7 @@ def test_ranges_are_checked_when_settings_are_made_too():
 
 
 def test_what_holds_tensors_is_equal_to_itself_alone():
-    optional = ("vitcop.lmms", "vitcop.bench.plot", "vitcop.quality.plot")
+    optional = ("vitcop.lmms", "vitcop.testbed", "vitcop.bench.plot", "vitcop.quality.plot")
     modules = [module.name for module in pkgutil.walk_packages(vitcop.__path__, "vitcop.")]
     kinds = {
         value

@@ -60,7 +60,7 @@ class Decode(Forward):
 
     def enter(self, kwargs: Call) -> Call:
         layout, embeds = self.request.layouts[0], kwargs["inputs_embeds"]
-        mask = entering_mask(self.family, self._real(layout), lambda layer: self._mask(layer, layout, embeds))
+        mask = entering_mask(self.family, layout, self._real(layout), lambda layer: self._mask(layer, layout, embeds))
         return kwargs | {"attention_mask": mask}
 
     def leaves_alone(self, kwargs: Call) -> bool:
@@ -68,9 +68,8 @@ class Decode(Forward):
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether no layer has padding or a window, so that a single new token needs no mask anywhere."""
-        layouts = self.request.layouts.values()
-        return not self.family.has_windows and all(self._real(layout) is None for layout in layouts)
+        """Whether no layer has padding, a window or a bias, so that a single new token needs no mask anywhere."""
+        return not self.family.has_windows and all(map(self._needs_none, self.request.layouts.values()))
 
     def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:
         kind = self.family.layer_kinds[layer]
@@ -79,13 +78,16 @@ class Decode(Forward):
         if kind not in self.masks:
             self.masks[kind] = kwargs.get("attention_mask")
             layout = self.request.layout_at(layer)
-            plain = kind == "full_attention" and self.masks[kind] is None and self._real(layout) is None
+            plain = kind == "full_attention" and self.masks[kind] is None and self._needs_none(layout)
             if layout is not self.request.layouts[0] and not plain:
                 self.masks[kind] = self._mask(layer, layout, hidden_states)
         return hidden_states, kwargs | {"attention_mask": self.masks[kind]}
 
     def release(self) -> None:
         self.cache.release()
+
+    def _needs_none(self, layout: Layout) -> bool:
+        return layout.bias is None and self._real(layout) is None
 
     def _mask(self, layer: int, layout: Layout, hidden_states: Tensor) -> Any:
         tail = self.request.ends[:, None] + torch.arange(self.tail + self.new, device=self.request.ends.device)
@@ -96,6 +98,7 @@ class Decode(Forward):
             self.cache,
             real=self._real(layout),
             columns=torch.cat([layout.columns, tail.to(layout.columns.device)], 1),
+            bias=None if layout.bias is None else torch.nn.functional.pad(layout.bias, (0, tail.shape[1])),
         )
 
     def _real(self, layout: Layout) -> Tensor | None:

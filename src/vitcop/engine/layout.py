@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .positions import count_positions
@@ -19,10 +19,12 @@ class Layout:
     Attributes:
         columns: prompt column of the token in each slot; meaningless where `mask` is False.
         mask: where a slot holds a token; None when all do, so that attention needs no mask.
+        bias: what is added to the attention logits of each token, in float32; None when nothing is.
     """
 
     columns: Int[Tensor, "batch width"]
     mask: Bool[Tensor, "batch width"] | None
+    bias: Float[Tensor, "batch width"] | None = None
 
     @property
     def width(self) -> int:
@@ -53,15 +55,16 @@ class Layout:
         # Stable and ascending: what goes comes first and what stays comes last, each in its order.
         slots = alive.byte().argsort(dim=1, stable=True)[:, -width:]
         mask = None if min(lengths) == width else alive.gather(1, slots)
-        return Layout(self.columns.gather(1, slots), mask), slots
+        bias = None if self.bias is None else self.bias.gather(1, slots)
+        return Layout(self.columns.gather(1, slots), mask, bias), slots
 
     def to(self, device: torch.device) -> Layout:
-        return Layout(self.columns.to(device), None if self.mask is None else self.mask.to(device))
+        return self._map(lambda part: part.to(device))
 
     def select_prompts(self, prompts: Int[Tensor, " prompts"]) -> Layout:
         """The layout of a batch made of these prompts."""
         prompts = prompts.to(self.columns.device)
-        return Layout(self.columns[prompts], None if self.mask is None else self.mask[prompts])
+        return self._map(lambda part: part[prompts])
 
     def ends_with(self, columns: Int[Tensor, " some"]) -> bool:
         """Whether the last slots of every prompt hold these prompt columns."""
@@ -71,4 +74,8 @@ class Layout:
 
     def without_last(self, slots: int) -> Layout:
         """The layout without its last slots."""
-        return Layout(self.columns[:, :-slots], None if self.mask is None else self.mask[:, :-slots])
+        return self._map(lambda part: part[:, :-slots])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Layout:
+        mask, bias = (None if part is None else change(part) for part in (self.mask, self.bias))
+        return Layout(change(self.columns), mask, bias)

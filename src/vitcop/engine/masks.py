@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +12,21 @@ from transformers import Cache
 from transformers.masking_utils import blockwise_overlay, create_causal_mask
 
 from ..models import ModelFamily
+from .layout import Layout
 
 
-def entering_mask(family: ModelFamily, real: Tensor | None, mask_of: Callable[[int], Any]) -> Any:
+def entering_mask(family: ModelFamily, layout: Layout, real: Tensor | None, mask_of: Callable[[int], Any]) -> Any:
     """What the decoder takes as its mask: a 2-D one, of which it makes others, or one for each kind of layer.
 
     Args:
+        layout: of what enters.
         real: the 2-D mask.
         mask_of: makes the mask of a layer.
     """
-    kinds = family.layer_kinds
-    return {kind: mask_of(kinds.index(kind)) for kind in set(kinds)} if family.has_windows else real
+    if family.has_windows:
+        kinds = family.layer_kinds
+        return {kind: mask_of(kinds.index(kind)) for kind in set(kinds)}
+    return real if layout.bias is None else mask_of(0)
 
 
 def layer_mask(
@@ -33,6 +38,7 @@ def layer_mask(
     real: Bool[Tensor, "batch held"] | None,
     columns: Int[Tensor, "batch held"],
     blocks: Int[Tensor, "batch held"] | None = None,
+    bias: Float[Tensor, "batch held"] | None = None,
 ) -> Any:
     """What a layer needs as its mask, made by transformers' own functions for any attention backend.
 
@@ -43,14 +49,19 @@ def layer_mask(
         real: where the layer holds a token and no padding; None when everywhere.
         columns: of the unpruned prompt and what came behind it, of all that the layer holds; new tokens come last.
         blocks: tokens of the same block see each other both ways; -1 for none.
+        bias: what is added to the logits of each token that the layer holds.
     """
     config = family.decoder.config
+    if bias is not None:
+        config = copy.copy(config)
+        config._attn_implementation = "eager"  # whose masks are added to logits, which the others can do as well
     overlays: dict[str, Callable[..., Any]] = {}
     if blocks is not None:
         overlays["or_mask_function"] = blockwise_overlay(blocks)
     if family.layer_kinds[layer] == "sliding_attention":
         overlays["and_mask_function"] = _window(config.sliding_window, columns)
-    return create_causal_mask(config, hidden_states, real, cache, layer_idx=layer, **overlays)
+    mask = create_causal_mask(config, hidden_states, real, cache, layer_idx=layer, **overlays)
+    return mask if bias is None else mask + bias[:, None, None].to(mask)
 
 
 def _window(length: int, columns: Tensor) -> Callable[..., Any]:

@@ -31,6 +31,8 @@ class Prefill(Forward):
         small_images: SmallImages = "floor",
     ) -> None:
         family.check_attention()
+        if method.calibrate != "none":
+            family.check_bias()
         self.family, self.method, self.placeholders, self.small_images = family, method, placeholders, small_images
         self.observations: dict[str, list[Observation]] = {modality: [] for modality in family.modalities}
         self.stages: Stages | None = None

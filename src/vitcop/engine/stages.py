@@ -20,7 +20,7 @@ from ..models.grids import Grids
 from ..ops.gather import gather_slots
 from ..report import Report, StageReport
 from ..selection.pruner import Pruner
-from ..selection.tokens import Entrance, Selection, VisualTokens, merge_hidden_states
+from ..selection.tokens import Entrance, Selection, VisualTokens, merge_counts, merge_hidden_states
 from .cache import PrunedCache, Request, adopt, cache_in
 from .layout import Layout
 from .masks import entering_mask, layer_mask
@@ -87,7 +87,7 @@ class Stages:
             hidden_states, slots = self._pack(0, hidden_states, entering.mask, self.tokens, self.row_lengths[0])
         if slots is not None:
             kwargs |= self.family.gather_features(kwargs, slots, self.layout.alive, sum(self.tokens.lengths))
-            mask = entering_mask(self.family, self.layout.mask, lambda layer: self._mask(layer, hidden_states))
+            mask = entering_mask(self.family, self.layout, self.layout.mask, lambda n: self._mask(n, hidden_states))
             kwargs |= {"inputs_embeds": hidden_states, "attention_mask": mask}
         positions = self._positions(kwargs.get("position_ids"), entering, slots)
         width, real = entering.width, self.prompts.placeholders.real
@@ -221,7 +221,16 @@ class Stages:
             # From the forward's own states: what the method has looked at carries no gradient.
             merged = merge_hidden_states(entering.flatten(0, 1)[tokens.slots], selection)
             packed = packed.flatten(0, 1).index_copy(0, self.tokens.slots, merged).view_as(packed)
+            if self.method.calibrate == "size":
+                self._count(layer, merge_counts(tokens.counts, selection))
         return packed, slots
+
+    def _count(self, layer: int, counts: Tensor) -> None:
+        """Let each visual token count as that many in the attention of `layer` and all behind it."""
+        bias = torch.zeros_like(self.layout.columns, dtype=counts.dtype)
+        bias = bias.flatten().index_copy(0, self.tokens.slots, counts.log()).view_as(bias)
+        self.tokens = replace(self.tokens, counts=counts)
+        self.layout = self.layouts[layer] = replace(self.layout, bias=bias)
 
     def _pack(
         self, layer: int, hidden_states: Tensor, alive: Tensor, tokens: VisualTokens, lengths: tuple[int, ...]
@@ -277,6 +286,7 @@ class Stages:
             real=self.layout.mask,
             columns=columns,
             blocks=None if self.blocks is None else self.blocks.to(columns.device).gather(1, columns),
+            bias=self.layout.bias,
         )
 
     def _to(self, device: torch.device) -> None:

@@ -241,6 +241,14 @@ class ModelFamily(ABC):
                 "their tokens are pruned; use attn_implementation='sdpa'."
             )
 
+    def check_bias(self) -> None:
+        """Raise if the attention backend adds nothing to logits, which calibrated attention needs."""
+        if "flash" in self.decoder.config._attn_implementation:
+            raise UnsupportedModelError(
+                "Flash attention cannot count a token several times, which calibrate='size' asks for; use "
+                "attn_implementation='sdpa', or calibrate='none'."
+            )
+
     def check_encoding(self, call: Call) -> None:  # noqa: B027 - most families have nothing to refuse
         """Raise if this call of `get_image_features` or the like asks for features that `observe` does not see."""
 

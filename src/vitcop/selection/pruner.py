@@ -19,6 +19,7 @@ from .stage_shape import StageShape
 from .tokens import EncoderSignal, Selection, TextTokens, VisualTokens
 
 Positions = Literal["compact", "keep"]
+Calibrate = Literal["none", "size"]
 S = TypeVar("S", bound="Selector")
 SmallImages = Literal["floor", "refuse"]
 """What becomes of images so small that one token in each stage is more than the retention: see `checked_budgets`."""
@@ -185,6 +186,9 @@ class Pruner(Selector):
         positions: "keep" leaves each token that stage 0 keeps at its position in the unpruned prompt; "compact" numbers
             these tokens and the text anew, without gaps. None is the method's `default_positions`. The two are the same
             where nothing is dropped at the entrance, and where the family always keeps positions.
+        calibrate: "size" lets a token that stands for s tokens, which were merged into it, count s times in the attention
+            of all later layers: log s is added to its logits (RESTORE, arXiv 2606.01711). It changes nothing where
+            nothing is merged.
     """
 
     described: ClassVar[Description]
@@ -196,6 +200,7 @@ class Pruner(Selector):
     """What `positions` is unless it is given."""
 
     positions: Positions | None = dataclasses.field(default=None, kw_only=True)
+    calibrate: Calibrate = dataclasses.field(default="none", kw_only=True)
 
     if TYPE_CHECKING:  # annotated in earnest, it would be a field without a default
 

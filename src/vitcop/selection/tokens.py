@@ -147,6 +147,8 @@ class VisualTokens:
         entrance: all visual tokens that came to the decoder.
         source: the model at this stage; None once it is over.
         labels: what earlier stages wrote about each token, e.g. its cluster.
+        counts: how many tokens that entered each one stands for, itself included; None where each stands for itself.
+            It is followed for methods that calibrate attention by it.
         key_cutoff: density cutoff that suits the keys of this vision encoder, None if it is not known.
         normalised_keys: whether the decoder normalises its keys (QK-norm), which takes most of the meaning
             from their norms.
@@ -160,6 +162,7 @@ class VisualTokens:
     entrance: Entrance
     source: Source | None = None
     labels: dict[str, Shaped[Tensor, " visual"]] = field(default_factory=dict)
+    counts: Float[Tensor, " visual"] | None = None
     key_cutoff: float | None = None
     normalised_keys: bool = False
 
@@ -355,7 +358,8 @@ class VisualTokens:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> VisualTokens:
         labels = {name: change(values) for name, values in self.labels.items()}
-        return replace(self, rows=change(self.rows), slots=change(self.slots), labels=labels)
+        counts = None if self.counts is None else change(self.counts)
+        return replace(self, rows=change(self.rows), slots=change(self.slots), labels=labels, counts=counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -469,3 +473,22 @@ def merge_hidden_states(
     if selection.reduction == "add_mean":
         return (kept.to(wide) + mean).to(kept.dtype)  # a slot that nothing merges into has a mean of zero
     return torch.where(size > 0, mean.to(kept.dtype), kept)
+
+
+def merge_counts(counts: Float[Tensor, " visual"] | None, selection: Selection) -> Float[Tensor, " kept"]:
+    """How many tokens each kept one stands for, once those that are merged into it count with it.
+
+    Args:
+        counts: before that; None where each stands for itself.
+        selection: with a merge.
+    """
+    assert selection.merge is not None
+    merge, slots = selection.merge, len(selection.keep)
+    if counts is None:
+        counts = torch.ones(len(merge), device=merge.device)
+    kept = counts[selection.keep]
+    taken = counts.new_zeros(slots + 1).index_add(0, torch.where(merge < 0, slots, merge), counts)[:slots]
+    if selection.reduction == "mean":  # of which a kept token that is not in its own group is no part
+        return torch.where(taken > 0, taken, kept)
+    in_group = merge[selection.keep] == torch.arange(slots, device=merge.device)
+    return torch.where(in_group, taken, kept + taken)

@@ -1,0 +1,169 @@
+"""A token that stands for several counts as many times."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from families.base import IMAGE, NUM_LAYERS
+from tiny import FAMILIES, LLAVA, ONE_IMAGE, TOKENS_PER_IMAGE, batch, merged, ragged
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import vitcop
+from vitcop import LayerPruner, Selection
+from vitcop.ops.segments import smallest_per_segment
+from vitcop.selection.tokens import merge_counts
+
+LAST, STEPS = NUM_LAYERS - 1, 2
+FOLDED: dict[str, Tensor] = {}
+"""What `Fold` has last done: slots of the tokens, and of those that they were merged into."""
+
+
+@dataclass(frozen=True)
+class Fold(LayerPruner):
+    """Keeps the first tokens of each image, and merges all others into them in turn: groups of unequal size."""
+
+    retention: float = 0.93
+    layer: int | None = LAST
+
+    def select(self, tokens, budget):
+        first_ones = smallest_per_segment(tokens.index, tokens.lengths, budget)
+        selection = merged(first_ones, tokens.lengths, budget)
+        into = torch.where(selection.merge < 0, torch.arange(len(tokens.rows)), selection.keep[selection.merge])
+        FOLDED.update(slots=tokens.slots, into=tokens.slots[into])
+        return selection
+
+
+@contextmanager
+def equal_groups(model: PreTrainedModel) -> Iterator[None]:
+    """Gives the last layer the states and the positions of the token that a group is merged into, for all of the group.
+
+    It is registered first, so that it stands in front of what prunes.
+    """
+
+    def hook(layer: Any, args: Any, kwargs: Any) -> Any:
+        hidden = args[0]
+        if hidden.shape[1] == 1:  # a new token
+            return None
+        source = torch.arange(hidden.shape[:2].numel()).index_copy(0, FOLDED["slots"], FOLDED["into"])
+        column = (source % hidden.shape[1]).view(hidden.shape[:2])[..., None]
+        rotary = []
+        for part in kwargs["position_embeddings"]:
+            whole = part.expand(*part.shape[:-3], *hidden.shape[:2], part.shape[-1])
+            rotary.append(whole.gather(-2, column.expand_as(whole)))
+        hidden = hidden.flatten(0, 1)[source].view_as(hidden)
+        return (hidden, *args[1:]), kwargs | {"position_embeddings": tuple(rotary)}
+
+    handle = model.get_decoder().layers[LAST].register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def answered(model: PreTrainedModel, inputs: dict[str, Tensor], last: Tensor, steps: int) -> list[Tensor]:
+    """Logits of the last token of each prompt, and of some new ones."""
+    with torch.no_grad():
+        output = model(**inputs)
+        logits, mask = [output.logits[torch.arange(len(last)), last]], inputs.get("attention_mask")
+        for step in range(steps):
+            given = {}
+            if mask is not None:
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+                given = {"attention_mask": mask}
+                if hasattr(model.model, "rope_deltas"):  # whose model would count them anew, and fail
+                    given["position_ids"] = mask.sum(1, keepdim=True) - 1 + model.model.rope_deltas
+            new = torch.full((len(last), 1), 10 + step)
+            output = model(input_ids=new, past_key_values=output.past_key_values, **given)
+            logits.append(output.logits[:, -1])
+    return logits
+
+
+def columns(inputs: dict[str, Tensor]) -> Tensor:
+    """As the report has them, where nothing has moved."""
+    ids = inputs["input_ids"]
+    places = torch.arange(ids.shape[1]).expand_as(ids)
+    return places.masked_fill(inputs.get("attention_mask", torch.ones_like(ids)) == 0, -1)
+
+
+@pytest.mark.parametrize("prompts", ["one", "left", "right"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_equal_tokens_that_are_merged_before_the_last_layer_change_nothing_behind_them(name, attention, prompts):
+    family = FAMILIES[name]
+    model = family.model(attention)
+    inputs = batch([ONE_IMAGE] if prompts == "one" else ragged(family), prompts, family)
+    rows, width = inputs["input_ids"].shape
+    with torch.no_grad(), vitcop.prune(model, Fold(calibrate="size")) as pruning:
+        model(**inputs)
+    if prompts == "right" and not torch.equal(pruning.report.positions_at(0), columns(inputs)):
+        pytest.skip("rows are packed at the entrance, where the dense model's are not")
+    end = torch.full((rows,), width - 1)
+    if prompts == "right":
+        end = inputs["attention_mask"].sum(1) - 1
+    steps = 0 if prompts == "right" else STEPS  # which the dense model pads in the middle
+    with equal_groups(model):
+        dense = answered(model, inputs, end, steps)
+        with vitcop.prune(model, Fold(calibrate="size")) as pruning:
+            pruned = answered(model, inputs, torch.full((rows,), -1), steps)
+        assert pruning.report.stages[0].merged()
+        with vitcop.prune(model, Fold()):
+            uncalibrated = answered(model, inputs, torch.full((rows,), -1), steps)
+    for after, before, without in zip(pruned, dense, uncalibrated, strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(without, before, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "add_mean"])
+def test_counts_are_those_of_a_loop(reduction):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        keep = torch.randperm(12, generator=generator)[:4].sort().values
+        merge = torch.randint(-1, 4, (12,), generator=generator)
+        counts = torch.randint(1, 9, (12,), generator=generator).float()
+        expected = []
+        for slot, row in enumerate(keep.tolist()):
+            group = [other for other in range(12) if merge[other] == slot]
+            # An own state that is no part of the mean that takes its place is gone.
+            stays = row not in group and (reduction == "add_mean" or not group)
+            expected.append(float(counts[group].sum() + stays * counts[row]))
+        selection = Selection(keep, merge, reduction)
+        assert merge_counts(counts, selection).tolist() == expected
+        assert torch.equal(merge_counts(None, selection), merge_counts(torch.ones(12), selection))
+
+
+def test_counts_go_on_through_later_stages():
+    """All tokens are merged at the entrance and again in the middle, so that what is left stands for all of them."""
+    stages = [vitcop.Stage(vitcop.VisionZip(), 0, 0.5), vitcop.Stage(Fold(layer=None), 4, 0.25)]
+    method = vitcop.Pipeline(stages, retention=0.4, calibrate="size")
+    model, inputs = LLAVA.model(), batch([ONE_IMAGE])
+    with torch.no_grad(), vitcop.prune(model, method):
+        cache = model(**inputs).past_key_values
+    for layer, layout in cache.request.layouts.items():
+        visual = inputs["input_ids"][0][layout.columns[0]] == IMAGE
+        assert layout.bias[0][~visual].eq(0).all()
+        assert layout.bias[0][visual].exp().sum().item() == pytest.approx(TOKENS_PER_IMAGE), layer
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_where_nothing_is_merged_nothing_changes(attention):
+    model, inputs = LLAVA.model(attention), batch(ragged(LLAVA))
+    logits = []
+    for calibrate in ("none", "size"):
+        with torch.no_grad(), vitcop.prune(model, vitcop.Random(0.5, calibrate=calibrate)):
+            logits.append(model(**inputs).logits)
+    assert torch.equal(*logits)
+
+
+def test_flash_attention_cannot_count():
+    model, inputs = LLAVA.model(), batch([ONE_IMAGE])
+    model.config.text_config._attn_implementation = "flash_attention_2"
+    way_out = "use attn_implementation='sdpa', or calibrate='none'"
+    with (
+        vitcop.prune(model, vitcop.VisionZip(0.5, calibrate="size")),
+        pytest.raises(vitcop.UnsupportedModelError, match=way_out),
+    ):
+        model(**inputs)
