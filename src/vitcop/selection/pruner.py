@@ -186,9 +186,9 @@ class Pruner(Selector):
         positions: "keep" leaves each token that stage 0 keeps at its position in the unpruned prompt; "compact" numbers
             these tokens and the text anew, without gaps. None is the method's `default_positions`. The two are the same
             where nothing is dropped at the entrance, and where the family always keeps positions.
-        calibrate: "size" lets a token that stands for s tokens, which were merged into it, count s times in the attention
-            of all later layers: log s is added to its logits (RESTORE, arXiv 2606.01711). It changes nothing where
-            nothing is merged.
+        calibrate: "size" lets a token that stands for s tokens, which were merged into it, count s times in the
+            attention of all later layers: log s is added to its logits (RESTORE, arXiv 2606.01711). It changes nothing
+            where nothing is merged.
     """
 
     described: ClassVar[Description]
