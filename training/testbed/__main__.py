@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=4, help="in a step")
     parser.add_argument("--level", choices=LEVELS, default="whole")
     parser.add_argument("--easy", type=int, default=4, help="every so many steps one of easy pictures")
-    parser.add_argument("--cool", action="store_true", help="let the rate fall to nothing")
+    parser.add_argument("--rates", type=float, nargs=2, default=(1.0, 1.0), help="first and last share of the rates")
     parser.add_argument("--unnamed", action="store_true", help="begin with a random projector")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -29,7 +29,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     shelf = training_shelf(options.npm)
     trainer = Trainer(shelf, options.file, options.seed, not options.unnamed, torch.device(options.device))
-    trainer.train(Piece(options.steps, options.pictures, level=options.level, easy=options.easy, cool=options.cool))
+    first, last = options.rates
+    trainer.train(
+        Piece(options.steps, options.pictures, level=options.level, easy=options.easy, first=first, last=last)
+    )
     if options.export is not None:
         testbed.save_adapter(trainer.model, options.export)
 

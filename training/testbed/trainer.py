@@ -44,8 +44,8 @@ class Piece:
         questions: behind each picture, at most.
         level: of the pictures, one of `LEVELS`; until they are whole, no `LATE` questions are asked.
         easy: every so many steps one of easy pictures; 1 for all.
-        cool: the rate falls to nothing, as it has to before a model is measured; else it is constant, so that a piece
-            can go on from any other.
+        first, last: shares of the learning rates that it begins and ends with, straight between them. A constant one
+            can go on for ever; before a model is measured, it has to fall to nothing.
     """
 
     steps: int
@@ -53,7 +53,8 @@ class Piece:
     questions: int = 14
     level: str = "whole"
     easy: int = 4
-    cool: bool = False
+    first: float = 1.0
+    last: float = 1.0
 
 
 class Trainer:
@@ -99,7 +100,8 @@ class Trainer:
         """Go on for a piece, and write what came of it."""
         first, began, before = self.step, time.monotonic(), self.seconds
         while (done := self.step - first) < piece.steps:
-            share = min(1.0, (done + 1) / WARMUP) * (1 - done / piece.steps if piece.cool else 1.0)
+            share = piece.first + (piece.last - piece.first) * done / piece.steps
+            share *= min(1.0, (done + 1) / WARMUP)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["rate"] * share
             easy = piece.easy > 0 and self.step % piece.easy == 0
