@@ -9,7 +9,7 @@ LMMS := .venv-lmms
 TESTBED := .venv-testbed
 
 .PHONY: demo test test-slow test-oldest test-processors test-ray test-lmms test-testbed test-all lint docs results gpu gpu-rehearsal \
-	gpu-wheels quality quality-full format train clean
+	gpu-wheels quality quality-full testbed-quality format train clean
 
 demo: $(VENV)/.installed
 	mkdir -p build
@@ -84,6 +84,12 @@ quality quality-full: $(VENV)/.dev
 	$(ABLATE) --seed 1 --json docs/results/ablations-validation.json
 	$(ABLATE) --json docs/results/ablations-test.json
 	$(BIN)/python -m docs.quality_page
+
+# The same of the testbed, under both numberings. Hours.
+testbed-quality: $(TESTBED)/.dev
+	$(TESTBED)/bin/vitcop eval --model testbed --suite photos --questions 300 --dtype bfloat16 --positions both \
+		--folder build/testbed-quality --json docs/results/testbed.json
+	$(TESTBED)/bin/python -m docs.quality_page
 
 EVAL = $(BIN)/vitcop eval --suite builtin --questions $(QUESTIONS) --folder build/quality
 ABLATE = $(EVAL) --methods ablations --retentions 1/3,2/9,1/9,1/18

@@ -1,9 +1,10 @@
-"""Writes docs/results/quality.md and the ablations from the answers that `make quality` has stored beside them."""
+"""Writes pages of docs/results from the answers that `make quality` and `make testbed-quality` have stored there."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +17,16 @@ from vitcop.quality.table import caption, cells, headings, rows_at, share_cell
 from vitcop.quality.variants import VARIANTS
 
 PAPER = "paper"
+_SUMMARISED = {
+    ViTCoP.name: "ViTCoP",
+    f"{ViTCoP.name}, compact": "ViTCoP, compact",
+    f"{ViTCoP.name}, keep": "ViTCoP, keep",
+    RANDOM: "random",
+    f"{RANDOM}, keep": "random, keep",
+    ORACLE: "oracle",
+    f"{ORACLE}, keep": "oracle, keep",
+}
+"""Of the rows of a run, as far as it has them, those that the README shows, and what it calls them."""
 RESULTS = Path(__file__).parent / "results"
 _TEXT = """\
 # What the model in the box still sees
@@ -32,6 +43,32 @@ about large models**; its [card](../../src/vitcop/builtin/model/README.md) says 
 {shares}
 
 ![Accuracy against operations](../images/quality.png)
+
+{details}
+"""
+_TESTBED = """\
+# What the testbed still sees
+
+Made by `make testbed-quality`, which asks all questions anew, from the answers in [testbed.json](testbed.json); a test
+checks that this page says what they say. [The testbed](../testbed.md) is a LLaVA of networks that were pretrained at
+scale: what methods go by was found in them, not made. It is small all the same; its
+[card](../../src/vitcop/testbed/card.md) says what it was trained on and what it can do. Questions of place ask where
+something is, or what is somewhere; the others are questions of content. "Keep" and "compact" are positions: see
+[methods.md](../methods.md).
+
+{caption}
+
+## Accuracy, in percent of the dense model's
+
+{shares}
+
+## Questions of place, and of content
+
+Percent of right answers, of place / of content.
+
+{groups}
+
+![Accuracy against operations](../images/quality-testbed.png)
 
 {details}
 """
@@ -77,28 +114,67 @@ def ablations(kind: str) -> str:
 
 
 def quality() -> str:
-    """The page about all methods."""
+    """The page about all methods on the model in the box."""
     return page(_TEXT, evaluation("quality"))
 
 
-def section(found: Evaluation) -> str:
-    """The part of the README."""
+def testbed() -> str:
+    """The page about all methods on the testbed."""
+    found = evaluation("testbed")
+    return page(_TESTBED, found, groups=_groups(found))
+
+
+def section() -> str:
+    """The part of the README: both models, the testbed first."""
+    return (
+        _summary(evaluation("testbed"), "things on photographs", "the testbed")
+        + "\n"
+        + _summary(evaluation("quality"), "drawn scenes", "the model in the box")
+    )
+
+
+def _summary(found: Evaluation, about: str, model: str) -> str:
     guess = next(row for row in found.rows if row.name == MAJORITY)
     lines = [
-        f"Of {len(found.cases)} held-out questions about drawn scenes the model in the box answers "
+        f"Of {len(found.cases)} held-out questions about {about} {model} answers "
         f"{100 * found.accuracy(found.dense):.0f} % right (guessing: {100 * found.accuracy(guess):.0f} %). What is "
         "left of that, in percent (interval of 95 %):",
         "",
     ]
+    asked = {row.name for row in found.rows}
+    columns = [name for name in _SUMMARISED if name in asked]
     table = []
     for retention in found.retentions:
         rows = {row.name: row for row in found.rows if row.retention == retention < 1}
         if rows:
-            best = max((row for name, row in rows.items() if name in METHODS), key=found.accuracy)
-            own = [share_cell(found, rows[name]) for name in (ViTCoP.name, RANDOM, ORACLE)]
+            methods = [row for name, row in rows.items() if name.partition(",")[0] in METHODS]
+            best = max(methods, key=found.accuracy)
+            own = [share_cell(found, rows[name]) for name in columns]
             table.append([_fraction(retention), *own, f"{best.name}: {share_cell(found, best)}"])
-    lines.append(_table(["retention", "ViTCoP", "random", "oracle", "best method here"], table))
+    lines.append(_table(["retention", *(_SUMMARISED[name] for name in columns), "best method here"], table))
     return "\n".join(lines) + "\n"
+
+
+def _groups(found: Evaluation) -> str:
+    """Accuracy by group of types, of those at each retention."""
+    names = dict.fromkeys(row.name for row in found.rows if row.name not in ONCE)
+    rows = []
+    for row in (row for row in found.rows if row.name in ONCE):
+        rows.append([row.name, *[_of_groups(found, row)] * len(found.retentions)])
+    for name in names:
+        at = {row.retention: _of_groups(found, row) for row in found.rows if row.name == name}
+        rows.append([name, *(at.get(retention, "-") for retention in found.retentions)])
+    return _table(["", *map(_fraction, found.retentions)], rows)
+
+
+def _kept(found: Evaluation) -> Evaluation:
+    """Without what was numbered compactly, but for ViTCoP, which is so in the paper: all would be a thicket."""
+    paper = f"{ViTCoP.name}, compact"
+    return replace(found, rows=[row for row in found.rows if not row.name.endswith(", compact") or row.name == paper])
+
+
+def _of_groups(found: Evaluation, row: Row) -> str:
+    return " / ".join(f"{100 * found.accuracy(row, *kinds):.0f}" for kinds in found.groups.values())
 
 
 def _shares(found: Evaluation) -> str:
@@ -131,7 +207,7 @@ def _details(found: Evaluation) -> Iterator[str]:
         yield f"## Retention {_fraction(retention)}"
         rows = rows_at(found, retention)
         yield _table(headings(found), [cells(found, row) for row in rows])
-        lines = [_seeds(found, row) for row in rows if row.name == RANDOM and len(row.answers) > 1]
+        lines = [_seeds(found, row) for row in rows if len(row.answers) > 1]
         refusals = [refusal for refusal in found.refusals if refusal.retention == retention]
         lines += [f"{refusal.name}: {refusal.reason}" for refusal in refusals]
         if lines:
@@ -140,7 +216,7 @@ def _details(found: Evaluation) -> Iterator[str]:
 
 def _seeds(found: Evaluation, row: Row) -> str:
     lowest, highest = found.spread(row)
-    return f"random: {100 * lowest:.1f} to {100 * highest:.1f} over its {len(row.answers)} seeds."
+    return f"{row.name}: {100 * lowest:.1f} to {100 * highest:.1f} over its {len(row.answers)} seeds."
 
 
 def _fraction(retention: float) -> str:
@@ -154,9 +230,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main() -> None:
     """Write the pages, and a part of the README."""
-    plot(evaluation("quality")).savefig(RESULTS.parent / "images" / "quality.png", dpi=120)
-    (RESULTS / "quality.md").write_text(quality(), encoding="utf-8")
-    rewrite("quality", section(evaluation("quality")))
+    for name, image, text in (("quality", "quality", quality()), ("testbed", "quality-testbed", testbed())):
+        plot(_kept(evaluation(name))).savefig(RESULTS.parent / "images" / f"{image}.png", dpi=120)
+        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    rewrite("quality", section())
     for kind in ("validation", "test"):
         name = f"ablations-{kind}"
         (RESULTS / f"{name}.md").write_text(ablations(kind), encoding="utf-8")

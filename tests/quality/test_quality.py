@@ -336,7 +336,8 @@ def test_the_pages_say_what_the_stored_answers_say():
     for kind in ("validation", "test"):
         stored = (results / f"ablations-{kind}.md").read_text(encoding="utf-8")
         assert stored == quality_page.ablations(kind), "run `make quality`"
-    assert quality_page.section(quality_page.evaluation("quality")) in README.read_text(encoding="utf-8")
+    assert (results / "testbed.md").read_text(encoding="utf-8") == quality_page.testbed(), "run `make testbed-quality`"
+    assert quality_page.section() in README.read_text(encoding="utf-8")
 
 
 def test_the_command_writes_what_it_shows(tmp_path):

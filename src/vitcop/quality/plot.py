@@ -27,15 +27,16 @@ def plot(evaluation: Evaluation) -> Figure:
     rows = [row for row in evaluation.rows if row.name not in ONCE and row.retention < 1]
     for number, name in enumerate(dict.fromkeys(row.name for row in rows)):
         own = sorted((row for row in rows if row.name == name), key=lambda row: row.flops)
+        contender, _, _ = name.partition(",")  # of what may be asked under two numberings
         shares = [evaluation.share_of_dense(row) for row in own]
         base = evaluation.accuracy(dense)
         panel.errorbar(
             [row.flops / dense.flops for row in own],
             [100 * base * share.value for share in shares],
             None if evaluation.scenes == 1 else [[100 * base * bar for bar in bars] for bars in _bars(shares)],
-            fmt=_MARKERS[number % len(_MARKERS)] + ("--" if name in _REFERENCES else "-"),
-            color=_REFERENCES.get(name, _COLORS[number % len(_COLORS)]),
-            linewidth=2.4 if name == "vitcop" else 1.0,
+            fmt=_MARKERS[number % len(_MARKERS)] + ("--" if contender in _REFERENCES else "-"),
+            color=_REFERENCES.get(contender, _COLORS[number % len(_COLORS)]),
+            linewidth=2.4 if contender == "vitcop" else 1.0,
             markersize=5,
             elinewidth=0.6,
             alpha=0.85,
