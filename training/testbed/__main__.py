@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--easy", type=int, default=4, help="every so many steps one of easy pictures")
     parser.add_argument("--rates", type=float, nargs=2, default=(1.0, 1.0), help="first and last share of the rates")
     parser.add_argument("--unnamed", action="store_true", help="begin with a random projector")
+    parser.add_argument("--adopt", type=Path, help="begin with an exported adapter")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -28,7 +29,10 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     shelf = training_shelf(options.npm)
-    trainer = Trainer(shelf, options.file, options.seed, not options.unnamed, torch.device(options.device))
+    named = not options.unnamed and options.adopt is None
+    trainer = Trainer(shelf, options.file, options.seed, named, torch.device(options.device))
+    if options.adopt is not None and not options.file.exists():
+        trainer.adopt(options.adopt)
     first, last = options.rates
     trainer.train(
         Piece(options.steps, options.pictures, level=options.level, easy=options.easy, first=first, last=last)

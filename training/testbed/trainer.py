@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import get_peft_model
+from peft import get_peft_model, set_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.testbed import naming
@@ -95,6 +96,10 @@ class Trainer:
             self._read()
         elif named:
             self._name()
+
+    def adopt(self, folder: Path) -> None:
+        """Begin with an adapter that was exported, whose optimizer is forgotten."""
+        set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
 
     def train(self, piece: Piece) -> None:
         """Go on for a piece, and write what came of it."""
