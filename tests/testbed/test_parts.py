@@ -11,6 +11,8 @@ from transformers import AutoTokenizer, Dinov2Model, LlamaForCausalLM, LlavaForC
 from typer.testing import CliRunner
 
 from vitcop import cli, testbed
+from vitcop.quality import Suite
+from vitcop.quality.reader import Reader
 from vitcop.scenes import scene
 from vitcop.testbed.architecture import SIDE, decoder_config, encoder_config
 from vitcop.testbed.packages import DINOV2, SMOLLM2
@@ -100,3 +102,15 @@ def test_a_saved_testbed_answers_as_the_one_that_is_built(tmp_path, monkeypatch,
         assert result.exit_code == 0, result.output
         answers.append(json.loads(file.read_text()) | {"model": None})
     assert answers[0] == answers[1] and answers[0]["report"]["images"][0]["tokens"] == 256
+
+
+def test_the_trained_adapter_answers_questions_about_photographs():
+    """Far more than the guesses, of the types that are counted."""
+    suite = Suite.of("photos", 48, seed=1)
+    model, processor = testbed.build()
+    given = Reader(model, processor, suite.cases, 12).read(None).answers
+    right, guessed = (
+        sum(answer == case.answer for answer, case in zip(answers, suite.cases, strict=True))
+        for answers in (given, suite.guesses())
+    )
+    assert right >= guessed + 8, (right, guessed)

@@ -116,3 +116,8 @@ def test_a_merged_adapter_answers_as_the_model_that_it_was_saved_from(tmp_path, 
     layers = [f"model.language_model.layers.{layer}.self_attn.{x}_proj.weight" for layer in (0, 1) for x in "qkvo"]
     parts = [f"model.multi_modal_projector.linear_{n}.{part}" for n in (1, 2) for part in ("weight", "bias")]
     assert changed == {*layers, *parts}
+
+
+def test_the_adapter_is_small_enough_for_the_package():
+    assert sum(file.stat().st_size for file in testbed.ADAPTER.iterdir()) < 15e6
+    assert {file.name for file in testbed.ADAPTER.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
