@@ -248,6 +248,10 @@ def test_attention_that_cannot_be_worked_out_raises(change):
                 model(input_ids=torch.tensor([[5]]), past_key_values=cache)
     with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(0.5)):
         model(**batch([ONE_IMAGE]))
+    if change != "other keys":  # which nothing shows at the entrance
+        refused = pytest.raises(vitcop.UnsupportedModelError, match="rows cannot be worked out")
+        with torch.no_grad(), vitcop.prune(model, vitcop.HAWK(0.5)), refused:
+            model(**batch([ONE_IMAGE]))
 
 
 def test_a_norm_by_another_name_raises():
