@@ -45,7 +45,8 @@ A smaller picture is no method but an input: `vitcop compare` shows it in its la
 
 The literature counts differently from paper to paper: as "64 tokens" it calls what enters the decoder, what a layer
 leaves, or an average. `Method.preset(name, tokens=64)` takes the schedule that was really run on LLaVA-1.5-7B (576
-visual tokens, 32 layers), and gives the method with the retention that it averages, for any model.
+visual tokens, 32 layers), and gives the method with the retention that it averages, for any model. What
+was run on other models, by shares, as `DeFT`, is shown as it would be on this one.
 
 {presets}
 """

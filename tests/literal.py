@@ -110,6 +110,36 @@ def density_peaks(points, count):
     return [sorted(cluster) for cluster in clusters.values()]
 
 
+def deft_counts(tokens, left):
+    """What enters the decoder and what is left in the end."""
+    return left + math.ceil(0.2 * (tokens - left)), left
+
+
+def deft_entrance(saliency, budget):
+    return sorted(best(saliency, budget))
+
+
+def deft_middle(attention, budget):
+    """`attention[text][visual]`, mean over heads."""
+    return sorted(best(mean_vector(attention), budget))
+
+
+def hawk(queries, keys, budget, weights=None):
+    """`queries[text][head]`, `keys[visual][head]` without rotary embedding; a key head serves several query heads."""
+    heads = len(queries[0])
+    score = [0.0] * len(keys)
+    for head in range(heads):
+        served = head // (heads // len(keys[0]))
+        attention = [
+            mean(sum(x * y for x, y in zip(query[head], key[served], strict=True)) for query in queries)
+            / math.sqrt(len(key[served]))
+            for key in keys
+        ]
+        weight = 1 if weights is None else weights[head]
+        score = [total + weight * value / math.hypot(*attention) for total, value in zip(score, attention, strict=True)]
+    return sorted(best(score, budget))
+
+
 def visionzip(saliency, keys, budget):
     """`keys[token][head]`. The groups do not hold their anchors, to which their mean is added."""
     tokens = range(len(saliency))

@@ -21,6 +21,8 @@ class Columns(Source):
     words: TextTokens | None = None
     received: Tensor | None = None
     embedded: Tensor | None = field(default=None)
+    asking: Tensor | None = None
+    offered: Tensor | None = None
 
     def hidden_states(self, slots):
         return self.states[slots]
@@ -39,6 +41,12 @@ class Columns(Source):
 
     def attention(self, tokens, weights, ahead):
         return self.received[tokens.rows]
+
+    def queries_ahead(self, layer, slots):
+        return self.asking[slots]
+
+    def keys_ahead(self, layer, slots):
+        return self.offered[slots]
 
     def without_rotary(self, keys, slots):
         return keys

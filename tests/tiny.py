@@ -132,6 +132,8 @@ READING_TEXT = {
     "fastv",
     "pyramiddrop",
     "sparsevlm",
+    "deft",
+    "hawk",
     "dart",
     "cdpruner",
     "vscan",

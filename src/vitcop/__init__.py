@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from .methods.averagepool import AveragePool
     from .methods.cdpruner import CDPruner
     from .methods.dart import DART
+    from .methods.deft import DeFT
     from .methods.divprune import DivPrune
     from .methods.fastv import FastV
+    from .methods.hawk import HAWK
     from .methods.hiprune import HiPrune
     from .methods.knorm import KNorm
     from .methods.mmtok import MMTok
@@ -41,10 +43,12 @@ __version__ = "0.1.0"
 __all__ = [
     "DART",
     "FAMILIES",
+    "HAWK",
     "METHODS",
     "AveragePool",
     "BudgetError",
     "CDPruner",
+    "DeFT",
     "Description",
     "DivPrune",
     "EncoderSignal",
@@ -98,8 +102,10 @@ _HOMES = {
         "AveragePool",
         "CDPruner",
         "DART",
+        "DeFT",
         "DivPrune",
         "FastV",
+        "HAWK",
         "HiPrune",
         "KNorm",
         "MMTok",

@@ -1,5 +1,6 @@
 """What methods may read of the model is what the model computes, whatever the attention backend."""
 
+import inspect
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import DynamicCache, OlmoeConfig, Phi3Config
 
 import vitcop
 from vitcop.ops.saliency import attention_received, attention_rows
+from vitcop.ops.segments import smallest_per_segment
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,48 @@ def test_states_of_text_and_pictures_are_those_of_the_decoder(name, padding):
     assert method.read[0]["text"].keys is None
 
 
+@dataclass(frozen=True)
+class Ahead(vitcop.Pruner):
+    """Reads what three layers would project, and drops nothing before the last."""
+
+    read: list = field(default_factory=list)
+
+    def budgets(self, num_tokens, num_layers, first_layer=1):
+        return {0: num_tokens, max(1, first_layer): num_tokens, 5: num_tokens, num_layers - 1: num_tokens - 1}
+
+    def select(self, tokens, budget):
+        text = tokens.text
+        projected = [(tokens.queries_ahead(table.slots), tokens.keys_ahead(table.slots)) for table in (tokens, text)]
+        self.read.append((tokens, text, projected))
+        return vitcop.Selection(smallest_per_segment(tokens.index, tokens.lengths, budget))
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("name", [*FAMILIES, "llava with olmoe"])
+def test_what_a_layer_would_project_is_what_it_turns_by_its_rotary_embedding(name, padding, monkeypatch):
+    family = FAMILIES[name] if name in FAMILIES else WithOlmoe()
+    model, inputs, method = family.model(), batch(ragged(family), padding, family), Ahead()
+    with torch.no_grad(), vitcop.prune(model, method):
+        model(**inputs)
+
+    made, module = [], inspect.getmodule(type(model.get_decoder().layers[0].self_attn))
+    rotate = module.apply_rotary_pos_emb
+
+    def spy(queries, keys, *args, **kwargs):
+        made.append((queries.transpose(1, 2).flatten(0, 1), keys.transpose(1, 2).flatten(0, 1)))
+        return rotate(queries, keys, *args, **kwargs)
+
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", spy)
+    with torch.no_grad():
+        model(**inputs)
+    assert len(made) == NUM_LAYERS and method.read[0][0].layer == 0
+    first_tokens, first_text, _ = method.read[0]
+    for tokens, _, projected in method.read[:-1]:
+        for places, found in zip((first_tokens.slots[tokens.rows], first_text.slots), projected, strict=True):
+            for ours, dense in zip(found, made[tokens.layer], strict=True):
+                torch.testing.assert_close(ours, dense[places], rtol=1e-4, atol=1e-5)
+
+
 class WithPhi3(Llava):
     """Queries, keys and values in one projection."""
 
@@ -204,6 +248,10 @@ def test_attention_that_cannot_be_worked_out_raises(change):
                 model(input_ids=torch.tensor([[5]]), past_key_values=cache)
     with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(0.5)):
         model(**batch([ONE_IMAGE]))
+    if change != "other keys":  # which nothing shows at the entrance
+        refused = pytest.raises(vitcop.UnsupportedModelError, match="rows cannot be worked out")
+        with torch.no_grad(), vitcop.prune(model, vitcop.HAWK(0.5)), refused:
+            model(**batch([ONE_IMAGE]))
 
 
 def test_a_norm_by_another_name_raises():

@@ -14,6 +14,8 @@ import pytest
 import tiny
 import torch
 from families.base import ENCODER, IMAGE
+from hypothesis import given
+from hypothesis import strategies as st
 from tables import Columns, table
 from torch import Tensor
 from transformers import CLIPVisionConfig
@@ -24,7 +26,8 @@ from vitcop.report import StageReport
 from vitcop.selection.tokens import SALIENCY, EncoderSignal, TextTokens, merge_hidden_states
 
 HEADS, HEAD_DIM, HIDDEN = 3, 4, 40
-NOT_OF_TOKENS = ("entered", "words", "word_states", "normed_word_states", "word_keys", "asked")
+NOT_OF_TOKENS = ("entered", "words", "word_states", "normed_word_states", "word_keys", "asked", "asking")
+HEAD_WEIGHTS = (0.5, 0.0, 2.0, 1.0, 0.1, 0.4)
 
 
 def normed(states):
@@ -80,6 +83,8 @@ class Picture:
             "word_states": draw(words, HIDDEN),
             "word_keys": draw(words, HEADS, HEAD_DIM),
             "asked": draw(words, n).softmax(1),
+            "asking": draw(words, 2 * HEADS, HEAD_DIM) + 0.5 * draw(2 * HEADS, HEAD_DIM),
+            "offered": draw(n, HEADS, HEAD_DIM) + 0.5 * draw(HEADS, HEAD_DIM),
         }
         for name in ("states", "word_states"):
             values[f"normed_{name}"] = normed(values[name])
@@ -139,6 +144,8 @@ def tabulate(pictures, layer):
         text,
         values["last"],
         values["embedded"],
+        values["asking"],
+        values["offered"],
         torch.block_diag(*(picture.values["asked"] for picture in pictures)),
     )
     return replace(tokens, source=source)
@@ -177,6 +184,14 @@ TABLES = {
     "fastv": (vitcop.FastV(), 2, lambda p, k: (literal.fastv(p.last, k), {})),
     "pyramiddrop": (vitcop.PyramidDrop(), 4, lambda p, k: (literal.fastv(p.last, k), {})),
     "sparsevlm": (vitcop.SparseVLM(), 3, sparsevlm),
+    "deft": (vitcop.DeFT(), 0, in_grids(lambda p, k: (literal.deft_entrance(p.saliency, k), {}))),
+    "deft, decoder": (vitcop.DeFT(), 4, lambda p, k: (literal.deft_middle(p.asked, k), {})),
+    "hawk": (vitcop.HAWK(), 0, lambda p, k: (literal.hawk(p.asking, p.offered, k), {})),
+    "hawk, weighted": (
+        vitcop.HAWK(head_weights=HEAD_WEIGHTS),
+        0,
+        lambda p, k: (literal.hawk(p.asking, p.offered, k, HEAD_WEIGHTS), {}),
+    ),
     "visionzip": (vitcop.VisionZip(), 0, in_grids(lambda p, k: literal.visionzip(p.saliency, p.keys, k))),
     "divprune": (vitcop.DivPrune(), 0, lambda p, k: (literal.divprune(p.embedded, k), {})),
     "dart": (
@@ -258,6 +273,18 @@ def test_sparsevlm_averages_the_papers_lists_and_what_they_recycle(tokens, lists
     assert vitcop.SparseVLM.preset("paper", tokens=tokens).budgets(576, 32) == schedule
 
 
+@pytest.mark.parametrize("dropped", [0.7, 0.8, 0.9])
+def test_deft_leaves_the_papers_reserve(dropped):
+    entering, left = literal.deft_counts(576, round(576 * (1 - dropped)))
+    assert vitcop.DeFT.preset("paper", tokens=left).budgets(576, 32) == {0: entering, 16: left}
+
+
+@given(st.integers(10, 3000), st.integers(2, 40), st.floats(0.2, 1))
+def test_deft_leaves_the_reserve_at_every_retention_from_the_papers_on(num_tokens, pairs_of_layers, retention):
+    entering, left = vitcop.DeFT(retention=retention).budgets(num_tokens, 2 * pairs_of_layers).values()
+    assert abs(entering - literal.deft_counts(num_tokens, left)[0]) <= 1
+
+
 @pytest.mark.parametrize(
     ("method", "schedule"),
     [
@@ -300,6 +327,11 @@ def test_tokens_that_are_all_as_relevant_are_chosen_by_diversity_alone():
         picture.values["embedded"], (25,), (9,), lambda values, real, n, _: most_probable(values @ values.mT, real, n)
     )
     assert kept == diverse.tolist() != list(range(9))
+
+
+def test_heads_that_are_weighed_are_as_many_as_there_are():
+    with pytest.raises(vitcop.VitcopError, match="got 2 head_weights, and decoder layer 0 has 6 heads"):
+        chosen(vitcop.HAWK(head_weights=[1.0, 2.0]), tabulate([Picture.random(((3, 3),), 0, across=False)], 0), (4,))
 
 
 @pytest.mark.parametrize("words", [1, 2, 11, 14])
@@ -405,6 +437,7 @@ class Recording:
 
     Attributes:
         embedded: what came to the decoder, before any stage.
+        asking: queries of layer 0, without rotary embedding: (batch, tokens, heads, head_dim).
         before, after: what came to each layer, and what it got when the stages before it had run.
         keys: of each layer, without rotary embedding: (batch, tokens, heads, head_dim).
         attention: weights of each layer: (batch, heads, queries, keys).
@@ -426,6 +459,8 @@ class Recording:
                 keys = getattr(layer.self_attn, "k_norm", layer.self_attn.k_proj)
                 keys.register_forward_hook(partial(self._keys, layer.self_attn.layer_idx))
                 encoder_keys.remove(layer.self_attn.k_proj)
+            first = decoder.layers[0].self_attn
+            getattr(first, "q_norm", first.q_proj).register_forward_hook(self._queries)
             for number, module in enumerate(encoder_keys):
                 module.register_forward_hook(partial(self._encoder_keys, number))
             model(**inputs)
@@ -439,6 +474,9 @@ class Recording:
     def _keys(self, layer, module, args, output):
         batched = output.transpose(1, 2) if output.dim() == 4 else output.unflatten(-1, (2, 8))  # KV heads
         self.keys.setdefault(layer, batched)  # some are made again
+
+    def _queries(self, module, args, output):
+        self.asking = output.transpose(1, 2) if output.dim() == 4 else output.unflatten(-1, (4, 8))
 
     def _encoder_keys(self, layer, module, args, output):
         heads = output.unflatten(-1, (-1, 4, 8))  # of Qwen queries, keys and values
@@ -522,6 +560,7 @@ def pictures_in(family, inputs, report, run, layer, ahead=False):
                 "middle": received(attention[middle], family.has_cls),
             }
             values |= {name: value[numbers].mean(1) for name, value in signals.items()}
+            values |= {"asking": run.asking[row, text], "offered": run.keys[0][row, prompt]}
         yield Picture(grids.shapes, values), prompt.tolist(), alive.tolist()
 
 
@@ -536,7 +575,7 @@ def test_models(name, family, recorded):
         run = pruned if number else dense
         if ahead and number:
             run = Recording(family, inputs, recorded, Until(method, stage.layer, positions=method.positions))
-        rule = TABLES["vscan, decoder" if (name, number) == ("vscan", 1) else name][2]
+        rule = TABLES.get(f"{name}, decoder" if number else name, TABLES[name])[2]
         images = pictures_in(family, inputs, pruned.report, run, stage.layer, ahead)
         for image, (picture, prompt, alive) in enumerate(images):
             kept, groups = rule(picture, stage.after[image])

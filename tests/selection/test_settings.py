@@ -60,6 +60,7 @@ RIGHT = {
     "retention": (1.0, 0.25),
     "layer": (4, None),
     "layers": ([4, 9, 14], (4, 9, 14), None),
+    "head_weights": ([0.5, 0.0], (1.0, 2.0), None),
     "seed": (7, 10**400),
     "recycle": (True, False),
     "deep_signal": ("key_norm", "last_query"),

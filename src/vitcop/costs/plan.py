@@ -316,6 +316,7 @@ class Planner:
                     query_width=queries,
                     key_width=self._vision.key_width if layer == 0 else keys,
                     head_dim=self._vision.head_dim if layer == 0 else head_dim,
+                    ahead_key_width=keys,
                     saliency=self._vision.saliency,
                     received=self._vision.received,
                 )

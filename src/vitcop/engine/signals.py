@@ -142,6 +142,12 @@ class StageSource(Source):
     def encoder_signal(self, signal: EncoderSignal, rows: Tensor) -> Tensor:
         return self._observed(self.observation.signal(signal), rows)
 
+    def queries_ahead(self, layer: int, slots: Tensor) -> Tensor:
+        return layer_queries(self._known(layer), self.hidden_states(slots)[None], None, {})[0]
+
+    def keys_ahead(self, layer: int, slots: Tensor) -> Tensor:
+        return layer_keys(self._known(layer), self.hidden_states(slots)[None], None, {})[0]
+
     def without_rotary(self, keys: Tensor, slots: Tensor) -> Tensor:
         previous = self._checked_previous
         cos, sin = (part.expand(len(self.states), -1, -1).flatten(0, 1)[slots] for part in previous.rotary)
@@ -172,9 +178,7 @@ class StageSource(Source):
         got = self.ahead() if ahead else previous
         keys = self.cached_keys
         if ahead:
-            module = self.family.layers[got.layer]
-            check_rows(module, self.family.decoder.config)
-            keys = got.keys(module).transpose(1, 2)
+            keys = got.keys(self._known(got.layer)).transpose(1, 2)
         if weights is None:
             return self._rows(got, keys, self._last)[:, 0].flatten()[tokens.slots]
         return self._weighted(got, keys, tokens, weights)
@@ -192,12 +196,17 @@ class StageSource(Source):
     def _checked_previous(self) -> LayerInput:
         """What the layer before got. That we make the keys of it which the layer made is a doubt, to be looked at."""
         assert self.previous is not None and self.cached_keys is not None
-        module, last = self.family.layers[self.previous.layer], self._last
-        check_rows(module, self.family.decoder.config)
+        module, last = self._known(self.previous.layer), self._last
         made = self.previous.at(last).keys(module)[:, 0].float()
         held = self.cached_keys[torch.arange(len(last), device=last.device), :, last[:, 0]].float()
         self.doubts.append(torch.stack([(made - held).flatten(1).norm(dim=1), held.flatten(1).norm(dim=1)]))
         return self.previous
+
+    def _known(self, layer: int) -> nn.Module:
+        """A decoder layer whose queries and keys can be worked out."""
+        module = self.family.layers[layer]
+        check_rows(module, self.family.decoder.config)
+        return module
 
     def _weighted(self, got: LayerInput, keys: Tensor, tokens: VisualTokens, weights: Tensor) -> Tensor:
         """Attention from the text behind each image, image by image, so that no row of one is padded for another."""

@@ -17,6 +17,8 @@ METHODS: Catalogue[type[Pruner]] = announce(
     "vitcop.methods.fastv:FastV",
     "vitcop.methods.pyramiddrop:PyramidDrop",
     "vitcop.methods.sparsevlm:SparseVLM",
+    "vitcop.methods.deft:DeFT",
+    "vitcop.methods.hawk:HAWK",
     "vitcop.methods.visionzip:VisionZip",
     "vitcop.methods.divprune:DivPrune",
     "vitcop.methods.dart:DART",

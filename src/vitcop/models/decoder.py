@@ -90,12 +90,13 @@ def _keep_once(projection: Any, name: str, made: dict[str, Tensor]) -> Removable
 def layer_queries(
     layer: Any,
     hidden_states: Float[Tensor, "batch rows hidden"],
-    rotary: Rotary,
+    rotary: Rotary | None,
     made: Mapping[str, Float[Tensor, "batch rows channels"]],
 ) -> Float[Tensor, "batch rows heads head_dim"]:
     """Queries of some of the tokens that enter a layer, as it multiplies them.
 
     Args:
+        rotary: of these tokens; None leaves the rotary embedding out.
         made: what `keep_projected` has kept of these tokens.
     """
     return _projected(layer, QUERIES, hidden_states, rotary, made)
@@ -104,25 +105,29 @@ def layer_queries(
 def layer_keys(
     layer: Any,
     hidden_states: Float[Tensor, "batch rows hidden"],
-    rotary: Rotary,
+    rotary: Rotary | None,
     made: Mapping[str, Float[Tensor, "batch rows channels"]],
 ) -> Float[Tensor, "batch rows kv_heads head_dim"]:
     """Keys of some of the tokens that enter a layer, as it would write them to the cache.
 
     Args:
+        rotary: of these tokens; None leaves the rotary embedding out.
         made: what `keep_projected` has kept of these tokens.
     """
     return _projected(layer, KEYS, hidden_states, rotary, made)
 
 
-def _projected(layer: Any, name: str, hidden_states: Tensor, rotary: Rotary, made: Mapping[str, Tensor]) -> Tensor:
+def _projected(
+    layer: Any, name: str, hidden_states: Tensor, rotary: Rotary | None, made: Mapping[str, Tensor]
+) -> Tensor:
     attention = layer.self_attn
     states = made[name] if name in made else getattr(attention, name)(layer.input_layernorm(hidden_states))
     norm = getattr(attention, name.replace("proj", "norm"), None)
     if norm is not None and _width(norm) == states.shape[-1]:  # over all heads, as in OLMoE
         states, norm = norm(states), None
     states = states.unflatten(-1, (-1, attention.head_dim))
-    return rotated(layer, (states if norm is None else norm(states)).transpose(1, 2), rotary)
+    states = states if norm is None else norm(states)
+    return states if rotary is None else rotated(layer, states.transpose(1, 2), rotary)
 
 
 def _width(norm: nn.Module) -> int | None:

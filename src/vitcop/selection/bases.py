@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import VitcopError
 from ..ops.segments import smallest_per_segment
-from .pruner import Pruner, check_layer
+from .pruner import Positions, Pruner, check_layer
 from .schedule import solve
 from .tokens import Selection, VisualTokens
 
@@ -23,7 +24,7 @@ class EntrancePruner(Pruner):
         retention: share of the visual tokens alive, averaged over the decoder layers.
     """
 
-    default_positions = "compact"
+    default_positions: ClassVar[Positions] = "compact"
 
     retention: float = 1 / 9
 

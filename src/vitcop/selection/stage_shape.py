@@ -20,6 +20,7 @@ class StageShape:
         query_width: heads times head size of the decoder's queries.
         key_width, head_dim: heads times head size of `VisualTokens.keys`, and the head size: the vision encoder's at
             layer 0, the decoder's later.
+        ahead_key_width: heads times head size of `VisualTokens.keys_ahead`, which are the decoder's at every layer.
         saliency: floating point operations of the saliency and the keys that the entrance shows.
         received: the same, of attention received in one encoder layer, also where there is [CLS].
     """
@@ -35,6 +36,7 @@ class StageShape:
     query_width: int
     key_width: int
     head_dim: int
+    ahead_key_width: int
     saliency: int
     received: int
 
@@ -44,6 +46,13 @@ class StageShape:
         With q queries, n tokens in the prompt, hidden width h and query width w: `2 q h w + 2 q n w`, and `check`.
         """
         return 2 * queries * self.query_width * (self.hidden + self.prompt) + self.check
+
+    def ahead(self, queries: int, keys: int) -> int:
+        """Floating point operations of `queries_ahead` of q tokens and `keys_ahead` of n: `2 h (q w + n k)`.
+
+        With hidden width h and widths w of queries and k of keys.
+        """
+        return 2 * self.hidden * (queries * self.query_width + keys * self.ahead_key_width)
 
     @property
     def check(self) -> int:

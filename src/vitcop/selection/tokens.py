@@ -63,6 +63,14 @@ class Source(ABC):
     ) -> Float[Tensor, " visual"]: ...
 
     @abstractmethod
+    def queries_ahead(
+        self, layer: int, slots: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, "tokens query_heads head_dim"]: ...
+
+    @abstractmethod
+    def keys_ahead(self, layer: int, slots: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens heads head_dim"]: ...
+
+    @abstractmethod
     def without_rotary(
         self, keys: Float[Tensor, "tokens heads head_dim"], slots: Int[Tensor, " tokens"]
     ) -> Float[Tensor, "tokens heads head_dim"]: ...
@@ -265,6 +273,23 @@ class VisualTokens:
             UnsupportedModelError: the decoder's attention is of a kind whose rows cannot be worked out.
         """
         return self._model.attention(self, weights, ahead)
+
+    def queries_ahead(self, slots: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens query_heads head_dim"]:
+        """Queries that `layer`, which has not run yet, would make of tokens of this table or of `text`.
+
+        By its own norm and projection, and without rotary embedding, so that they know no places; at the entrance, too.
+
+        Args:
+            slots: of the tokens.
+
+        Raises:
+            UnsupportedModelError: the decoder's attention is of a kind whose rows cannot be worked out.
+        """
+        return self._model.queries_ahead(self.layer, slots)
+
+    def keys_ahead(self, slots: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens heads head_dim"]:
+        """The keys that go with `queries_ahead`; each head of them serves a group of query heads, one after another."""
+        return self._model.keys_ahead(self.layer, slots)
 
     def without_rotary(
         self, keys: Float[Tensor, "tokens heads head_dim"], slots: Int[Tensor, " tokens"]
