@@ -18,7 +18,7 @@ from vitcop.quality.suite import WORLDS, World
 from vitcop.testbed.model import CARD
 
 SCORES = Path(__file__).parent / "scores.json"
-QUESTIONS, BATCH = 400, 20
+QUESTIONS, BATCH = 240, 20
 BEGIN, END = "<!-- scores: made by `python -m training.testbed.measure` -->\n", "<!-- end of scores -->\n"
 SUITES = {
     "photos": "renderings",
