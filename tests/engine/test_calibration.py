@@ -173,9 +173,10 @@ def test_where_nothing_is_merged_nothing_changes(attention):
     assert torch.equal(*logits)
 
 
-def test_flash_attention_cannot_count():
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+def test_backends_that_cannot_count_raise(attention):
     model, inputs = LLAVA.model(), batch([ONE_IMAGE])
-    model.config.text_config._attn_implementation = "flash_attention_2"
+    model.config.text_config._attn_implementation = attention
     way_out = "use attn_implementation='sdpa', or calibrate='none'"
     with (
         vitcop.prune(model, vitcop.VisionZip(0.5, calibrate="size")),
