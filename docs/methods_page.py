@@ -33,8 +33,7 @@ which makes two rows where the two can differ. By default all methods keep, but 
 {compact}.
 
 So is `calibrate`. By `size`, a token that stands for s tokens, which were merged into it, counts s times in the
-attention of all later layers; where nothing is merged, it changes nothing. It needs an attention backend that adds a
-bias, which flash attention does not.
+attention of all later layers; where nothing is merged, it changes nothing. It needs sdpa or eager attention.
 
 A method of your own is named `file.py:Class` or `package.module:Class`, wherever one of these is; see
 [CONTRIBUTING](../CONTRIBUTING.md#add-a-method).

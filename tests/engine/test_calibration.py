@@ -117,6 +117,21 @@ def test_equal_tokens_that_are_merged_before_the_last_layer_change_nothing_behin
         assert not torch.allclose(without, before, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_layers_with_a_window_count_what_their_cache_still_holds(attention):
+    """Gemma 3's hold the last tokens of a prompt alone: each new token must see what a longer prompt would show it."""
+    family = FAMILIES["gemma3"]
+    model, inputs = family.model(attention), batch(ragged(family), family=family)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    with torch.no_grad(), vitcop.prune(model, vitcop.VisionZip(0.5, calibrate="size")):
+        steps = answered(model, inputs, torch.full((len(ids),), -1), STEPS)
+        for step, logits in enumerate(steps):
+            tokens = torch.arange(10, 10 + step).expand(len(ids), step)
+            longer = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)
+            given = inputs | {"input_ids": longer[0], "attention_mask": longer[1]} | family.token_kinds(longer[0])
+            torch.testing.assert_close(logits, model(**given).logits[:, -1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "add_mean"])
 def test_counts_are_those_of_a_loop(reduction):
     generator = torch.Generator().manual_seed(0)
@@ -158,9 +173,10 @@ def test_where_nothing_is_merged_nothing_changes(attention):
     assert torch.equal(*logits)
 
 
-def test_flash_attention_cannot_count():
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+def test_backends_that_cannot_count_raise(attention):
     model, inputs = LLAVA.model(), batch([ONE_IMAGE])
-    model.config.text_config._attn_implementation = "flash_attention_2"
+    model.config.text_config._attn_implementation = attention
     way_out = "use attn_implementation='sdpa', or calibrate='none'"
     with (
         vitcop.prune(model, vitcop.VisionZip(0.5, calibrate="size")),

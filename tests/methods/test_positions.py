@@ -93,3 +93,8 @@ def test_a_method_of_ones_own_has_the_default_of_its_base():
 
         class Silent(vitcop.EntrancePruner):
             positions = "keep"
+
+    with pytest.raises(vitcop.VitcopError, match="default of Annotated is its `default_positions`"):
+
+        class Annotated(vitcop.EntrancePruner):  # whose first argument it would become
+            positions: str = "keep"

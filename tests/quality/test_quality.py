@@ -34,6 +34,7 @@ from vitcop.scenes import TYPES, scene
 from vitcop.tables import show
 
 QUESTIONS = 16
+PACKAGE = Path(vitcop.__file__).parent
 
 
 def run_eval(*arguments: object):
@@ -187,6 +188,18 @@ def test_what_ran_in_another_way_is_kept_apart(subject, suite):
         assert _fingerprint(replace(subject, model=subject.model.to(torch.bfloat16)), suite, 8) != before
     finally:
         subject.model.float()  # the weights are stored in bfloat16, so that nothing is lost
+
+
+def test_answers_are_kept_apart_by_all_that_scenes_are_made_of(subject, suite, monkeypatch):
+    read = set()
+
+    def spy(file: Path) -> bytes:
+        read.add(file)
+        return b""
+
+    monkeypatch.setattr(Path, "read_bytes", spy)
+    _fingerprint(subject, suite, 8)
+    assert {*(PACKAGE / "scenes" / "photos").iterdir(), *(PACKAGE / "photos" / "cutouts").iterdir()} <= read
 
 
 def test_a_model_that_answers_otherwise_is_told_at_once(subject, suite, monkeypatch):

@@ -7,11 +7,13 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
+from training.testbed import measure
 from training.testbed.cutouts import ENTRIES
 from training.testbed.packing import Packer, embed, in_turn
 from vitcop import builtin, testbed
 from vitcop.photos import scene
 from vitcop.photos.catalogue import NOUNS
+from vitcop.photos.shelf import shipped
 from vitcop.quality import Case
 from vitcop.quality.reader import Reader
 from vitcop.testbed.processor import make_processor
@@ -70,6 +72,11 @@ def test_questions_of_all_types_come_in_turn():
     asked = min(8, len({question.type for question in questions}))
     assert len(set(types[:asked])) == asked
     assert max(np.unique(types, return_counts=True)[1]) - 1 <= -(-8 // asked)
+
+
+def test_scenes_of_other_shelves_are_measured_as_those_of_the_suite_are():
+    measured = measure.world(shipped(), 1).draw(3, 112)
+    assert (measured.items, measured.questions) == (scene(3).items, scene(3).questions)
 
 
 def test_what_is_held_out_is_never_shown():

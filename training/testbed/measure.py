@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ def world(shelf: Shelf, number: int) -> World:
     def draw(seed: int, size: int):
         return compose(np.random.default_rng((number, seed)), shelf, size)
 
-    return World(draw, photos.SIZE, photos.TYPES, ())
+    return replace(WORLDS["photos"], draw=draw)
 
 
 def measure() -> list[Score]:

@@ -61,7 +61,9 @@ def layer_mask(
     if family.layer_kinds[layer] == "sliding_attention":
         overlays["and_mask_function"] = _window(config.sliding_window, columns)
     mask = create_causal_mask(config, hidden_states, real, cache, layer_idx=layer, **overlays)
-    return mask if bias is None else mask + bias[:, None, None].to(mask)
+    if bias is None:
+        return mask
+    return mask + bias[:, None, None, -mask.shape[-1] :].to(mask)  # a cache with a window holds the last ones alone
 
 
 def _window(length: int, columns: Tensor) -> Callable[..., Any]:

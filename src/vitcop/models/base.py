@@ -242,10 +242,12 @@ class ModelFamily(ABC):
             )
 
     def check_bias(self) -> None:
-        """Raise if the attention backend adds nothing to logits, which calibrated attention needs."""
-        if "flash" in self.decoder.config._attn_implementation:
+        """Raise if the attention backend cannot be trusted to add to logits, which calibrated attention needs."""
+        backend = self.decoder.config._attn_implementation
+        # On a CPU, flex attention reads beyond the end of a mask of floats: that of torch 2.13 corrupts memory.
+        if "flash" in backend or "flex" in backend:
             raise UnsupportedModelError(
-                "Flash attention cannot count a token several times, which calibrate='size' asks for; use "
+                "Flash and flex attention cannot count a token several times, which calibrate='size' asks for; use "
                 "attn_implementation='sdpa', or calibrate='none'."
             )
 

@@ -30,6 +30,8 @@ from .variants import VARIANTS
 RETENTIONS = (1, 1 / 3, 2 / 9, 1 / 9, 1 / 18, 1 / 36)
 ALWAYS = (RANDOM, "uniformgrid", "averagepool", DOWNSAMPLE, ORACLE)
 """In every table: what a method has to beat, and, in the oracle, what knowing where things are is worth."""
+COUNTED = ("*.py", "*.png", "*.jpg", "*.webp", "*.json")
+"""Files of vitcop that answers depend on."""
 UNCOUNTED = ("cli", "bench", "builtin", "lmms", "testbed")
 """Parts of vitcop that no answer depends on."""
 
@@ -184,7 +186,7 @@ def _fingerprint(subject: Subject, suite: Suite, batch: int) -> str:
     for case in suite.cases:
         digest.update(repr(case).encode())
     package = Path(__file__).parent.parent
-    for file in sorted(file for kind in ("*.py", "*.png", "*.jpg", "*.json") for file in package.rglob(kind)):
+    for file in sorted(file for kind in COUNTED for file in package.rglob(kind)):
         if file.relative_to(package).parts[0] not in UNCOUNTED:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

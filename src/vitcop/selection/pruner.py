@@ -210,7 +210,7 @@ class Pruner(Selector):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if isinstance(vars(cls).get("positions"), str) and "positions" not in inspect.get_annotations(cls):
+        if isinstance(vars(cls).get("positions"), str):
             raise VitcopError(f"`positions` is a setting; the default of {cls.__name__} is its `default_positions`.")
         if "__repr__" not in vars(cls):  # or a dataclass would write its own, with all settings
             cls.__repr__ = Pruner.__repr__  # type: ignore[method-assign]
