@@ -31,6 +31,11 @@ NOUNS = {noun: kind for kind, nouns in KINDS.items() for noun in nouns}
 ASKED_KINDS = tuple(kind for kind in KINDS if kind != "thing")
 """Kinds that a question may name."""
 
+SEVERAL = ("cherries", "glove", "grapes", "sock")
+"""Nouns of which one cut-out shows more than one, so that nobody asks how many there are."""
+SORTS = {"flower": ("rose",), "hat": ("cap",)}
+"""What some would say of other nouns as well, so that nobody asks whether it is there where these are."""
+
 _PLURALS = {
     "broccoli": "broccoli", "corn": "corn", "deer": "deer", "fish": "fish", "garlic": "garlic", "grapes": "grapes",
     "jeans": "jeans", "lettuce": "lettuce", "scissors": "scissors", "sheep": "sheep", "cherries": "cherries",
@@ -51,4 +56,6 @@ def is_there(noun: str) -> str:
     """What asks for it."""
     if noun in ("cherries", "grapes", "jeans", "scissors"):
         return f"are there {noun}"
+    if noun in ("broccoli", "corn", "garlic", "lettuce"):
+        return f"is there {noun}"
     return f"is there {'an' if noun[0] in 'aeiou' else 'a'} {noun}"

@@ -16,7 +16,7 @@ SIDE = 192  # pixels, of a cut-out's longer side
 SOLID = 40  # alpha from which a pixel belongs to a cut-out
 TEXTURES = {"brick": "bricks", "grass": "grass", "gravel": "gravel", "hubble_deep_field": "stars"}
 """Photographs of which a question asks what they are: the left half is for training, the right one for the test."""
-UNSEEN = {"rocket": ("rocket",), "astronaut": ("rocket",), "coffee": ("mug",), "camera": ("camera",)}
+UNSEEN = {"rocket": ("rocket",), "astronaut": ("rocket",), "coffee": ("mug",), "camera": ("camera", "glove", "jacket")}
 """Photographs that training never shows, and nouns that they show themselves."""
 
 
