@@ -30,6 +30,7 @@ NOT_RUN = {
     "pip install": "sets up an environment",
     "make": "sets up an environment",
     "lmms-eval": "needs one of its own; `make test-lmms`",
+    "--model testbed": "needs what it is made of; `make test-testbed`",
 }
 
 
