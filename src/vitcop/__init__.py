@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .methods.mmtok import MMTok
     from .methods.pyramiddrop import PyramidDrop
     from .methods.random import Random
+    from .methods.scope import SCOPE
+    from .methods.score import SCoRe
     from .methods.sparsevlm import SparseVLM
     from .methods.uniformgrid import UniformGrid
     from .methods.visionzip import VisionZip
@@ -42,6 +44,7 @@ __all__ = [
     "DART",
     "FAMILIES",
     "METHODS",
+    "SCOPE",
     "AveragePool",
     "BudgetError",
     "CDPruner",
@@ -66,6 +69,7 @@ __all__ = [
     "PyramidDrop",
     "Random",
     "Report",
+    "SCoRe",
     "SalientClusters",
     "ScorePruner",
     "Selection",
@@ -106,6 +110,8 @@ _HOMES = {
         "MergeClusters",
         "PyramidDrop",
         "Random",
+        "SCOPE",
+        "SCoRe",
         "SalientClusters",
         "SmallestKeyNorms",
         "SparseVLM",
