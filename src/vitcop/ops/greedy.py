@@ -20,6 +20,9 @@ Pick = Callable[[Tensor, Tensor, int, list[int]], Tensor]
 # A gain below this share of a whole token is rounding, which must not decide.
 _NOTHING = 1e-6
 
+AT_ONCE, CANDIDATES = 32, 256
+"""`most_probable` takes so many steps at a time, among so many rows of largest gain."""
+
 # Values that a pass over a matrix takes at a time: what stays in the cache takes half the time (benchmarks/NOTES.md).
 _BLOCK_VALUES = 2**20
 
@@ -87,23 +90,59 @@ def most_probable(
     """Greedy maximum a posteriori choice of a determinantal point process.
 
     By the incremental Cholesky factor of Chen et al. (NeurIPS 2018): each step adds the row that raises the
-    determinant of the chosen rows' kernel most.
+    determinant of the chosen rows' kernel most. Steps are taken some at a time, among the few rows of largest gain;
+    since gains only fall, they hold for as long as none of the others had more at the start. The others catch up by
+    products of matrices, in place of one of a vector and the whole factor for each step.
     """
     gain, free = kernel.diagonal(dim1=1, dim2=2), real
+    factor, order = kernel.new_zeros(len(kernel), 0, kernel.shape[1]), real.new_zeros(len(kernel), 0, dtype=torch.long)
+    while order.shape[1] < steps:
+        falling = gain.masked_fill(~free, -torch.inf).sort(descending=True, stable=True)
+        some = falling.indices[:, :CANDIDATES].sort().values  # of equal ones the first is chosen
+        inner = factor.gather(2, some[:, None].expand(-1, factor.shape[1], -1))
+        among = _block(kernel, some, some) - inner.mT @ inner
+        count = min(AT_ONCE, steps - order.shape[1], some.shape[1])
+        chosen, own, gains = _few_most_probable(among, gain.gather(1, some), free.gather(1, some), count)
+        if some.shape[1] < gain.shape[1]:
+            most, others = falling.values[:, :1], falling.values[:, CANDIDATES, None]
+            holds = ((gains > others) | (most == 0)).all(0)
+            count = max(1, int(holds.long().cumprod(0).sum()))  # gains were exact at the start
+        chosen, own, gains = chosen[:, :count], own[:, :count], gains[:, :count]
+        last = some.gather(1, chosen)
+        known = factor.gather(2, last[:, None].expand(-1, factor.shape[1], -1))
+        rest = _block(kernel, last) - known.mT @ factor
+        nothing = (gains < _NOTHING)[..., None]
+        lower = own.gather(2, chosen[:, None].expand(-1, count, -1)).mT
+        lower = torch.where(nothing, torch.eye(count, device=lower.device), lower)
+        rows = torch.linalg.solve_triangular(lower, rest.masked_fill(nothing, 0), upper=False)
+        factor, order = torch.cat([factor, rows], 1), torch.cat([order, last], 1)
+        gain = gain - rows.square().sum(1)
+        gain = gain.masked_fill(gain < _NOTHING, 0)
+        free = free.scatter(1, last, False)
+    return order
+
+
+def _few_most_probable(
+    kernel: Float[Tensor, "segments rows rows"],
+    gain: Float[Tensor, "segments rows"],
+    free: Bool[Tensor, "segments rows"],
+    steps: int,
+) -> tuple[Int[Tensor, "segments steps"], Float[Tensor, "segments steps rows"], Float[Tensor, "segments steps"]]:
+    """`most_probable` one step after another, with the factor, and the gain of each step."""
     factor = kernel.new_zeros(len(kernel), 0, kernel.shape[1])
-    order: list[Tensor] = []
+    order, pivots = [], []
     for _ in range(steps):
         order.append(gain.masked_fill(~free, -torch.inf).argmax(-1))
         last = order[-1][:, None]
-        pivot = gain.gather(1, last)
+        pivots.append(gain.gather(1, last))
         explained = (factor.gather(2, last[:, None].expand(-1, factor.shape[1], 1)).mT @ factor)[:, 0]
-        row = (_row(kernel, order[-1]) - explained) / pivot.clamp(min=_NOTHING).sqrt()
-        row = row.masked_fill(pivot < _NOTHING, 0)
+        row = (_row(kernel, order[-1]) - explained) / pivots[-1].clamp(min=_NOTHING).sqrt()
+        row = row.masked_fill(pivots[-1] < _NOTHING, 0)
         factor = torch.cat([factor, row[:, None]], 1)
         gain = gain - row**2
         gain = gain.masked_fill(gain < _NOTHING, 0)
         free = free.scatter(1, last, False)
-    return torch.stack(order, 1)
+    return torch.stack(order, 1), factor, torch.cat(pivots, 1)
 
 
 def best_cover(
@@ -136,6 +175,16 @@ def best_cover(
             gain = gain.index_add(0, better // targets, taken.double(), alpha=-1)
         covered = after.view_as(covered)
     return torch.stack(order, 1)
+
+
+def _block(
+    values: Float[Tensor, "segments rows others"],
+    rows: Int[Tensor, "segments some"],
+    columns: Int[Tensor, "segments few"] | None = None,
+) -> Float[Tensor, "segments some few"]:
+    """Some rows of each matrix, and of these some columns, or all."""
+    each = torch.arange(len(rows), device=rows.device)[:, None]
+    return values[each, rows] if columns is None else values[each[..., None], rows[..., None], columns[:, None]]
 
 
 def _row(
