@@ -304,6 +304,18 @@ def test_tokens_that_are_all_as_relevant_are_chosen_by_diversity_alone():
     assert kept == diverse.tolist() != list(range(9))
 
 
+@pytest.mark.parametrize(
+    ("method", "rule", "alpha"), [(vitcop.SCOPE, literal.scope, 0.1), (vitcop.SCoRe, literal.score, 0.0)]
+)
+def test_saliency_counts_as_much_as_alpha_says(method, rule, alpha):
+    """With no weight at all two tokens that cover each other are worth the same to SCOPE."""
+    picture = Picture.random(((6, 6),), 0, across=False)
+    ((kept, _),), _ = chosen(method(alpha=alpha), tabulate([picture], 0), (9,))
+    assert kept == rule(picture.saliency, picture.embedded, 9, alpha) != rule(picture.saliency, picture.embedded, 9)
+    with pytest.raises(vitcop.BudgetError, match="from 0 on"):
+        method(alpha=-0.1)
+
+
 @pytest.mark.parametrize("words", [1, 2, 11, 14])
 def test_text_that_is_all_alike_rates_as_one(words):
     """The mean of equal values may be rounded above them, and then there would be no rater."""

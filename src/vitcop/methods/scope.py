@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -50,7 +49,7 @@ class SCOPE(EntrancePruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.alpha < math.inf:
+        if self.alpha < 0:
             raise BudgetError(f"SCOPE's alpha must be a number from 0 on; got {self.alpha}.")
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
