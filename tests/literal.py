@@ -285,6 +285,32 @@ def mmtok(features, text, budget):
     return sorted(chosen)
 
 
+def scope(saliency, features, budget, alpha=1.0):
+    """Each step takes the token of largest gain in coverage times saliency; what is unlike it is not covered."""
+    tokens = range(len(features))
+    alike = [[cosine(features[u], features[v]) for v in tokens] for u in tokens]
+    covered, chosen = [0.0 for _ in tokens], []
+
+    def gain(token):
+        return sum(max(0.0, alike[u][token] - covered[u]) for u in tokens) * saliency[token] ** alpha
+
+    while len(chosen) < budget:
+        chosen.append(max((t for t in tokens if t not in chosen), key=gain))
+        covered = [max(covered[u], alike[u][chosen[-1]]) for u in tokens]
+    return sorted(chosen)
+
+
+def score(saliency, features, budget, alpha=0.8):
+    """First the most salient token; then distance to the nearest one chosen, times saliency to the power alpha."""
+    tokens = range(len(features))
+    chosen, gap = best(saliency, 1), [math.inf for _ in tokens]
+    while len(chosen) < budget:
+        gap = [min(gap[t], 1 - cosine(features[t], features[chosen[-1]])) for t in tokens]
+        free = [t for t in tokens if t not in chosen]
+        chosen.append(max(free, key=lambda t: gap[t] * saliency[t] ** alpha))
+    return sorted(chosen[:budget])
+
+
 def knorm(keys, budget):
     """`keys[token][head]`."""
     norms = [math.hypot(*mean_vector(heads)) for heads in keys]

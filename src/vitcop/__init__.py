@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .methods.mmtok import MMTok
     from .methods.pyramiddrop import PyramidDrop
     from .methods.random import Random
+    from .methods.scope import SCOPE
+    from .methods.score import SCoRe
     from .methods.sparsevlm import SparseVLM
     from .methods.uniformgrid import UniformGrid
     from .methods.visionzip import VisionZip
@@ -45,6 +47,7 @@ __all__ = [
     "FAMILIES",
     "HAWK",
     "METHODS",
+    "SCOPE",
     "AveragePool",
     "BudgetError",
     "CDPruner",
@@ -70,6 +73,7 @@ __all__ = [
     "PyramidDrop",
     "Random",
     "Report",
+    "SCoRe",
     "SalientClusters",
     "ScorePruner",
     "Selection",
@@ -112,6 +116,8 @@ _HOMES = {
         "MergeClusters",
         "PyramidDrop",
         "Random",
+        "SCOPE",
+        "SCoRe",
         "SalientClusters",
         "SmallestKeyNorms",
         "SparseVLM",

@@ -209,6 +209,8 @@ TABLES = {
     "vscan": (vitcop.VScan(), 0, vscan),
     "vscan, decoder": (vitcop.VScan(), 4, lambda p, k: (literal.fastv(p.last, k), {})),
     "mmtok": (vitcop.MMTok(), 0, lambda p, k: (literal.mmtok(p.embedded, p.words, k), {})),
+    "scope": (vitcop.SCOPE(), 0, in_grids(lambda p, k: (literal.scope(p.saliency, p.embedded, k), {}))),
+    "score": (vitcop.SCoRe(), 0, in_grids(lambda p, k: (literal.score(p.saliency, p.embedded, k), {}))),
     "knorm": (vitcop.KNorm(), 2, lambda p, k: (literal.knorm(p.keys, k), {})),
 }
 
@@ -332,6 +334,18 @@ def test_tokens_that_are_all_as_relevant_are_chosen_by_diversity_alone():
 def test_heads_that_are_weighed_are_as_many_as_there_are():
     with pytest.raises(vitcop.VitcopError, match="got 2 head_weights, and decoder layer 0 has 6 heads"):
         chosen(vitcop.HAWK(head_weights=[1.0, 2.0]), tabulate([Picture.random(((3, 3),), 0, across=False)], 0), (4,))
+
+
+@pytest.mark.parametrize(
+    ("method", "rule", "alpha"), [(vitcop.SCOPE, literal.scope, 0.1), (vitcop.SCoRe, literal.score, 0.0)]
+)
+def test_saliency_counts_as_much_as_alpha_says(method, rule, alpha):
+    """With no weight at all two tokens that cover each other are worth the same to SCOPE."""
+    picture = Picture.random(((6, 6),), 0, across=False)
+    ((kept, _),), _ = chosen(method(alpha=alpha), tabulate([picture], 0), (9,))
+    assert kept == rule(picture.saliency, picture.embedded, 9, alpha) != rule(picture.saliency, picture.embedded, 9)
+    with pytest.raises(vitcop.BudgetError, match="from 0 on"):
+        method(alpha=-0.1)
 
 
 @pytest.mark.parametrize("words", [1, 2, 11, 14])

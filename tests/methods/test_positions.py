@@ -12,7 +12,7 @@ from vitcop.engine.positions import count_positions
 
 COMPACT = {
     *("vitcop", "visionzip", "divprune", "cdpruner", "hiprune", "vispruner", "vscan", "mmtok"),
-    *("uniformgrid", "averagepool"),
+    *("scope", "score", "uniformgrid", "averagepool"),
 }
 LATER = {"fastv", "pyramiddrop", "sparsevlm", "dart", "knorm"}
 """Drop nothing at the entrance."""

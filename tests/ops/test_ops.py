@@ -39,12 +39,55 @@ def test_one_of_each_kind_is_chosen_before_a_copy_and_none_twice(pick):
         orders.append(PICKS[pick](*asked))
         return orders[-1]
 
-    kept = keep_greedily(drawn(kinds, 16).repeat(8, 1), (8 * kinds,), (12,), recorded)
+    kept = keep_greedily(drawn(kinds, 16).repeat(16, 1), (16 * kinds,), (40,), recorded)
     (order,) = orders[0].tolist()
     assert sorted(order) == kept.tolist() == sorted(set(order))
     assert len({row % kinds for row in order[:kinds]}) == kinds
     if pick == "probable":
-        assert order[kinds:] == [row for row in range(8 * kinds) if row not in order[:kinds]][:7]
+        assert order[kinds:] == [row for row in range(16 * kinds) if row not in order[:kinds]][:35]
+
+
+def probable_one_by_one(features, steps):
+    kernel, chosen = likeness(features), []
+    for _ in range(steps):
+        explained = kernel[:, chosen] @ torch.linalg.solve(kernel[chosen][:, chosen], kernel[chosen])
+        gain = (kernel - explained).diagonal().index_fill(0, torch.tensor(chosen, dtype=torch.long), -torch.inf)
+        chosen.append(int(gain.argmax()))
+    return chosen
+
+
+def cover_one_by_one(features, steps):
+    cover, chosen = likeness(features).clamp(min=0), []
+    for _ in range(steps):
+        covered = cover[:, chosen].amax(1) if chosen else torch.zeros(len(cover))
+        gain = (cover - covered[:, None]).clamp(min=0).sum(0)
+        chosen.append(int(gain.index_fill(0, torch.tensor(chosen, dtype=torch.long), -torch.inf).argmax()))
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("pick", "one_by_one", "rows", "steps"),
+    [("probable", probable_one_by_one, 500, 60), ("cover", cover_one_by_one, 1100, 20)],
+)
+def test_what_is_chosen_of_many_rows_is_chosen_one_after_another(pick, one_by_one, rows, steps):
+    """So many rows that several steps, or a part of them, are taken at a time; most are long, and of a few kinds."""
+    alike = (drawn(6, 64) + 1).repeat_interleave(rows // 10, 0)
+    rest = drawn(rows - len(alike), 64) + 1
+    features = torch.cat([2 * alike + 0.1 * drawn(*alike.shape), rest]) / 20
+    (order,) = PICKS[pick](features[None], torch.ones(1, rows, dtype=torch.bool), steps, [0])
+    assert order.tolist() == one_by_one(features.double(), steps)
+
+
+def test_what_is_thinned_out_to_a_few_rows_goes_by_all_that_are_left():
+    """None of those that are most like a row at first is there any more."""
+    features = torch.nn.functional.normalize(drawn(200, 16), dim=-1)
+    left = list(range(200))
+    while len(left) > 5:
+        first, second = left[::2], left[1::2]
+        alike = likeness(features)[first][:, second].amax(1)
+        gone = alike.argsort(descending=True)[: min(8, len(left) - 5)].tolist()
+        left = [row for row in left if row not in {first[number] for number in gone}]
+    assert thin_out(features, (200,), (5,), 8).tolist() == left
 
 
 def of_cls(values):

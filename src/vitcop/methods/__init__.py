@@ -27,6 +27,8 @@ METHODS: Catalogue[type[Pruner]] = announce(
     "vitcop.methods.vispruner:VisPruner",
     "vitcop.methods.vscan:VScan",
     "vitcop.methods.mmtok:MMTok",
+    "vitcop.methods.scope:SCOPE",
+    "vitcop.methods.score:SCoRe",
     "vitcop.methods.knorm:KNorm",
     "vitcop.methods.random:Random",
     "vitcop.methods.uniformgrid:UniformGrid",

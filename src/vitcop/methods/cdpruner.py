@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..ops.greedy import keep_greedily, most_probable
+from ..ops.greedy import AT_ONCE, CANDIDATES, keep_greedily, most_probable
 from ..ops.segments import pad_segments
 from ..selection.bases import EntrancePruner
 from ..selection.pruner import Description, question
@@ -54,9 +54,11 @@ class CDPruner(EntrancePruner):
         return Selection(keep_greedily(tokens.embeddings, tokens.lengths, budget, pick))
 
     def selection_flops(self, stage: StageShape) -> int:
-        """`2 (n^2 + n) h` for the cosines of n tokens, and `n k (k - 1)` for the factor of the k that stay."""
-        n, k = stage.before, stage.after
-        return 2 * (n * n + n) * stage.hidden + n * k * (k - 1)
+        """`2 (n^2 + n) h` for the cosines of n tokens, `n k (k - 1)` for the factor of the k that stay, and `2 m^2 c`
+        for the m candidates of every 32 further ones, when c are chosen.
+        """
+        n, k, m = stage.before, stage.after, min(stage.before, CANDIDATES)
+        return 2 * (n * n + n) * stage.hidden + n * k * (k - 1) + 2 * m * m * sum(range(0, k, AT_ONCE))
 
 
 def _mean_of_text(tokens: VisualTokens) -> Float[Tensor, "images hidden"]:

@@ -29,7 +29,7 @@ class MMTok(EntrancePruner):
     Differences: all similarities are of projected features and of the embeddings of the text behind the image.
     Temperatures and weight are as we understand the paper, not checked against its code.
 
-    Cost: N x N and N x text cosines, and as many passes over them as tokens are kept.
+    Cost: N x N and N x text cosines, and a few passes over them.
 
     Attributes:
         retention: share of the visual tokens alive, averaged over the decoder layers.

@@ -31,7 +31,7 @@ class VisPruner(EntrancePruner):
 
     Difference from the authors' code: similarity is the cosine of features behind the projector, not before it.
 
-    Cost: the saliency, N x N cosines, and N / 8 passes over them.
+    Cost: the saliency, N x N cosines, a few passes over them, and N / 8 steps.
 
     Attributes:
         retention: share of the visual tokens alive, averaged over the decoder layers.

@@ -11,6 +11,9 @@ from torch.nn.functional import normalize
 
 from .segments import by_size, indices_of, is_real, pad_segments, unpad_segments, upload
 
+# Most similar rows that `thin_out` remembers of each.
+_REMEMBERED = 32
+
 
 def most_similar(
     features: Float[Tensor, "rows dim"],
@@ -59,19 +62,50 @@ def thin_out(
     kept = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     for rows, segments in by_size(lengths, features.device):
         sizes = [lengths[i] for i in segments]
-        padded, real = pad_segments(normalize(features[rows].float(), dim=-1), sizes), is_real(sizes, features.device)
-        similarity, alive, left = padded @ padded.mT, real, list(sizes)
+        padded, alive = pad_segments(normalize(features[rows].float(), dim=-1), sizes), is_real(sizes, features.device)
+        nearest, left = _Nearest(padded @ padded.mT), list(sizes)
+        place = torch.arange(step, device=features.device)
         while True:
             go = [min(step, n - budget[i], -(-n // 2)) for n, i in zip(left, segments, strict=True)]
             if not any(go):
                 break
             even = (alive.cumsum(1) - 1) % 2 == 0
-            pairs = (alive & even)[:, :, None] & (alive & ~even)[:, None]
-            likeness = similarity.masked_fill(~pairs, -torch.inf).amax(-1)
+            first, second = alive & even, alive & ~even
             # One that is left alone is like no other, and goes before what is not there.
-            likeness = torch.where(alive & even, likeness.clamp(min=-2), -torch.inf)
-            rank = likeness.argsort(dim=1, descending=True, stable=True).argsort(1)
-            alive = alive & (rank >= upload(go, rank.device)[:, None])
-            left = [n - gone for n, gone in zip(left, go, strict=True)]
+            likeness = torch.where(first, nearest.likeness(first, second).clamp(min=-2), -torch.inf)
+            most = likeness.argsort(dim=1, descending=True, stable=True)[:, :step]
+            gone = place[: most.shape[1]] < upload(go, alive.device)[:, None]
+            alive = alive & ~torch.zeros_like(alive).scatter(1, most, gone)
+            left = [n - count for n, count in zip(left, go, strict=True)]
         kept[rows] = unpad_segments(alive, sizes)
     return indices_of(kept, sum(budget))
+
+
+class _Nearest:
+    """What each row of a segment is most like, while rows go.
+
+    A few are remembered of each row. All are looked at, and a few remembered anew, only where none of these will do, so
+    that a step takes no pass over all pairs. Whether there are such rows is read from the device.
+    """
+
+    def __init__(self, similarity: Float[Tensor, "segments rows rows"]) -> None:
+        self._similarity = similarity
+        self._likeness, self._numbers = similarity.topk(min(_REMEMBERED, similarity.shape[-1]))
+
+    def likeness(
+        self, asking: Bool[Tensor, "segments rows"], asked: Bool[Tensor, "segments rows"]
+    ) -> Float[Tensor, "segments rows"]:
+        """Of each row that asks the similarity to the most similar one of those asked; -inf if there is none.
+
+        Args:
+            asking, asked: together all that are left.
+        """
+        known = asked.gather(1, self._numbers.flatten(1)).view_as(self._numbers)
+        found = self._likeness.masked_fill(~known, -torch.inf).amax(-1)
+        segment, row = (asking & ~known.any(-1)).nonzero(as_tuple=True)
+        if len(row):
+            similarity = self._similarity[segment, row]
+            found[segment, row] = similarity.masked_fill(~asked[segment], -torch.inf).amax(-1)
+            left = similarity.masked_fill(~(asking | asked)[segment], -torch.inf)
+            self._likeness[segment, row], self._numbers[segment, row] = left.topk(self._numbers.shape[-1])
+        return found
