@@ -127,16 +127,16 @@ def testbed() -> str:
 def section() -> str:
     """The part of the README: both models, the testbed first."""
     return (
-        _summary(evaluation("testbed"), "things on photographs", "the testbed")
+        _summary(evaluation("testbed"), "new scenes of things that it knows, on new photographs,", "the testbed")
         + "\n"
-        + _summary(evaluation("quality"), "drawn scenes", "the model in the box")
+        + _summary(evaluation("quality"), "held-out drawn scenes", "the model in the box")
     )
 
 
 def _summary(found: Evaluation, about: str, model: str) -> str:
     guess = next(row for row in found.rows if row.name == MAJORITY)
     lines = [
-        f"Of {len(found.cases)} held-out questions about {about} {model} answers "
+        f"Of {len(found.cases)} questions about {about} {model} answers "
         f"{100 * found.accuracy(found.dense):.0f} % right (guessing: {100 * found.accuracy(guess):.0f} %). What is "
         "left of that, in percent (interval of 95 %):",
         "",
