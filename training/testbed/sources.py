@@ -1,14 +1,17 @@
 """Cut-outs and photographs, from where they are installed; ``training/README.md`` says how."""
 
+import io
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import cairosvg
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from training.testbed.cutouts import ENTRIES
-from vitcop.photos.shelf import Background, Shelf, shipped, textures, tight
+from vitcop.photos.shelf import SIDE, Background, Shelf, shipped, textures, tight
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 WALLPAPERS = (Path("/usr/share/backgrounds"), Path("/usr/share/wallpapers"))
@@ -21,6 +24,9 @@ DRAWN = (
     "analogpattern_by_Peter_Nerlich", "free_by_Peter_Nerlich",
 )  # fmt: skip
 """Wallpapers that are no photographs."""
+VECTORS = ("openmoji", "fluent-emoji", "fluent-emoji-flat", "emojione", "noto-v1")
+"""Emoji by several hands, of the npm packages ``@iconify-json/*``, which share the names of the first."""
+HELD_OUT_VECTORS = ("twemoji",)
 
 
 @cache
@@ -66,6 +72,35 @@ def fluent(npm: Path, names: list[str]) -> list[Image.Image]:
     return [tight(Image.open(file)) for file in fluent_files(npm, names)]
 
 
+@cache
+def _vectors(npm: Path, package: str) -> dict[str, Any]:
+    drawn: dict[str, Any] = json.loads((npm / package / "icons.json").read_text())
+    return drawn
+
+
+@cache
+def _named(npm: Path) -> dict[str, str]:
+    """Names of vectors by code."""
+    named: dict[str, str] = json.loads((npm / VECTORS[0] / "chars.json").read_text())
+    return named
+
+
+def vectors(npm: Path, names: list[str], packages: tuple[str, ...] = VECTORS) -> list[Image.Image]:
+    """Emoji by short name, as every hand that has it draws it."""
+    found = []
+    for code in (_codes(npm)[name] for name in names):
+        name = _named(npm).get(code) or _named(npm)[code.removesuffix("-fe0f")]
+        for package in packages:
+            drawn = _vectors(npm, package)
+            icon = drawn["icons"].get(drawn.get("aliases", {}).get(name, {"parent": name})["parent"])
+            if icon is not None:
+                width, height = (icon.get(edge, drawn.get(edge, 16)) for edge in ("width", "height"))
+                head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">'
+                png = cairosvg.svg2png(f"{head}{icon['body']}</svg>".encode(), output_width=SIDE)
+                found.append(tight(Image.open(io.BytesIO(png))))
+    return found
+
+
 def wallpapers() -> list[Image.Image]:
     files = sorted(file for folder in WALLPAPERS for pattern in PHOTOGRAPHS for file in folder.glob(pattern))
     files = [file for file in files if not any(name in (file.stem, *file.parts) for name in DRAWN)]
@@ -81,7 +116,9 @@ def training_shelf(npm: Path) -> Shelf:
     """Everything that training may see."""
     cutouts = {}
     for noun, entry in ENTRIES.items():
-        cutouts[noun] = stamps(entry.stamps) * 2 + fluent(npm, entry.emoji) * 2 + noto(npm, entry.emoji)
+        drawn = noto(npm, entry.emoji) + vectors(npm, entry.emoji)
+        # Photographs, and what the suite asks about, make up two thirds of what is seen of most nouns.
+        cutouts[noun] = stamps(entry.stamps) * 4 + fluent(npm, entry.emoji) * 4 + drawn
     plain = [Background(picture) for picture in wallpapers()]
     return Shelf(cutouts, plain + textures(0) * (len(plain) // 6))
 
