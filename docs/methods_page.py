@@ -14,7 +14,7 @@ prints the table, and `vitcop methods NAME` one method with its settings.
 
 {table}
 
-Every method runs under FlashAttention, since none asks for attention maps: where one looks at attention in the
+Every method runs under FlashAttention (`Census` if it does not calibrate), since none asks for attention maps: where one looks at attention in the
 decoder, single softmax rows are worked out from the layer's own projections. Saliency is the attention of [CLS] in
 the vision encoder, or, where there is none, the attention received ([models.md](models.md)). How well key norms and the
 last token's row foretell attention has been [measured](results/key_norm.md), layer by layer, on a language model.
@@ -33,7 +33,8 @@ which makes two rows where the two can differ. By default all methods keep, but 
 {compact}.
 
 So is `calibrate`. By `size`, a token that stands for s tokens, which were merged into it, counts s times in the
-attention of all later layers; where nothing is merged, it changes nothing. It needs sdpa or eager attention.
+attention of all later layers. It needs sdpa or eager attention, and a method that merges something; others raise. By
+default `Census` calibrates and no other does, so that for flash attention it is `Census(calibrate="none")`.
 
 A method of your own is named `file.py:Class` or `package.module:Class`, wherever one of these is; see
 [CONTRIBUTING](../CONTRIBUTING.md#add-a-method).

@@ -300,6 +300,27 @@ def scope(saliency, features, budget, alpha=1.0):
     return sorted(chosen)
 
 
+def census(saliency, features, budget, alpha=0.5):
+    """SCOPE's choice, but what is covered is weighed, too; who is kept stands for those most like it, by `features`."""
+    tokens = range(len(features))
+    alike = [[cosine(features[u], features[v]) for v in tokens] for u in tokens]
+    weight, covered, chosen = [value**alpha for value in saliency], [0.0 for _ in tokens], []
+
+    def gain(token):
+        return weight[token] * sum(weight[u] * max(0.0, alike[u][token] - covered[u]) for u in tokens)
+
+    while len(chosen) < budget:
+        chosen.append(max((t for t in tokens if t not in chosen), key=gain))
+        covered = [max(covered[u], alike[u][chosen[-1]]) for u in tokens]
+    kept = sorted(chosen)
+    if budget == len(features) or not kept:
+        return kept, {}
+    groups = {token: [token] for token in kept}
+    for token in set(tokens) - set(kept):
+        groups[max(kept, key=lambda k: alike[token][k])].append(token)
+    return kept, {token: sorted(group) for token, group in groups.items() if len(group) > 1}
+
+
 def score(saliency, features, budget, alpha=0.8):
     """First the most salient token; then distance to the nearest one chosen, times saliency to the power alpha."""
     tokens = range(len(features))

@@ -118,12 +118,13 @@ METHODS = (
         "vitcop_last_query": vitcop.ViTCoP(retention=0.3, deep_signal="last_query"),
         "vitcop_calibrated": vitcop.ViTCoP(retention=0.3, deep_signal="last_query", calibrate="size"),
         "visionzip_calibrated": vitcop.VisionZip(retention=0.5, calibrate="size"),
+        "census_uncalibrated": vitcop.Census(retention=0.5, calibrate="none"),
         "pipeline": vitcop.Pipeline(
             [vitcop.Stage(vitcop.VisionZip(), 0, 0.6), vitcop.Stage(vitcop.KNorm(), 4, 0.2)], retention=0.4
         ),
     }
 )
-MERGING = {"pipeline", "vitcop_last_query", "vitcop_calibrated", "visionzip_calibrated"} | {
+MERGING = {"pipeline", "vitcop_last_query", "vitcop_calibrated", "visionzip_calibrated", "census_uncalibrated"} | {
     name for name, method in vitcop.METHODS.items() if method.described.merges
 }
 READING_TEXT = {

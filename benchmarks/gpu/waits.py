@@ -16,7 +16,7 @@ from .subjects import METHODS, Subject, tiny_family
 from .task import Task
 
 FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "gemma3")
-READ = {"sparsevlm", "deft", "hawk", "dart", "cdpruner", "vispruner", "mmtok", "scope"}
+READ = {"sparsevlm", "deft", "hawk", "dart", "cdpruner", "vispruner", "mmtok", "scope", "census"}
 """These read on the host in a loop or between steps, and may wait."""
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .inputs.downsample import downsample
     from .methods.averagepool import AveragePool
     from .methods.cdpruner import CDPruner
+    from .methods.census import Census
     from .methods.dart import DART
     from .methods.deft import DeFT
     from .methods.divprune import DivPrune
@@ -51,6 +52,7 @@ __all__ = [
     "AveragePool",
     "BudgetError",
     "CDPruner",
+    "Census",
     "DeFT",
     "Description",
     "DivPrune",
@@ -105,6 +107,7 @@ _HOMES = {
     "methods": (
         "AveragePool",
         "CDPruner",
+        "Census",
         "DART",
         "DeFT",
         "DivPrune",

@@ -168,9 +168,20 @@ def test_where_nothing_is_merged_nothing_changes(attention):
     model, inputs = LLAVA.model(attention), batch(ragged(LLAVA))
     logits = []
     for calibrate in ("none", "size"):
-        with torch.no_grad(), vitcop.prune(model, vitcop.Random(0.5, calibrate=calibrate)):
+        stages = [vitcop.Stage(vitcop.Random(), 0, 1.0)]
+        with torch.no_grad(), vitcop.prune(model, vitcop.Pipeline(stages, retention=0.5, calibrate=calibrate)):
             logits.append(model(**inputs).logits)
     assert torch.equal(*logits)
+
+
+def test_a_method_that_merges_nothing_has_nothing_to_count():
+    with pytest.raises(vitcop.VitcopError, match="random merges nothing that calibrate='size' could count"):
+        vitcop.Random(0.5, calibrate="size")
+    assert (vitcop.Census().calibrate, vitcop.VisionZip().calibrate) == ("size", "none")
+    with pytest.raises(vitcop.VitcopError, match="default of Silent is its `default_calibrate`"):
+
+        class Silent(vitcop.EntrancePruner):
+            calibrate = "size"
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])

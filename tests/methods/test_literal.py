@@ -210,6 +210,7 @@ TABLES = {
     "vscan, decoder": (vitcop.VScan(), 4, lambda p, k: (literal.fastv(p.last, k), {})),
     "mmtok": (vitcop.MMTok(), 0, lambda p, k: (literal.mmtok(p.embedded, p.words, k), {})),
     "scope": (vitcop.SCOPE(), 0, in_grids(lambda p, k: (literal.scope(p.saliency, p.embedded, k), {}))),
+    "census": (vitcop.Census(), 0, in_grids(lambda p, k: literal.census(p.saliency, p.embedded, k))),
     "score": (vitcop.SCoRe(), 0, in_grids(lambda p, k: (literal.score(p.saliency, p.embedded, k), {}))),
     "knorm": (vitcop.KNorm(), 2, lambda p, k: (literal.knorm(p.keys, k), {})),
 }

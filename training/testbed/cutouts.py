@@ -1,9 +1,11 @@
 """Which pictures show which nouns, and which of them training never sees.
 
 Photographs are the stamps of Debian's ``tuxpaint-stamps-default`` (GPL-2: read where they are installed, never copied).
-Drawings come from two npm packages: ``@lobehub/fluent-emoji-3d`` (Microsoft's Fluent Emoji, MIT), which are rendered in
-three dimensions, and which the package ships for its suite of questions, and ``emoji-datasource-google`` (Noto Emoji,
-Apache-2.0). An entry is ``noun: stamps | emoji``; a stamp with a star is held out.
+Drawings come from npm packages: ``@lobehub/fluent-emoji-3d`` (Microsoft's Fluent Emoji, MIT), which are rendered in
+three dimensions, and which the package ships for its suite of questions; ``emoji-datasource-google`` (Noto Emoji,
+Apache-2.0); and those of ``@iconify-json``: ``noto-v1`` (Apache-2.0), ``fluent-emoji`` and ``fluent-emoji-flat`` (MIT),
+``emojione`` (CC BY 4.0), ``openmoji`` (CC BY-SA 4.0), and ``twemoji`` (CC BY 4.0), which is held out. An entry is
+``noun: stamps | emoji``; a stamp with a star is held out.
 """
 
 STAMPS = """

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.testbed.sources import stamp_shelf
+from training.testbed.sources import drawn_shelf, stamp_shelf
 from vitcop import photos, testbed
 from vitcop.photos.compose import compose
 from vitcop.photos.shelf import Shelf
@@ -17,12 +17,14 @@ from vitcop.quality.reader import Reader
 from vitcop.quality.suite import WORLDS, World
 from vitcop.testbed.model import CARD
 
+NPM = Path("build/testbed/npm")
 SCORES = Path(__file__).parent / "scores.json"
 QUESTIONS, BATCH = 240, 20
 BEGIN, END = "<!-- scores: made by `python -m training.testbed.measure` -->\n", "<!-- end of scores -->\n"
 SUITES = {
     "photos": "renderings",
     "stamps": "photographs",
+    "held-out drawings": "drawings by a hand never shown in training",
     "held-out stamps": "photographs of other things of the same names, never shown in training",
 }
 
@@ -48,9 +50,10 @@ def world(shelf: Shelf, number: int) -> World:
     return replace(WORLDS["photos"], draw=draw)
 
 
-def measure() -> list[Score]:
+def measure(npm: Path) -> list[Score]:
     WORLDS["stamps"] = world(stamp_shelf(held_out=False), 2)
     WORLDS["held-out stamps"] = world(stamp_shelf(held_out=True), 3)
+    WORLDS["held-out drawings"] = world(drawn_shelf(npm), 4)
     model, processor = testbed.build()
     model.to(torch.bfloat16)
     scores = []
@@ -90,9 +93,11 @@ def write_card(scores: list[Score]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--npm", type=Path, default=NPM, help="folder of the emoji packages")
     parser.add_argument("--threads", type=int, default=2)
-    torch.set_num_threads(parser.parse_args().threads)
-    scores = measure()
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    scores = measure(options.npm)
     SCORES.write_text(json.dumps([asdict(score) for score in scores], indent=1) + "\n", encoding="utf-8")
     write_card(scores)
 

@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cairosvg
 import numpy as np
 from PIL import Image, ImageEnhance
 
@@ -87,6 +86,8 @@ def _named(npm: Path) -> dict[str, str]:
 
 def vectors(npm: Path, names: list[str], packages: tuple[str, ...] = VECTORS) -> list[Image.Image]:
     """Emoji by short name, as every hand that has it draws it."""
+    import cairosvg  # of the group `training`, which the tests of what is drawn do without
+
     found = []
     for code in (_codes(npm)[name] for name in names):
         name = _named(npm).get(code) or _named(npm)[code.removesuffix("-fe0f")]
@@ -121,6 +122,12 @@ def training_shelf(npm: Path) -> Shelf:
         cutouts[noun] = stamps(entry.stamps) * 4 + fluent(npm, entry.emoji) * 4 + drawn
     plain = [Background(picture) for picture in wallpapers()]
     return Shelf(cutouts, plain + textures(0) * (len(plain) // 6))
+
+
+def drawn_shelf(npm: Path) -> Shelf:
+    """Things as a hand draws them whose drawings training has never seen, on photographs that it has not either."""
+    cutouts = {noun: vectors(npm, entry.emoji, HELD_OUT_VECTORS) for noun, entry in ENTRIES.items()}
+    return Shelf({noun: drawn for noun, drawn in cutouts.items() if drawn}, shipped().backgrounds)
 
 
 def stamp_shelf(held_out: bool) -> Shelf:

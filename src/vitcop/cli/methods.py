@@ -60,8 +60,14 @@ def row_of(method: type[Pruner]) -> tuple[str, ...]:
         described.where,
         described.signal,
         "merged" if described.merges else "dropped",
-        f"yes, {described.rows}" if described.rows else "yes",
+        _flash_safe(method),
     )
+
+
+def _flash_safe(method: type[Pruner]) -> str:
+    if method.default_calibrate != "none":
+        return "uncalibrated"
+    return f"yes, {method.described.rows}" if method.described.rows else "yes"
 
 
 def _details(method: type[Pruner], name: str) -> Iterator[str]:
@@ -72,8 +78,9 @@ def _details(method: type[Pruner], name: str) -> Iterator[str]:
     yield inspect.getdoc(method) or ""
     yield ""
     yield "Settings and their defaults:"
+    own = {"positions": method.default_positions, "calibrate": method.default_calibrate}
     for field in given(method).values():
-        default = method.default_positions if field.name == "positions" else field.default
+        default = own.get(field.name, field.default)
         yield f"    {field.name}" if default is dataclasses.MISSING else f"    {field.name} = {default!r}"
     presets = list(preset_lines(method))
     if presets:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import BudgetError
-from ..ops.matching import most_similar
-from ..ops.segments import indices_of, padded_lengths, rank_in_segment, share_out, upload
+from ..ops.matching import cosines_worked_out, most_similar
+from ..ops.segments import indices_of, rank_in_segment, share_out, upload
 from ..selection.bases import EntrancePruner
 from ..selection.pruner import Description
 from ..selection.stage_shape import StageShape
@@ -87,10 +87,7 @@ class VisionZip(EntrancePruner):
         n and c are the largest among grids of about the same size, which are worked out together.
         """
         contextual = [round(self.contextual_fraction * quota) for quota in share_out(stage.after, stage.grids)]
-        padded, anchors = padded_lengths(stage.grids), dict[int, int]()
-        for n, c in zip(padded, contextual, strict=True):
-            anchors[n] = max(c, anchors.get(n, 0))
-        return stage.saliency + 2 * sum(n * anchors[n] for n in padded) * stage.head_dim
+        return stage.saliency + 2 * cosines_worked_out(stage.grids, contextual) * stage.head_dim
 
 
 def _number_among(member: Tensor, segments: Tensor, count: int) -> Tensor:

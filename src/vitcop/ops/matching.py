@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .segments import by_size, indices_of, is_real, pad_segments, unpad_segments, upload
+from .segments import by_size, indices_of, is_real, pad_segments, padded_lengths, unpad_segments, upload
 
 # Most similar rows that `thin_out` remembers of each.
 _REMEMBERED = 32
@@ -45,6 +45,14 @@ def most_similar(
         match = torch.where(is_asked.any(1, keepdim=True), number.gather(1, column).gather(1, best), -1)
         found[rows] = unpad_segments(match, sizes)
     return found
+
+
+def cosines_worked_out(lengths: Sequence[int], counts: Sequence[int]) -> int:
+    """How many `most_similar` works out: segments of about the same length are padded to the largest of them."""
+    padded, targets = padded_lengths(lengths), dict[int, int]()
+    for length, count in zip(padded, counts, strict=True):
+        targets[length] = max(count, targets.get(length, 0))
+    return sum(length * targets[length] for length in padded)
 
 
 def thin_out(

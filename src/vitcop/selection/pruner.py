@@ -187,8 +187,11 @@ class Pruner(Selector):
             these tokens and the text anew, without gaps. None is the method's `default_positions`. The two are the same
             where nothing is dropped at the entrance, and where the family always keeps positions.
         calibrate: "size" lets a token that stands for s tokens, which were merged into it, count s times in the
-            attention of all later layers: log s is added to its logits (RESTORE, arXiv 2606.01711). It changes nothing
-            where nothing is merged.
+            attention of all later layers: log s is added to its logits (RESTORE, arXiv 2606.01711). "none" does not, and
+            None is the method's `default_calibrate`.
+
+    Raises:
+        VitcopError: a method that merges nothing is told to count what it merges.
     """
 
     described: ClassVar[Description]
@@ -198,9 +201,11 @@ class Pruner(Selector):
 
     default_positions: ClassVar[Positions] = "keep"
     """What `positions` is unless it is given."""
+    default_calibrate: ClassVar[Calibrate] = "none"
+    """What `calibrate` is unless it is given."""
 
     positions: Positions | None = dataclasses.field(default=None, kw_only=True)
-    calibrate: Calibrate = dataclasses.field(default="none", kw_only=True)
+    calibrate: Calibrate | None = dataclasses.field(default=None, kw_only=True)
 
     if TYPE_CHECKING:  # annotated in earnest, it would be a field without a default
 
@@ -210,15 +215,16 @@ class Pruner(Selector):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if isinstance(vars(cls).get("positions"), str):
-            raise VitcopError(f"`positions` is a setting; the default of {cls.__name__} is its `default_positions`.")
+        for name in ("positions", "calibrate"):
+            if isinstance(vars(cls).get(name), str):
+                raise VitcopError(f"`{name}` is a setting; the default of {cls.__name__} is its `default_{name}`.")
         if "__repr__" not in vars(cls):  # or a dataclass would write its own, with all settings
             cls.__repr__ = Pruner.__repr__  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         """The method as one would write it: what is at its default is left out."""
         defaults = {name: field.default for name, field in given(type(self)).items()}
-        defaults |= {"positions": self.default_positions}
+        defaults |= {"positions": self.default_positions, "calibrate": self.default_calibrate}
         settings = ((name, repr(getattr(self, name)), repr(default)) for name, default in defaults.items())
         changed = (f"{name}={value}" for name, value, default in settings if value != default)
         return f"{type(self).__qualname__}({', '.join(changed)})"
@@ -226,7 +232,12 @@ class Pruner(Selector):
     def __post_init__(self) -> None:
         if self.positions is None:
             object.__setattr__(self, "positions", self.default_positions)
+        if self.calibrate is None:
+            object.__setattr__(self, "calibrate", self.default_calibrate)
         super().__post_init__()
+        described = getattr(self, "described", None)
+        if self.calibrate == "size" and described is not None and not described.merges:
+            raise VitcopError(f"{self.name} merges nothing that calibrate='size' could count; leave it out.")
         if hasattr(self, "retention"):
             check_retention(self.retention)
 
