@@ -83,16 +83,21 @@ quality quality-full: $(VENV)/.dev
 	$(EVAL) --json docs/results/quality.json
 	$(ABLATE) --seed 1 --json docs/results/ablations-validation.json
 	$(ABLATE) --json docs/results/ablations-test.json
+	$(EVAL) --methods census-ablations --retentions $(SHARES) --json docs/results/census-builtin.json
 	$(BIN)/python -m docs.quality_page
 
-# The same of the testbed, under both numberings. Hours.
+# The same of the testbed. An hour or more.
 testbed-quality: $(TESTBED)/.dev
-	$(TESTBED)/bin/vitcop eval --model testbed --suite photos --questions 300 --dtype bfloat16 --positions both \
-		--folder build/testbed-quality --json docs/results/testbed.json
+	$(ASK) --methods all,paper --positions keep --retentions $(SHARES) --json docs/results/testbed.json
+	$(ASK) --positions both --retentions 1/9 --json docs/results/testbed-positions.json
+	$(ASK) --methods census-ablations --retentions 1/9,1/18 --json docs/results/census-testbed.json
 	$(TESTBED)/bin/python -m docs.quality_page
 
+SHARES := 1/3,2/9,1/9,1/18,1/36
+ASK = $(TESTBED)/bin/vitcop eval --model testbed --suite photos --questions 160 --dtype bfloat16 \
+	--folder build/testbed-quality
 EVAL = $(BIN)/vitcop eval --suite builtin --questions $(QUESTIONS) --folder build/quality
-ABLATE = $(EVAL) --methods ablations --retentions 1/3,2/9,1/9,1/18
+ABLATE = $(EVAL) --methods vitcop-ablations --retentions 1/3,2/9,1/9,1/18
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

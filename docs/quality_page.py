@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 from docs.readme import rewrite
-from vitcop.methods import METHODS, ViTCoP
+from vitcop.methods import METHODS, Census, ViTCoP
 from vitcop.quality import Evaluation
 from vitcop.quality.plot import plot
 from vitcop.quality.results import MAJORITY, ONCE, ORACLE, RANDOM, Row
 from vitcop.quality.table import caption, cells, headings, rows_at, share_cell
-from vitcop.quality.variants import VARIANTS
+from vitcop.quality.variants import CENSUS, VITCOP
 
-PAPER = "paper"
 _SUMMARISED = {
     ViTCoP.name: "ViTCoP",
-    f"{ViTCoP.name}, compact": "ViTCoP, compact",
+    "paper": "ViTCoP, compact",
     f"{ViTCoP.name}, keep": "ViTCoP, keep",
+    Census.name: "Census",
+    f"{Census.name}, keep": "Census",
     RANDOM: "random",
     f"{RANDOM}, keep": "random, keep",
     ORACLE: "oracle",
@@ -53,8 +53,8 @@ Made by `make testbed-quality`, which asks all questions anew, from the answers 
 checks that this page says what they say. [The testbed](../testbed.md) is a LLaVA of networks that were pretrained at
 scale: what methods go by was found in them, not made. It is small all the same; its
 [card](../../src/vitcop/testbed/card.md) says what it was trained on and what it can do. Questions of place ask where
-something is, or what is somewhere; the others are questions of content. "Keep" and "compact" are positions: see
-[methods.md](../methods.md).
+something is, or what is somewhere; the others are questions of content. All methods
+keep positions ([methods.md](../methods.md)), but for "paper", which is ViTCoP as in its paper, where they are compact.
 
 {caption}
 
@@ -70,14 +70,21 @@ Percent of right answers, of place / of content.
 
 ![Accuracy against operations](../images/quality-testbed.png)
 
+## Positions kept, and numbered anew
+
+In percent of the dense model's accuracy, and right answers of place / of content, from
+[testbed-positions.json](testbed-positions.json): the same questions, at one retention.
+
+{positions}
+
 {details}
 """
 _ABLATIONS = """\
 # What each part of ViTCoP is worth
 
 Made by `make quality` from the answers in [{file}]({file}), on a {kind} seed, on the model in the box: **no evidence
-about large models**. All variants spend the same average retention. `vitcop eval --methods ablations` measures them
-on any model; `src/vitcop/quality/variants.py` says what each is.
+about large models**. All variants spend the same average retention. `vitcop eval --methods vitcop-ablations` measures
+them on any model; `src/vitcop/quality/variants.py` says what each is.
 
 {caption}
 
@@ -95,6 +102,35 @@ bootstrap over scenes). Where nothing differs, one interval in twenty misses 0 b
 {details}
 """
 
+_CENSUS = """\
+# What each part of Census is worth
+
+Made by `make quality` and `make testbed-quality` from the answers in [census-builtin.json](census-builtin.json) and
+[census-testbed.json](census-testbed.json), on test seeds; its parts were chosen on others. All variants spend the same
+average retention. `vitcop eval --methods census-ablations` measures them on any model;
+`src/vitcop/quality/variants.py` says what each is.
+
+{parts}
+"""
+_CENSUS_PART = """\
+## {model}
+
+{caption}
+
+Points of accuracy won or lost against Census as it is by default ("counted"), the mean over the retentions, with an
+interval of 95 % (paired bootstrap over scenes). Where nothing differs, one interval in twenty misses 0 by chance.
+
+{gains}
+
+Accuracy, in percent of the dense model's:
+
+{shares}
+
+Answers, right or wrong, that are the dense model's, in percent:
+
+{agreement}
+"""
+
 
 def evaluation(name: str) -> Evaluation:
     """A stored run."""
@@ -110,7 +146,24 @@ def page(text: str, found: Evaluation, **words: str) -> str:
 def ablations(kind: str) -> str:
     """The page about variants of ViTCoP, on the "validation" or the "test" seed."""
     found = evaluation(f"ablations-{kind}")
-    return page(_ABLATIONS, found, file=f"ablations-{kind}.json", kind=kind, gains=gains(found))
+    return page(_ABLATIONS, found, file=f"ablations-{kind}.json", kind=kind, gains=gains(found, VITCOP))
+
+
+def census() -> str:
+    """The page about variants of Census, on both models."""
+    parts = []
+    for name, model in (("census-builtin", "The model in the box"), ("census-testbed", "The testbed")):
+        found = evaluation(name)
+        parts.append(
+            _CENSUS_PART.format(
+                model=model,
+                caption=caption(found),
+                gains=gains(found, CENSUS),
+                shares=_shares(found),
+                agreement=_agreement(found),
+            )
+        )
+    return _CENSUS.format(parts="\n".join(parts))
 
 
 def quality() -> str:
@@ -121,7 +174,14 @@ def quality() -> str:
 def testbed() -> str:
     """The page about all methods on the testbed."""
     found = evaluation("testbed")
-    return page(_TESTBED, found, groups=_groups(found))
+    both = evaluation("testbed-positions")
+    (retention,) = both.retentions
+    rows = [row for row in both.rows if row.name.endswith((", keep", ", compact")) and row.retention == retention]
+    positions = _table(
+        [_fraction(retention), "of dense", "of place / of content"],
+        [[row.name, share_cell(both, row), _of_groups(both, row)] for row in rows],
+    )
+    return page(_TESTBED, found, groups=_groups(found), positions=positions)
 
 
 def section() -> str:
@@ -167,10 +227,13 @@ def _groups(found: Evaluation) -> str:
     return _table(["", *map(_fraction, found.retentions)], rows)
 
 
-def _kept(found: Evaluation) -> Evaluation:
-    """Without what was numbered compactly, but for ViTCoP, which is so in the paper: all would be a thicket."""
-    paper = f"{ViTCoP.name}, compact"
-    return replace(found, rows=[row for row in found.rows if not row.name.endswith(", compact") or row.name == paper])
+def _agreement(found: Evaluation) -> str:
+    names = dict.fromkeys(row.name for row in found.rows if row.name not in ONCE)
+    rows = []
+    for name in names:
+        at = {row.retention: f"{100 * found.agreement(row):.0f}" for row in found.rows if row.name == name}
+        rows.append([name, *(at.get(retention, "-") for retention in found.retentions)])
+    return _table(["", *map(_fraction, found.retentions)], rows)
 
 
 def _of_groups(found: Evaluation, row: Row) -> str:
@@ -184,13 +247,13 @@ def _shares(found: Evaluation) -> str:
     return _table(["", *map(_fraction, found.retentions)], once + rows)
 
 
-def gains(found: Evaluation) -> str:
-    """What each variant wins over the paper's setting."""
+def gains(found: Evaluation, variants: Iterable[str]) -> str:
+    """What each variant wins over the first, which is the method itself."""
+    whole, *others = variants
     rows = []
-    for name in VARIANTS:
-        if name != PAPER:
-            gain = found.gain(name, PAPER)
-            rows.append([name, f"{100 * gain.value:+.1f} ({100 * gain.lowest:+.1f} to {100 * gain.highest:+.1f})"])
+    for name in others:
+        gain = found.gain(name, whole)
+        rows.append([name, f"{100 * gain.value:+.1f} ({100 * gain.lowest:+.1f} to {100 * gain.highest:+.1f})"])
     return _table(["variant", "points"], rows)
 
 
@@ -231,9 +294,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def main() -> None:
     """Write the pages, and a part of the README."""
     for name, image, text in (("quality", "quality", quality()), ("testbed", "quality-testbed", testbed())):
-        plot(_kept(evaluation(name))).savefig(RESULTS.parent / "images" / f"{image}.png", dpi=120)
+        plot(evaluation(name)).savefig(RESULTS.parent / "images" / f"{image}.png", dpi=120)
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     rewrite("quality", section())
+    (RESULTS / "census.md").write_text(census(), encoding="utf-8")
     for kind in ("validation", "test"):
         name = f"ablations-{kind}"
         (RESULTS / f"{name}.md").write_text(ablations(kind), encoding="utf-8")

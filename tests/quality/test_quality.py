@@ -265,6 +265,7 @@ def test_types_of_question_go_together_by_whether_they_ask_where_things_are():
     }
     # Per question 0.5, -0.5, 1, 0, of which the first and the third ask for a place.
     gains = [found.gain("vitcop", "random", *kinds) for kinds in found.groups.values()]
+    assert replace(found, setting=replace(found.setting, suite="mine")).groups == {}
     assert [(gain.value, gain.lowest, gain.highest) for gain in gains] == [(0.75, 0.5, 1.0), (-0.25, -0.5, 0.0)]
 
 

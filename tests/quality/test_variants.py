@@ -1,4 +1,4 @@
-"""Variants of ViTCoP keep as much as it does, and something else."""
+"""Variants of a method keep as much as it does, and something else."""
 
 import pytest
 import tiny
@@ -6,7 +6,7 @@ import torch
 from literal import average
 
 import vitcop
-from vitcop.quality.variants import VARIANTS
+from vitcop.quality.variants import ABLATIONS, VARIANTS
 
 RETENTION = 0.3
 
@@ -20,9 +20,8 @@ def run(method):
 
 
 @pytest.fixture(scope="module")
-def paper():
-    logits, _ = run(vitcop.ViTCoP(RETENTION))
-    return logits
+def whole():
+    return {name: run(vitcop.METHODS[name](RETENTION))[0] for name in ABLATIONS}
 
 
 @pytest.mark.parametrize(("stage", "layers"), [("I", [0, 2, 22]), ("II", [0, 22]), ("III", [0, 2])])
@@ -33,11 +32,11 @@ def test_the_stage_that_is_named_is_left_out(stage, layers):
     assert method.stages == tuple(whole.stages[[0, 2, 22].index(layer)] for layer in layers)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_keeps_as_much_and_something_else(name, paper):
+@pytest.mark.parametrize(("method", "name"), [(method, name) for method in ABLATIONS for name in ABLATIONS[method]])
+def test_a_variant_keeps_as_much_and_something_else(method, name, whole):
     for retention in (1 / 9, 2 / 9, 1 / 3):
         budgets = VARIANTS[name](retention).budgets(576, 32)
         assert abs(average(budgets, 32) - retention * 576) <= 1
     logits, kept = run(VARIANTS[name](RETENTION))
     assert abs(kept - RETENTION) * tiny.TOKENS_PER_IMAGE <= 1
-    assert torch.equal(logits, paper) == (name == "paper")
+    assert torch.equal(logits, whole[method]) == (name == next(iter(ABLATIONS[method])))

@@ -89,10 +89,10 @@ assert not {"torch", "transformers", "vitcop.methods.vitcop"} & {*sys.modules}
 
 def test_names_that_stand_twice_are_the_same():
     from vitcop.bench import SHAPES
-    from vitcop.quality.variants import VARIANTS
+    from vitcop.quality.variants import ABLATIONS
 
     assert tuple(SHAPES) == cli.choice.SHAPES
-    assert tuple(VARIANTS) == cli.eval.VARIANTS
+    assert {f"{name}-ablations": tuple(variants) for name, variants in ABLATIONS.items()} == cli.eval.ABLATIONS
     for catalogue in (vitcop.METHODS, vitcop.methods.STAGES):
         assert [kind.name for kind in catalogue.values()] == list(catalogue)
         assert all(getattr(vitcop, kind.__name__) is kind for kind in catalogue.values())

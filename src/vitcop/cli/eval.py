@@ -26,8 +26,8 @@ from .common import (
 )
 from .outputs import JsonOption, check_apart, check_file, check_plot, deliver, make_folder
 
-ALL, ABLATIONS, SUITES = "all", "ablations", ("builtin", "photos")
-VARIANTS = (
+ALL, SUITES = "all", ("builtin", "photos")
+VITCOP = (
     "paper",
     "without stage I",
     "without stage II",
@@ -40,7 +40,19 @@ VARIANTS = (
     "cutoff scale-free",
     "last query",
 )
-"""Names of `quality.VARIANTS`, whose import takes seconds."""
+CENSUS = (
+    "counted",
+    "not counted",
+    "not merged",
+    "covered alike",
+    "by coverage alone",
+    "by saliency alone",
+    "numbered anew",
+    "then last query",
+)
+ABLATIONS = {"vitcop-ablations": VITCOP, "census-ablations": CENSUS}
+"""Names of `quality.variants`, whose import takes seconds."""
+VARIANTS = VITCOP + CENSUS
 
 
 def eval_(
@@ -53,8 +65,8 @@ def eval_(
     methods: Annotated[
         str,
         typer.Option(
-            help=f"Methods, with commas: {ALL} of vitcop's own, {ABLATIONS}, which are ViTCoP with parts left out, or "
-            f"each {METHOD_HELP}."
+            help=f"Methods, with commas: {ALL} of vitcop's own; {' or '.join(ABLATIONS)}, which are these with parts "
+            f"left out; or each {METHOD_HELP}."
         ),
     ] = ALL,
     retentions: Annotated[
@@ -77,7 +89,7 @@ def eval_(
         shares = list(dict.fromkeys(read_share(text, "--retentions") for text in read_list("--retentions", retentions)))
         for share in shares:
             check_retention(share)
-        many = {ALL: METHODS, ABLATIONS: VARIANTS}
+        many = {ALL: METHODS} | ABLATIONS
         names = read_methods("--methods", methods, words=many, others=VARIANTS)
         numberings = read_positions(positions)
         check_apart({"--json": json_file, "--plot": plot})

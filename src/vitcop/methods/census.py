@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import BudgetError
@@ -59,22 +60,18 @@ class Census(EntrancePruner):
             raise BudgetError(f"Census's alpha must be a number from 0 on; got {self.alpha}.")
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        return stand_for_the_rest(tokens, self.representatives(tokens, budget), budget)
+
+    def representatives(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Int[Tensor, " kept"]:
+        """The rows that are kept, in no order."""
         order, sizes = tokens.by_grid, [size for image in tokens.segment_sizes for size in image]
-        quotas, features = tokens.quotas(budget), tokens.hidden_states[order]
         weight = pad_segments(tokens.saliency[order].float() ** self.alpha, sizes)
 
         def pick(directions: Tensor, real: Tensor, steps: int, grids: list[int]) -> Tensor:
             own = weight[grids, : directions.shape[1]]
             return best_cover(directions @ directions.mT * own[..., None], real, steps, own)
 
-        kept = order[keep_greedily(features, sizes, quotas, pick)]
-        stands = torch.zeros_like(order, dtype=torch.bool).index_fill(0, kept, True)
-        found = most_similar(features, sizes, stands[order], quotas)
-        number = stands.cumsum(0) - 1
-        group = torch.empty_like(order)
-        group[order] = torch.where(found < 0, -1, number[order[found]])  # none where a grid's share is nothing
-        group = torch.where(stands, number, group)
-        return Selection(indices_of(stands, sum(budget)), tokens.groups(group, stands, budget))
+        return order[keep_greedily(tokens.hidden_states[order], sizes, tokens.quotas(budget), pick)]
 
     def selection_flops(self, stage: StageShape) -> int:
         """Saliency, `2 n^2 h` for the cosines of the n tokens of each grid, and `2 n k h` for those to its k kept ones.
@@ -84,3 +81,14 @@ class Census(EntrancePruner):
         among = sum(n * n for n in padded_lengths(stage.grids))
         to_kept = cosines_worked_out(stage.grids, share_out(stage.after, stage.grids))
         return stage.saliency + 2 * (among + to_kept) * stage.hidden
+
+
+def stand_for_the_rest(tokens: VisualTokens, kept: Int[Tensor, " kept"], budget: tuple[int, ...]) -> Selection:
+    """Merges every other token into the one of its grid that is kept and most like it."""
+    order, sizes = tokens.by_grid, [size for image in tokens.segment_sizes for size in image]
+    stands = torch.zeros_like(order, dtype=torch.bool).index_fill(0, kept, True)
+    found = most_similar(tokens.hidden_states[order], sizes, stands[order], tokens.quotas(budget))
+    number = stands.cumsum(0) - 1
+    group = torch.empty_like(order)
+    group[order] = torch.where(found < 0, -1, number[order[found]])  # none where a grid's share is nothing
+    return Selection(indices_of(stands, sum(budget)), tokens.groups(torch.where(stands, number, group), stands, budget))

@@ -110,7 +110,8 @@ class Evaluation:
     @property
     def groups(self) -> dict[str, list[str]]:
         """Types that ask where things are, and types that ask what they are; none unless there are both."""
-        of_place = [kind for kind in self.types if kind in WORLDS[self.setting.suite].of_place]
+        world = WORLDS.get(self.setting.suite)  # none of questions of one's own
+        of_place = [kind for kind in self.types if world is not None and kind in world.of_place]
         of_content = [kind for kind in self.types if kind not in of_place]
         return {"of place": of_place, "of content": of_content} if of_place and of_content else {}
 

@@ -1,4 +1,4 @@
-"""ViTCoP with one thing changed, to see what that thing is worth, at the same average retention."""
+"""ViTCoP and Census with one thing changed, to see what that thing is worth, at the same average retention."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..methods.census import Census
+from ..methods.fastv import FastV
+from ..methods.scope import SCOPE
 from ..methods.vitcop import MergeClusters, Ranking, SalientClusters, SmallestKeyNorms, ViTCoP, lack_of_largest
 from ..ops.saliency import key_norm
 from ..selection.pruner import Pruner, Selector
@@ -97,7 +100,39 @@ class ScaleFree(ViTCoP):
         return ScaleFreeClusters(**vars(own)), *later
 
 
-VARIANTS: dict[str, Callable[[float], Pruner]] = {
+class CensusBySaliency(Census):
+    """Census whose representatives are the most salient tokens."""
+
+    def representatives(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Int[Tensor, " kept"]:
+        return tokens.smallest_of_grids(-tokens.saliency, tokens.quotas(budget))
+
+
+class CensusAsSCOPE(Census):
+    """Census whose representatives are those of SCOPE, which covers all tokens alike, at the same power of saliency."""
+
+    def representatives(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Int[Tensor, " kept"]:
+        return SCOPE(alpha=self.alpha).select(tokens, budget).keep
+
+
+class CensusAlone(Census):
+    """Census that drops what it does not keep."""
+
+    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        return Selection(self.representatives(tokens, budget).sort().values)
+
+
+class CensusThenLastQuery(Census):
+    """Census that lets more tokens in, of which the last token of the prompt chooses halfway through the decoder."""
+
+    def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
+        middle = max(first_layer, num_layers // 2)
+        return solve("Census with a late stage", self.retention, num_tokens, num_layers, [0, middle], [(0.2, 0.05)])
+
+    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        return super().select(tokens, budget) if tokens.stage == 0 else FastV().select(tokens, budget)
+
+
+VITCOP: dict[str, Callable[[float], Pruner]] = {
     "paper": ViTCoP,
     "without stage I": partial(WithoutStage, left_out=0),
     "without stage II": partial(WithoutStage, left_out=1),
@@ -110,7 +145,7 @@ VARIANTS: dict[str, Callable[[float], Pruner]] = {
     "cutoff scale-free": ScaleFree,
     "last query": partial(ViTCoP, deep_signal="last_query"),
 }
-"""Name -> the variant at a retention; it raises `BudgetError` where its schedule cannot average that.
+"""Name -> the variant of ViTCoP at a retention; it raises `BudgetError` where its schedule cannot average that.
 
 * paper: the method as it is by default
 * without stage I: all tokens enter, in clusters; stages II and III keep less
@@ -124,3 +159,28 @@ VARIANTS: dict[str, Callable[[float], Pruner]] = {
 * cutoff scale-free: the cutoff derived from the data, whatever the encoder; the default where none is known for it
 * last query: stage III by the attention of the last prompt token
 """
+
+CENSUS: dict[str, Callable[[float], Pruner]] = {
+    "counted": Census,
+    "not counted": partial(Census, calibrate="none"),
+    "not merged": partial(CensusAlone, calibrate="none"),
+    "covered alike": CensusAsSCOPE,
+    "by coverage alone": partial(Census, alpha=0.0),
+    "by saliency alone": CensusBySaliency,
+    "numbered anew": partial(Census, positions="compact"),
+    "then last query": CensusThenLastQuery,
+}
+"""The same of Census.
+
+* counted: the method as it is by default
+* not counted: a token that stands for others counts once
+* not merged: what is not kept is dropped, and nothing counts for it
+* covered alike: to cover a token is worth the same, however salient it is; representatives are SCOPE's
+* by coverage alone: saliency does not count at all
+* by saliency alone: representatives are the most salient tokens
+* numbered anew: without gaps; the default leaves tokens at their places in the unpruned prompt
+* then last query: more enter, of which a quarter goes on halfway, by the attention of the last prompt token
+"""
+ABLATIONS = {"vitcop": VITCOP, "census": CENSUS}
+"""Method -> its variants, of which the first is the method itself."""
+VARIANTS = VITCOP | CENSUS

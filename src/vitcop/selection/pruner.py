@@ -187,7 +187,7 @@ class Pruner(Selector):
             these tokens and the text anew, without gaps. None is the method's `default_positions`. The two are the same
             where nothing is dropped at the entrance, and where the family always keeps positions.
         calibrate: "size" lets a token that stands for s tokens, which were merged into it, count s times in the
-            attention of all later layers: log s is added to its logits (RESTORE, arXiv 2606.01711). "none" does not, and
+            attention of all later layers: log s is added to its logits (RESTORE, arXiv 2606.01711). "none" does not;
             None is the method's `default_calibrate`.
 
     Raises:
