@@ -94,7 +94,7 @@ testbed-quality: $(TESTBED)/.dev
 	$(TESTBED)/bin/python -m docs.quality_page
 
 SHARES := 1/3,2/9,1/9,1/18,1/36
-ASK = $(TESTBED)/bin/vitcop eval --model testbed --suite photos --questions 160 --dtype bfloat16 \
+ASK = $(TESTBED)/bin/vitcop eval --model testbed --suite photos --questions 180 --dtype bfloat16 \
 	--folder build/testbed-quality
 EVAL = $(BIN)/vitcop eval --suite builtin --questions $(QUESTIONS) --folder build/quality
 ABLATE = $(EVAL) --methods vitcop-ablations --retentions 1/3,2/9,1/9,1/18
