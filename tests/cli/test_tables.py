@@ -19,7 +19,8 @@ from vitcop import cli, tables
 )
 def test_nothing_is_lost_on_a_narrow_terminal(command, arguments, monkeypatch):
     shown = []
-    monkeypatch.setattr(getattr(cli, command), "show", lambda console, *renderables: shown.extend(renderables))
+    for module in (getattr(cli, command), cli.outputs):
+        monkeypatch.setattr(module, "show", lambda console, *renderables: shown.extend(renderables), raising=False)
     result = CliRunner().invoke(cli.app, [command, *arguments])
     assert result.exit_code == 0, result.output
     assert shown and isinstance(shown[0], Table)

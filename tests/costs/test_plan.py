@@ -82,6 +82,11 @@ def test_a_shape_of_bench_is_planned_by_its_name_and_the_model_in_the_box_withou
     assert own.exit_code == 0 and own.stdout == invoke("--model", builtin.MODEL_PATH).stdout != named.stdout
 
 
+def test_json_holds_the_plan_that_is_shown(config_file, planner, tmp_path):
+    assert invoke("--model", config_file, "--tokens", 64, "--json", tmp_path / "plan.json").exit_code == 0
+    assert json.loads((tmp_path / "plan.json").read_text()) == planner.for_tokens(vitcop.ViTCoP(), 64.0).to_dict()
+
+
 @pytest.mark.parametrize("method", [vitcop.ViTCoP(), vitcop.KNorm(), vitcop.Random()])
 @pytest.mark.parametrize(
     ("solve", "most", "measure"),

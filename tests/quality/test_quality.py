@@ -22,12 +22,12 @@ from vitcop import builtin, cli
 from vitcop.errors import VitcopError
 from vitcop.quality import Case, Course, Evaluation, Subject, Suite, evaluate
 from vitcop.quality.contenders import Contest
+from vitcop.quality.fingerprint import fingerprint
 from vitcop.quality.journal import Answered
 from vitcop.quality.oracle import oracle_for
 from vitcop.quality.plot import plot
 from vitcop.quality.reader import Reader
 from vitcop.quality.results import Refusal, Row, Setting
-from vitcop.quality.runner import _fingerprint
 from vitcop.quality.suite import WORLDS
 from vitcop.quality.table import tables
 from vitcop.scenes import TYPES, scene
@@ -179,13 +179,10 @@ def test_ctrl_c_says_how_to_go_on(kept, line, tmp_path, monkeypatch):
 
 
 def test_what_ran_in_another_way_is_kept_apart(subject, suite):
-    def fingerprint(batch: int = 8) -> str:
-        return _fingerprint(subject, suite, batch)
-
-    before = fingerprint()
-    assert fingerprint() == before != fingerprint(batch=4)
+    before = fingerprint(subject, suite.cases, 8)
+    assert fingerprint(subject, suite.cases, 8) == before != fingerprint(subject, suite.cases, 4)
     try:
-        assert _fingerprint(replace(subject, model=subject.model.to(torch.bfloat16)), suite, 8) != before
+        assert fingerprint(replace(subject, model=subject.model.to(torch.bfloat16)), suite.cases, 8) != before
     finally:
         subject.model.float()  # the weights are stored in bfloat16, so that nothing is lost
 
@@ -198,7 +195,7 @@ def test_answers_are_kept_apart_by_all_that_scenes_are_made_of(subject, suite, m
         return b""
 
     monkeypatch.setattr(Path, "read_bytes", spy)
-    _fingerprint(subject, suite, 8)
+    fingerprint(subject, suite.cases, 8)
     assert {*(PACKAGE / "scenes" / "photos").iterdir(), *(PACKAGE / "photos" / "cutouts").iterdir()} <= read
 
 

@@ -18,7 +18,8 @@ import vitcop
 from docs.readme import README
 from vitcop import cli
 from vitcop.lmms.arguments import split_arguments
-from vitcop.quality import runner
+from vitcop.quality.fingerprint import codes
+from vitcop.quality.runner import pruners_of
 from vitcop.selection import registry
 
 TOLD = re.search(r"```python\n(.*?class Mine.*?)```", (README.parent / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
@@ -176,11 +177,11 @@ def test_long_runs_are_given_its_name(command, work, other, monkeypatch):
     Path("mine.py").write_text(MINE)
     result = CliRunner().invoke(cli.app, [*command, "--methods", f"mine.py:Mine,{other}"])
     assert result.stderr == f"Error: ['mine', {other!r}]\n"
-    assert runner._pruners("mine")(0.5) == vitcop.Pruner.named("mine")(0.5)
+    assert pruners_of("mine")(0.5) == vitcop.Pruner.named("mine")(0.5)
     # Answers under another state of its code are not taken for those of this one.
-    before = runner._codes(["mine", "fastv", "paper"])
+    before = codes(["mine", "fastv", "paper"])
     Path("mine.py").write_text(MINE + "\n")
-    assert [*before] == ["mine"] and runner._codes(["mine"]) != before
+    assert [*before] == ["mine"] and codes(["mine"]) != before
 
 
 def test_no_method_is_taken_for_what_it_is_compared_with():

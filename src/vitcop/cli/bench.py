@@ -22,6 +22,7 @@ from .common import (
     progress_bars,
     read_list,
     read_size,
+    title_of,
 )
 from .outputs import JsonOption, check_apart, check_file, check_plot, deliver
 
@@ -122,5 +123,4 @@ def _subject(name: str, device: str | None, dtype: str | None) -> Subject:
     transformers.logging.set_verbosity_error()
     if name in SHAPES:
         return Subject(name, RANDOM, *random_model(name, torch.device(device), getattr(torch, dtype)))
-    own = "the model in the box" if name == str(builtin.MODEL_PATH) else name
-    return Subject(own, LOADED, *load(name, "image", device, dtype))
+    return Subject(title_of(name), LOADED, *load(name, "image", device, dtype))

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from .. import builtin
 from ..errors import UnsupportedModelError, VitcopError, one_line, reason, unknown_name
 from ..inputs.pictures import read_picture
-from ..inputs.prompts import placeholder_of, prompt_about
+from ..inputs.prompts import prompt_about
 from ..inputs.video import Clip, middles, read_clip
 from ..pictures.overlay import as_seen, tiles_as_seen, tiles_of_pictures
 
@@ -30,6 +30,7 @@ TESTBED = "testbed"
 """The model that `vitcop.testbed` makes; of a folder that is called so, the name is ./testbed."""
 FRAMES = 16
 MAX_NEW_TOKENS = 64
+BATCH = 25
 DEVICES, DTYPES = ("cpu", "cuda"), ("float32", "bfloat16", "float16")
 GENERAL_QUESTION = "What is in this picture?"
 PICTURES_QUESTION = "What is in these pictures?"
@@ -66,6 +67,14 @@ DtypeOption = Annotated[
 ]
 LengthOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens after which an answer is cut off.")]
 
+BatchOption = Annotated[int, typer.Option(min=1, help="Prompts at a time.")]
+FolderOption = Annotated[Path | None, typer.Option(help="Keep what is done here, and go on from it after a stop.")]
+
+
+def title_of(model: str) -> str:
+    """What a model is called in tables."""
+    return "the model in the box" if model == str(builtin.MODEL_PATH) else model
+
 
 def sources_of(images: list[Path] | None, video: Path | None) -> list[Path]:
     """The files that the options name, or the example."""
@@ -89,6 +98,23 @@ def one_line_errors() -> Iterator[None]:
     except VitcopError as error:
         typer.echo(f"Error: {one_line(error)}", err=True)
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def resumable(folder: Path | None) -> Iterator[None]:
+    """Say at Ctrl-C what is left of the run, and exit as shells have it.
+
+    Args:
+        folder: where answers are kept, if they are.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if folder is None:
+            typer.echo("Stopped. Nothing was kept; with --folder, a run goes on where it was stopped.", err=True)
+        else:
+            typer.echo(f"Stopped. The same command goes on from what {folder} holds.", err=True)
+        raise typer.Exit(130) from stop
 
 
 def read_list(option: str, text: str) -> list[str]:
@@ -168,9 +194,6 @@ class Chat:
         subject: Subject, question: str, model: Any, processor: Any, max_new_tokens: int = MAX_NEW_TOKENS
     ) -> Chat:
         modality = modality_of(subject)
-        token = placeholder_of(processor, modality)
-        if token in question:
-            raise VitcopError(f"The question {question!r} holds {token!r}, which stands for the {modality}.")
         prompt = prompt_about(question, processor, modality, 1 if isinstance(subject, Clip) else len(subject))
         try:
             inputs = processor(text=prompt, return_tensors="pt", **_visual_arguments(subject))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,14 +13,19 @@ from ..methods import METHODS
 from ..shares import read_share
 from .choice import METHOD_HELP, PositionsOption, import_methods, read_methods, read_positions
 from .common import (
+    BATCH,
     TESTBED,
+    BatchOption,
     CountingBar,
     DeviceOption,
     DtypeOption,
+    FolderOption,
     load,
     one_line_errors,
     progress_bars,
     read_list,
+    resumable,
+    title_of,
 )
 from .outputs import JsonOption, check_apart, check_file, check_plot, deliver, make_folder
 
@@ -75,10 +78,10 @@ def eval_(
     positions: PositionsOption = "default",
     questions: Annotated[int, typer.Option(min=1, help="How many, as many of each type.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the scenes: 0 to report, others to choose by.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 25,
+    batch: BatchOption = BATCH,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    folder: Annotated[Path | None, typer.Option(help="Keep what is done here, and go on from it after a stop.")] = None,
+    folder: FolderOption = None,
     json_file: JsonOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy against operations into this file.")] = None,
 ) -> None:
@@ -97,13 +100,12 @@ def eval_(
         check_plot(plot)
         if folder is not None:
             make_folder("--folder", folder)
-        with _stops(folder), progress_bars() as progress:
+        with resumable(folder), progress_bars() as progress:
             loading = progress.add_task("Loading", total=None)
             from ..quality import Course, Subject, Suite, evaluate
 
             names, asked = import_methods(names, others=VARIANTS), Suite.of(suite, questions, seed)
-            own = "the model in the box" if model == str(builtin.MODEL_PATH) else model
-            subject = Subject(own, *load(model, "image", device, dtype))
+            subject = Subject(title_of(model), *load(model, "image", device, dtype))
             progress.remove_task(loading)
             course = Course(names, shares, batch, numberings)
             bar = CountingBar(progress, "Asking")
@@ -116,16 +118,3 @@ def eval_(
         return drawn(evaluation)
 
     deliver(tables(evaluation), evaluation.to_dict(), draw, json_file=json_file, plot=plot)
-
-
-@contextmanager
-def _stops(folder: Path | None) -> Iterator[None]:
-    """Say at Ctrl-C what is left of the run, and exit as shells have it."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        if folder is None:
-            typer.echo("Stopped. Nothing was kept; with --folder, a run goes on where it was stopped.", err=True)
-        else:
-            typer.echo(f"Stopped. The same command goes on from what {folder} holds.", err=True)
-        raise typer.Exit(130) from stop

@@ -87,16 +87,16 @@ def write_json(option: str, path: Path, values: dict[str, Any]) -> None:
 def deliver(
     tables: Iterable[RenderableType],
     values: dict[str, Any],
-    draw: Callable[[], Any],
+    draw: Callable[[], Any] | None = None,
     *,
     json_file: Path | None,
-    plot: Path | None,
+    plot: Path | None = None,
 ) -> None:
     """Print what was measured, and write it to the files that were asked for, whatever becomes of stdout.
 
     Args:
         values: for JSON.
-        draw: makes the figure.
+        draw: makes the figure, if there is one.
     """
     with one_line_errors():
         try:
@@ -105,7 +105,7 @@ def deliver(
         finally:
             if json_file:
                 write_json("--json", json_file, values)
-            if plot:
+            if plot and draw:
                 with writing_errors("--plot", plot):
                     draw().savefig(plot, dpi=150)
 

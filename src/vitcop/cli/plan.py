@@ -1,8 +1,9 @@
-"""`vitcop plan`: what pruning would leave and save, from a config alone."""
+"""`vitcop plan`: what pruning would leave and save, from a config alone; or what may go for the answers to stay."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,15 +13,29 @@ from .. import builtin
 from ..errors import VitcopError, check_retention
 from ..figures import figure
 from ..shares import read_share
-from ..tables import add_columns, output, show
-from .choice import METHOD_HELP, SHAPES, check_method, check_shape, make_method
-from .common import TESTBED, one_line_errors, read_config, read_size
-from .outputs import printing
+from ..tables import add_columns
+from .choice import METHOD_HELP, SHAPES, PositionsOption, check_method, check_shape, make_method
+from .common import (
+    BATCH,
+    MAX_NEW_TOKENS,
+    TESTBED,
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    FolderOption,
+    LengthOption,
+    one_line_errors,
+    read_config,
+    read_size,
+)
+from .outputs import JsonOption, check_file, deliver
+from .target import CANDIDATES, Inquiry, plan_quality
 
 if TYPE_CHECKING:
     from ..costs.plan import Plan
 
 RETENTION = "1/9"
+METHOD, TEXT_TOKENS = "vitcop", 64
 
 
 def plan(
@@ -32,7 +47,7 @@ def plan(
             show_default="the small one in the box",
         ),
     ] = str(builtin.MODEL_PATH),
-    method: Annotated[str, typer.Option(help=f"How to choose the tokens to keep: {METHOD_HELP}.")] = "vitcop",
+    method: Annotated[str, typer.Option(help=f"How to choose the tokens to keep: {METHOD_HELP}.")] = METHOD,
     retention: Annotated[
         str | None,
         typer.Option(
@@ -49,14 +64,49 @@ def plan(
         typer.Option(help="WIDTHxHEIGHT of the picture or video, in pixels.", show_default="what suits the model"),
     ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of a video in place of the picture.")] = None,
-    text_tokens: Annotated[int, typer.Option(help="Text tokens in the prompt.")] = 64,
+    text_tokens: Annotated[int, typer.Option(help="Text tokens in the prompt.")] = TEXT_TOKENS,
+    json_file: JsonOption = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of the dense model's answers to keep instead, such as 0.97, at the lowest cost. This, and all "
+            "options from here on, ask the model itself."
+        ),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help='Lines of JSON with "picture", a file, "question" and, if it is known, "answer".'),
+    ] = None,
+    methods: Annotated[str, typer.Option(help=f"Methods to try, with commas, each {METHOD_HELP}.")] = CANDIDATES,
+    positions: PositionsOption = "default",
+    seed: Annotated[int, typer.Option(help="Draws the half of the pictures that chooses.")] = 0,
+    batch: BatchOption = BATCH,
+    max_new_tokens: LengthOption = MAX_NEW_TOKENS,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    folder: FolderOption = None,
 ) -> None:
-    """Show what pruning would leave and save, from a model's config and without its weights."""
+    """Show what pruning would leave and save, from a model's config and without its weights.
+
+    With --quality and --questions, ask the model what may go for its answers to stay; exit with 1 if a check fails.
+    """
     with one_line_errors():
-        given = {"--retention": retention, "--tokens": tokens, "--flops": flops, "--kv-mb": kv_mb}
+        given = {"--retention": retention, "--tokens": tokens, "--flops": flops, "--kv-mb": kv_mb, "--quality": quality}
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise VitcopError(f"{' and '.join(named)} exclude each other; give one of them.")
+        inquiry = Inquiry(questions, methods, positions, seed, batch, max_new_tokens, device, dtype, folder)
+        if quality is not None:
+            changed = {"--method": method != METHOD, "--text-tokens": text_tokens != TEXT_TOKENS}
+            changed |= {"--image-size": image_size is not None, "--frames": frames is not None}
+            if any(changed.values()):
+                option = next(option for option, is_changed in changed.items() if is_changed)
+                raise VitcopError(f"{option} does not go with --quality, which tries --methods on --questions.")
+            plan_quality(quality, model, inquiry, json_file)
+            return
+        if inquiry.given:
+            raise VitcopError(f"{inquiry.given[0]} goes with --quality; give one, such as --quality 0.97.")
+        check_file("--json", json_file)
         share = read_share(RETENTION if retention is None else retention)
         check_retention(share)
         check_method(method)
@@ -75,8 +125,7 @@ def plan(
             planned = planner.for_kv_mb(pruner, kv_mb)
         else:
             planned = planner.plan(pruner)
-        with printing():
-            show(output(), _table(planned))
+    deliver([_table(planned)], planned.to_dict(), json_file=json_file)
 
 
 def _config(name: str) -> Any:

@@ -11,14 +11,16 @@ def prompt_about(question: str, processor: Any, modality: str | None, count: int
     """The prompt with pictures or a video before the question, by the processor's chat template if it has one.
 
     Args:
-        question: without placeholders.
+        question: of words alone.
         processor: of a transformers model.
         modality: "image" or "video"; None asks without either.
         count: how many of them.
 
     Raises:
-        VitcopError: the template fails.
+        VitcopError: the template fails, or the question holds what stands for the picture or video.
     """
+    if modality is not None and (token := placeholder_of(processor, modality)) in question:
+        raise VitcopError(f"The question {question!r} holds {token!r}, which stands for the {modality}.")
     if getattr(processor, "chat_template", None) is not None:
         visuals = [] if modality is None else [{"type": modality}] * count
         content = [*visuals, {"type": "text", "text": question}]

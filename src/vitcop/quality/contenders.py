@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..costs.closed_forms import prefill_flops
 from ..costs.plan import Planner
+from ..environment import device_name, versions
 from ..errors import BudgetError, VitcopError
 from ..inputs.downsample import downsample
 from ..methods.random import Random
@@ -20,7 +21,7 @@ from ..selection.pruner import Positions, Pruner
 from .journal import Answered, Journal
 from .oracle import oracle_for
 from .reader import Reader
-from .results import BLIND, DENSE, DOWNSAMPLE, MAJORITY, ORACLE, RANDOM, Row
+from .results import BLIND, DENSE, DOWNSAMPLE, MAJORITY, ORACLE, RANDOM, Row, Setting
 from .suite import Case, Suite
 
 RANDOM_SEEDS = 5
@@ -63,7 +64,40 @@ class Contender:
         return method if self.positions is None else replace(method, positions=self.positions)
 
 
-def constant(method: Pruner) -> Callable[[Sequence[Case]], Pruner]:
+def planner_about(picture: Image.Image, reader: Reader[Any]) -> Planner:
+    """What prompts with pictures of this size, and a text of usual length, would cost under any method."""
+    width, height = picture.size
+    planner = Planner.of(reader.model.config, width=width, height=height, text_tokens=reader.text_tokens)
+    return _of_picture(planner, picture, reader)
+
+
+def depends_on_positions(planner: Planner, method: Pruners, retentions: Sequence[float]) -> bool:
+    """Whether a method drops tokens at the entrance, at one of the retentions, which may then be numbered anew."""
+    if planner.family.keeps_positions:
+        return False
+    for retention in retentions:
+        with suppress(VitcopError):
+            if planner.plan(method(retention)).visual_tokens[0] < planner.geometry.image.num_tokens:
+                return True
+    return False
+
+
+def setting_of(subject: Subject, planner: Planner, suite: str, seed: int, batch: int) -> Setting:
+    """What all answers of a run have in common, for the record."""
+    return Setting(
+        model=subject.name,
+        suite=suite,
+        seed=seed,
+        visual_tokens=planner.geometry.image.num_tokens,
+        layers=len(planner.family.layers),
+        dtype=str(subject.model.dtype).removeprefix("torch."),
+        device=device_name(subject.model.device),
+        batch=batch,
+        versions=versions(),
+    )
+
+
+def constant(method: Pruner) -> Callable[[Sequence[Any]], Pruner]:
     """The same method for every batch."""
     return lambda cases: method
 
@@ -75,10 +109,7 @@ class Contest:
         self.subject, self.suite = subject, suite
         self.reader = Reader(subject.model, subject.processor, suite.cases, batch)
         self.picture = suite.cases[0].picture()
-        width, height = self.picture.size
-        text = self.reader.text_tokens
-        planner = Planner.of(subject.model.config, width=width, height=height, text_tokens=text)
-        self.planner = self._of_picture(planner, self.picture)
+        self.planner = planner_about(self.picture, self.reader)
 
     def row(self, contender: Contender, retention: float, methods: Mapping[str, Pruners], journal: Journal) -> Row:
         """What the contender answers, or has answered before.
@@ -100,16 +131,6 @@ class Contest:
         answered = [self.reader.read(constant(method), journal)]
         return self._answered(str(contender), retention, answered, self._flops(method))
 
-    def depends_on_positions(self, method: Pruners, retentions: Sequence[float]) -> bool:
-        """Whether a method drops tokens at the entrance, at one of the retentions, which may then be numbered anew."""
-        if self.planner.family.keeps_positions:
-            return False
-        for retention in retentions:
-            with suppress(VitcopError):
-                if self.planner.plan(method(retention)).visual_tokens[0] < self.planner.geometry.image.num_tokens:
-                    return True
-        return False
-
     def floor(self, name: str, methods: Mapping[str, Pruners]) -> float | None:
         """The lowest retention that a method can reach here, by bisection; None if it reaches none."""
         if name not in methods:
@@ -121,10 +142,6 @@ class Contest:
             middle = (low * high) ** 0.5
             low, high = (low, middle) if self._reaches(methods[name], middle) else (middle, high)
         return high
-
-    def _of_picture(self, planner: Planner, picture: Image.Image) -> Planner:
-        size = Size(picture.height, picture.width)
-        return replace(planner, size=planner.family.encoded_size(size, self.reader.processed(picture)))
 
     def _reaches(self, method: Pruners, retention: float) -> bool:
         try:
@@ -171,7 +188,7 @@ class Contest:
 
     def _downsample(self, retention: float, journal: Journal) -> Row:
         smaller, share = downsample(self.picture, self.subject.processor, retention)
-        flops = self._of_picture(self.planner, smaller).plan(Random(retention=1.0)).flops.total
+        flops = _of_picture(self.planner, smaller, self.reader).plan(Random(retention=1.0)).flops.total
         return self._answered(DOWNSAMPLE, retention, [self.reader.read_resized(smaller.size, share, journal)], flops)
 
     def _answered(self, name: str, retention: float, answered: Sequence[Answered], flops: int) -> Row:
@@ -179,3 +196,8 @@ class Contest:
 
     def _flops(self, method: Pruner) -> int:
         return self.planner.plan(method).flops.total
+
+
+def _of_picture(planner: Planner, picture: Image.Image, reader: Reader[Any]) -> Planner:
+    size = Size(picture.height, picture.width)
+    return replace(planner, size=planner.family.encoded_size(size, reader.processed(picture)))

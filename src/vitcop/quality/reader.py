@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from PIL import Image
@@ -15,16 +15,40 @@ from ..engine import prune
 from ..inputs.prompts import prompt_about
 from ..selection.pruner import Pruner
 from .journal import Answered, Journal
-from .suite import Case
 
 MAX_NEW_TOKENS = 8
 
 
-class Reader:
-    """A model, its processor, and cases in batches, whose pictures are drawn and processed once."""
+@runtime_checkable
+class Asked(Protocol):
+    """A question about a picture."""
 
-    def __init__(self, model: Any, processor: Any, cases: Sequence[Case], batch: int) -> None:
-        self.model, self.processor, self.batch = model, processor, batch
+    @property
+    def question(self) -> str: ...
+
+    def picture(self) -> Image.Image: ...
+
+
+A = TypeVar("A", bound=Asked)
+
+
+def plain(answer: str) -> str:
+    """An answer as it is compared with others: in lower case, without a full stop."""
+    return answer.strip().lower().rstrip(".")
+
+
+class Reader(Generic[A]):
+    """A model, its processor, and cases in batches, whose pictures are drawn and processed once.
+
+    Args:
+        batch: prompts at a time.
+        max_new_tokens: after which an answer is cut off.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, cases: Sequence[A], batch: int, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> None:
+        self.model, self.processor, self.batch, self.max_new_tokens = model, processor, batch, max_new_tokens
         self.batches = [cases[first : first + batch] for first in range(0, len(cases), batch)]
         processor.tokenizer.padding_side = "left"
         self._inputs: list[Any] = []
@@ -37,7 +61,7 @@ class Reader:
         """What the processor makes of a prompt with this picture in place of the first case's."""
         return self._prompts(self.batches[0][:1], [picture])
 
-    def read(self, pruner_for: Callable[[Sequence[Case]], Pruner] | None, journal: Journal | None = None) -> Answered:
+    def read(self, pruner_for: Callable[[Sequence[A]], Pruner] | None, journal: Journal | None = None) -> Answered:
         """The answers, each batch under its pruner; None for the dense model."""
         if not self._inputs:
             self._inputs = [self._prompts(batch, [case.picture() for case in batch]) for batch in self.batches]
@@ -78,7 +102,7 @@ class Reader:
             [average for each in answered for average in each.averages],
         )
 
-    def _prompts(self, batch: Sequence[Case], pictures: list[Image.Image] | None) -> Any:
+    def _prompts(self, batch: Sequence[A], pictures: list[Image.Image] | None) -> Any:
         modality = None if pictures is None else "image"
         texts = [prompt_about(case.question, self.processor, modality) for case in batch]
         # Gemma 3 takes a flat list for the pictures of one prompt.
@@ -89,6 +113,6 @@ class Reader:
     def _generate(self, inputs: Any) -> Iterator[str]:
         # Of a copy, since `to` would move the original, and in the end all pictures of the suite would fill the GPU.
         inputs = BatchFeature(dict(inputs)).to(self.model.device, dtype=self.model.dtype)
-        tokens = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         texts = self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return (text.strip().lower().rstrip(".") for text in texts)
+        return map(plain, texts)

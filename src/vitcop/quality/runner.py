@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import torch
 
-from ..environment import device_name, versions
 from ..errors import BudgetError, VitcopError
 from ..methods import METHODS
 from ..methods.random import Random
 from ..records import taken
 from ..selection.pruner import Positions, Pruner
 from ..selection.registry import check
-from .contenders import Contender, Contest, Pruners, Subject
+from .contenders import Contender, Contest, Pruners, Subject, depends_on_positions, setting_of
+from .fingerprint import codes, file_name, fingerprint
 from .journal import Journal
-from .results import DENSE, DOWNSAMPLE, ONCE, ORACLE, RANDOM, Evaluation, Refusal, Row, Setting
+from .results import DENSE, DOWNSAMPLE, ONCE, ORACLE, RANDOM, Evaluation, Refusal, Row
 from .suite import Suite
 from .variants import VARIANTS
 
 RETENTIONS = (1, 1 / 3, 2 / 9, 1 / 9, 1 / 18, 1 / 36)
 ALWAYS = (RANDOM, "uniformgrid", "averagepool", DOWNSAMPLE, ORACLE)
 """In every table: what a method has to beat, and, in the oracle, what knowing where things are is worth."""
-COUNTED = ("*.py", "*.png", "*.jpg", "*.webp", "*.json")
-"""Files of vitcop that answers depend on."""
-UNCOUNTED = ("cli", "bench", "builtin", "lmms", "testbed")
-"""Parts of vitcop that no answer depends on."""
 
 Told = Callable[[str, int], None]
 """Is told what runs next, and how many there are in all."""
@@ -72,12 +65,12 @@ def evaluate(subject: Subject, suite: Suite, course: Course, told: Told, folder:
         VitcopError: a method is not known, the model cannot be pruned or answers nothing right, or the GPU runs out of
             memory.
     """
-    methods = {name: _pruners(name) for name in course.methods}
+    methods = {name: pruners_of(name) for name in course.methods}
     contest = Contest(subject, suite, course.batch)
     store = _Store(
-        folder and folder / _fingerprint(subject, suite, course.batch), _codes(course.methods) if folder else {}
+        folder and folder / fingerprint(subject, suite.cases, course.batch), codes(course.methods) if folder else {}
     )
-    methods |= {name: _pruners(name) for name in ALWAYS[:3]}
+    methods |= {name: pruners_of(name) for name in ALWAYS[:3]}
     todo = list(_todo(course, contest, methods | {ORACLE: Random}))
     rows: list[Row] = []
     refusals: list[Refusal] = []
@@ -93,14 +86,15 @@ def evaluate(subject: Subject, suite: Suite, course: Course, told: Told, folder:
             rows.append(result)
         else:
             refusals.append(result)
-    return Evaluation(_setting(contest), tuple(suite.cases), tuple(rows), tuple(refusals))
+    setting = setting_of(subject, contest.planner, suite.name, suite.seed, course.batch)
+    return Evaluation(setting, tuple(suite.cases), tuple(rows), tuple(refusals))
 
 
 def _todo(course: Course, contest: Contest, methods: Mapping[str, Pruners]) -> Iterator[tuple[Contender, float]]:
     contenders, retentions = [], [float(retention) for retention in course.retentions]
     for name in dict.fromkeys((*course.methods, *ALWAYS)):
         own = name in methods and name not in VARIANTS
-        free = own and contest.depends_on_positions(methods[name], retentions)
+        free = own and depends_on_positions(contest.planner, methods[name], retentions)
         contenders += [Contender(name, positions) for positions in (course.positions if free else (None,))]
     for name in ONCE:
         yield Contender(name), 1.0
@@ -109,22 +103,17 @@ def _todo(course: Course, contest: Contest, methods: Mapping[str, Pruners]) -> I
             yield contender, retention
 
 
-def _pruners(name: str) -> Pruners:
+def pruners_of(name: str) -> Pruners:
+    """A method, or one of `VARIANTS`, by the retention that is asked of it.
+
+    Raises:
+        VitcopError: there is none of this name.
+    """
     if name in VARIANTS:
         return VARIANTS[name]
     check(name, others=VARIANTS)
     kind = Pruner.named(name)
     return lambda retention: kind.from_dict({"method": name, "retention": retention})
-
-
-def _codes(methods: Iterable[str]) -> dict[str, str]:
-    """Tell apart the states of methods that are not vitcop's, whose code the fingerprint does not cover."""
-    kinds = {name: Pruner.named(name) for name in methods if name not in VARIANTS}
-    outside = {name: kind for name, kind in kinds.items() if kind.__module__.partition(".")[0] != "vitcop"}
-    try:
-        return {name: _digest(Path(inspect.getfile(kind)).read_bytes()) for name, kind in outside.items()}
-    except (OSError, TypeError) as error:
-        raise VitcopError(f"What is kept in a folder is told apart by files of methods: {error}.") from error
 
 
 def _ask(
@@ -171,41 +160,4 @@ class _Store:
 
     def _file(self, contender: Contender, retention: float) -> Path:
         assert self.folder is not None
-        own = f"-{self.codes[contender.name]}" if contender.name in self.codes else ""
-        return self.folder / f"{quote(str(contender).replace(' ', '-'), safe='')}{own}-{retention!r}.json"
-
-
-def _fingerprint(subject: Subject, suite: Suite, batch: int) -> str:
-    """Tells apart what can give other answers: weights, where and how they run, questions, and the code between."""
-    model, processor = subject.model, subject.processor
-    ran = versions(), device_name(model.device), model.dtype, model.config._attn_implementation, batch
-    said = repr(processor), processor.chat_template, model.generation_config.to_diff_dict()
-    digest = hashlib.sha256(repr((ran, said)).encode())
-    for name, weight in model.named_parameters():
-        digest.update(f"{name} {weight.double().sum().item()} {weight.double().norm().item()}".encode())
-    for case in suite.cases:
-        digest.update(repr(case).encode())
-    package = Path(__file__).parent.parent
-    for file in sorted(file for kind in COUNTED for file in package.rglob(kind)):
-        if file.relative_to(package).parts[0] not in UNCOUNTED:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _digest(code: bytes) -> str:
-    return hashlib.sha256(code).hexdigest()[:16]
-
-
-def _setting(contest: Contest) -> Setting:
-    model, device = contest.subject.model, contest.subject.model.device
-    return Setting(
-        model=contest.subject.name,
-        suite=contest.suite.name,
-        seed=contest.suite.seed,
-        visual_tokens=contest.planner.geometry.image.num_tokens,
-        layers=len(contest.planner.family.layers),
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=device_name(device),
-        batch=contest.reader.batch,
-        versions=versions(),
-    )
+        return self.folder / f"{file_name(contender, retention, self.codes)}.json"
