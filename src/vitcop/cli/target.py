@@ -13,7 +13,7 @@ from .choice import SHAPES, import_methods, read_methods, read_positions
 from .common import BATCH, MAX_NEW_TOKENS, CountingBar, load, progress_bars, resumable, title_of
 from .outputs import check_file, deliver, make_folder
 
-CANDIDATES = "vitcop,visionzip,cdpruner,pyramiddrop"
+CANDIDATES = "vitcop,census,visionzip,cdpruner,pyramiddrop"
 """As in `quality.plan`, whose import takes seconds."""
 
 
