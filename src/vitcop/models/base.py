@@ -18,7 +18,7 @@ from ..errors import UnsupportedModelError, VitcopError
 from ..selection.tokens import SALIENCY, EncoderSignal
 from .encoders import Patches, Watched
 from .geometry import Geometry, Size
-from .grids import Grids, Shape, patch_numbers
+from .grids import Grids
 
 Call = dict[str, Any]
 """The arguments of a call, all by name."""
@@ -81,19 +81,6 @@ class Observation:
     def placeholders(self) -> tuple[int, ...]:
         """Placeholders per image, separators included."""
         return tuple(image.placeholders for image in self.images)
-
-    @staticmethod
-    def of(patches: Patches, images: Sequence[Sequence[Shape]], side: int = 1) -> Observation:
-        """Images whose patches stand row by row, grid after grid.
-
-        Args:
-            images: of each image the rows and columns of its grids, in patches.
-            side: rows and columns of patches that become one visual token.
-        """
-        if side > 1:
-            patches = patches.mean(patch_numbers([shape for image in images for shape in image], side))
-        grids = tuple(Grids.full(*((rows // side, columns // side) for rows, columns in image)) for image in images)
-        return Observation(grids, patches)
 
     @staticmethod
     def concatenate(parts: Sequence[Observation]) -> Observation:
@@ -252,7 +239,7 @@ class ModelFamily(ABC):
             )
 
     def check_encoding(self, call: Call) -> None:  # noqa: B027 - most families have nothing to refuse
-        """Raise if this call of `get_image_features` or the like asks for features that `observe` does not see."""
+        """Raise if this call of `get_image_features` or the like asks for features that `shown` does not see."""
 
     @abstractmethod
     def encoder_attention(self, modality: str, depth: float) -> nn.Module:
@@ -262,14 +249,29 @@ class ModelFamily(ABC):
         """
 
     @abstractmethod
-    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
-        """What one layer of the encoder shows of every visual token.
+    def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
+        """The grids of each image or video of a call of the encoder, known from the sizes in it before it runs.
 
         Args:
             modality: "image" or "video".
             call: arguments of `get_image_features` or `get_video_features`.
-            watched: the attention of that layer in this call.
         """
+
+    @abstractmethod
+    def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
+        """What one layer of the encoder shows of every visual token, in the order of their placeholders.
+
+        Args:
+            modality, call: as of `grids`.
+            watched: the attention of that layer in this call.
+
+        Raises:
+            UnsupportedModelError: the encoder ran on other pictures than the sizes say.
+        """
+
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
+        """The grids of a call of the encoder, and what one of its layers shows of them; arguments as of `shown`."""
+        return Observation(self.grids(modality, call), self.shown(modality, call, watched))
 
     @property
     @abstractmethod

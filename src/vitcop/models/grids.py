@@ -97,6 +97,16 @@ class Grids:
         return Grids(shapes, torch.cat(segments), torch.cat([part.places for part in parts]))
 
 
+def merged_grids(images: Sequence[Sequence[Shape]], side: int = 1) -> tuple[Grids, ...]:
+    """The grids of images of whose patches each `side` x `side` become one visual token.
+
+    Args:
+        images: of each image the rows and columns of its grids, in patches; what does not fill a block is left out.
+        side: rows and columns of patches that become one visual token.
+    """
+    return tuple(Grids.full(*((rows // side, columns // side) for rows, columns in image)) for image in images)
+
+
 def check_cells(count: int) -> None:
     """Raise before memory is taken for grids that no model could have."""
     if count > MOST_CELLS:
