@@ -136,11 +136,11 @@ class StageSource(Source):
 
     def keys(self, rows: Tensor, slots: Tensor) -> Tensor:
         if self.cached_keys is None:
-            return self._observed(self.observation.keys, rows)
+            return self.observation.keys_of(rows)
         return self._cached(slots)
 
     def encoder_signal(self, signal: EncoderSignal, rows: Tensor) -> Tensor:
-        return self._observed(self.observation.signal(signal), rows)
+        return self.observation.signal_of(signal, rows)
 
     def queries_ahead(self, layer: int, slots: Tensor) -> Tensor:
         return layer_queries(self._known(layer), self.hidden_states(slots)[None], None, {})[0]
@@ -252,7 +252,3 @@ class StageSource(Source):
     def _cached(self, slots: Tensor) -> Tensor:
         assert self.cached_keys is not None
         return self.cached_keys[slots // self.layout.width, :, slots % self.layout.width]
-
-    def _observed(self, values: Tensor, rows: Tensor) -> Tensor:
-        values = values.to(rows.device)
-        return values if len(rows) == len(values) else values[rows]  # rows ascend: as many as there are is all of them

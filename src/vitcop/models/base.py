@@ -63,6 +63,14 @@ class Observation:
             )
         return self._checked(self.signals[signal]).saliency
 
+    def keys_of(self, rows: Int[Tensor, " some"]) -> Float[Tensor, "some heads head_dim"]:
+        """`keys` of some visual tokens, whose numbers ascend."""
+        return _rows(self.keys, rows)
+
+    def signal_of(self, signal: EncoderSignal, rows: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        """`signal` of some visual tokens, whose numbers ascend."""
+        return _rows(self.signal(signal), rows)
+
     def _checked(self, patches: Patches) -> Patches:
         if len(patches.saliency) != sum(self.lengths):
             raise UnsupportedModelError(
@@ -104,6 +112,11 @@ class Observation:
             patches=self.patches.take(rows),
             signals={signal: patches.take(rows) for signal, patches in self.signals.items()},
         )
+
+
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    values = values.to(rows.device)
+    return values if len(rows) == len(values) else values[rows]  # rows ascend: as many as there are is all of them
 
 
 @dataclass(frozen=True)
