@@ -9,6 +9,7 @@ from tiny import FAMILIES, LLAVA, METHODS, ONE_IMAGE, READING_TEXT, batch, ragge
 
 import vitcop
 from vitcop.engine.prefill import Prefill
+from vitcop.engine.probe import probed_keys
 from vitcop.entrance import check_entrance, placeholders_left, prune_features
 from vitcop.models import family_of
 
@@ -51,7 +52,7 @@ def test_images_by_themselves_are_left_what_enters_the_decoder(name, entered):
             model(**inputs)
         observation, places = observed(entered)
         features = [entered["before"][own] for own in places]
-        left = prune_features(method, known, observation, features)
+        left = prune_features(method, known, observation, features, probe=partial(probed_keys, known))
         assert [len(image.features) for image in left] == list(placeholders_left(method, known, observation.images))
 
         columns = pruning.report.positions_at(0)
@@ -66,11 +67,18 @@ def test_images_by_themselves_are_left_what_enters_the_decoder(name, entered):
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_looks_at_is_found_out_before_there_is_an_image(name):
     if name in ALONE:
-        check_entrance(METHODS[name])
+        check_entrance(METHODS[name], probe=True)
         return
     reason = "prunes before" if list(METHODS[name].budgets(576, 32)) != [0] else "to look at|calibrate"
     with pytest.raises(vitcop.UnsupportedModelError, match=reason):
-        check_entrance(METHODS[name])
+        check_entrance(METHODS[name], probe=True)
+
+
+def test_a_probe_is_needed_where_keys_are_not_normalised():
+    method = METHODS["earlyvitcop"]
+    check_entrance(method, normalised_keys=True)
+    with pytest.raises(vitcop.UnsupportedModelError, match="no decoder layer to look at"):
+        check_entrance(method)
 
 
 NOT_THERE = {
@@ -78,6 +86,7 @@ NOT_THERE = {
     "attention": lambda tokens: tokens.attention(),
     "queries ahead": lambda tokens: tokens.queries_ahead(tokens.slots),
     "keys ahead": lambda tokens: tokens.keys_ahead(tokens.slots),
+    "probed keys": lambda tokens: tokens.probed_keys(2),
     "rotary": lambda tokens: tokens.without_rotary(tokens.keys, tokens.slots),
     "norm": lambda tokens: tokens.final_norm(tokens.hidden_states),
 }

@@ -6,7 +6,7 @@ prompt, a decoder or a KV cache, as by a server: `prune_features`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -77,6 +77,10 @@ def schedules(
     return [found[n] for n in lengths]
 
 
+Probe = Callable[[VisualTokens, Float[Tensor, "visual hidden"], int], Float[Tensor, "visual heads head_dim"]]
+"""What `VisualTokens.probed_keys` gives, from a table, what enters the decoder of its tokens, and the layer."""
+
+
 @dataclass(frozen=True, eq=False)
 class EntranceSource(Source):
     """Images by themselves; see `selection.tokens.Source`. What is not there raises when it is read.
@@ -85,11 +89,13 @@ class EntranceSource(Source):
         observation: what the vision encoder showed of them.
         features: one row per placeholder, image after image.
         visual: which of these are visual tokens.
+        probe: runs decoder layers over images by themselves; None where there is no decoder at hand.
     """
 
     observation: Observation
     features: Float[Tensor, "placeholders hidden"]
     visual: Int[Tensor, " entered"]
+    probe: Probe | None = None
 
     def hidden_states(self, slots: Tensor) -> Tensor:
         return self.features[slots]
@@ -114,6 +120,11 @@ class EntranceSource(Source):
 
     def keys_ahead(self, layer: int, slots: Tensor) -> Tensor:
         _refuse("decoder layer")
+
+    def probed_keys(self, tokens: VisualTokens, layer: int) -> Tensor:
+        if self.probe is None:
+            _refuse("decoder layer")
+        return self.probe(tokens, self.hidden_states(tokens.slots), layer)
 
     def without_rotary(self, keys: Tensor, slots: Tensor) -> Tensor:
         _refuse("rotary embedding")
@@ -158,6 +169,7 @@ def prune_features(
     features: Sequence[Float[Tensor, "_placeholders hidden"]],
     *,
     small_images: SmallImages = "floor",
+    probe: Probe | None = None,
 ) -> list[PrunedFeatures]:
     """What a method leaves of images that are encoded by themselves: the rows that it would let enter the decoder.
 
@@ -169,6 +181,7 @@ def prune_features(
         observation: what the vision encoder showed of the images; of a method's `encoder_signals` as well.
         features: of each image, as the projector made them, one row per placeholder.
         small_images: as in `vitcop.prune`.
+        probe: as of `EntranceSource`, for methods that ask for it.
 
     Raises:
         UnsupportedModelError: the method looks at text or at the decoder, or does more than choose at the entrance.
@@ -192,7 +205,7 @@ def prune_features(
     tokens = entering_tokens(
         images,
         visual,
-        source=EntranceSource(observation, table, visual),
+        source=EntranceSource(observation, table, visual, probe),
         key_cutoff=family.key_cutoff,
         normalised_keys=family.normalises_keys,
     )
@@ -208,7 +221,9 @@ def prune_features(
     return [PrunedFeatures(*image) for image in zip(rows.split(left), numbers.split(left), strict=True)]
 
 
-def check_entrance(method: Pruner, *, num_layers: int = LITERATURE_LAYERS, normalised_keys: bool = False) -> None:
+def check_entrance(
+    method: Pruner, *, num_layers: int = LITERATURE_LAYERS, normalised_keys: bool = False, probe: bool = False
+) -> None:
     """Raise what `prune_features` would, before there is an image: for a server, which has to refuse when it starts.
 
     What a method looks at is not what it says, but what it does: it chooses once among made-up tokens.
@@ -216,6 +231,7 @@ def check_entrance(method: Pruner, *, num_layers: int = LITERATURE_LAYERS, norma
     Args:
         num_layers: of the decoder.
         normalised_keys: whether the decoder normalises its keys.
+        probe: whether there will be one.
 
     Raises:
         UnsupportedModelError: the method looks at text or at the decoder, or does more than choose at the entrance.
@@ -233,7 +249,11 @@ def check_entrance(method: Pruner, *, num_layers: int = LITERATURE_LAYERS, norma
     patches = Patches(lambda: (made_up(2, 4), made_up()))
     observation = Observation((image,), patches, dict.fromkeys(method.encoder_signals, patches))
     rows = torch.arange(count, device="cpu")
-    source = EntranceSource(observation, made_up(8), rows)
+
+    def keys(tokens: VisualTokens, features: Tensor, layer: int) -> Tensor:
+        return made_up(2, 4)[tokens.rows]
+
+    source = EntranceSource(observation, made_up(8), rows, keys if probe else None)
     tokens = entering_tokens([image], rows, source=source, normalised_keys=normalised_keys)
     choose(method, tokens, (min(budgets[0], count - 1),))
 

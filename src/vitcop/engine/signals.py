@@ -20,6 +20,7 @@ from ..ops.segments import segment_ids, upload
 from ..selection.tokens import EncoderSignal, Source, TextTokens, VisualTokens
 from .layout import Layout
 from .placement import Placeholders
+from .probe import probed_keys
 
 # Values of the largest temporary of several softmax rows: 64 MiB in float32.
 _BLOCK_VALUES = 2**24
@@ -147,6 +148,13 @@ class StageSource(Source):
 
     def keys_ahead(self, layer: int, slots: Tensor) -> Tensor:
         return layer_keys(self._known(layer), self.hidden_states(slots)[None], None, {})[0]
+
+    def probed_keys(self, tokens: VisualTokens, layer: int) -> Tensor:
+        if self.cached_keys is not None:
+            raise VitcopError(
+                "Images are run by themselves at the entrance alone; later stages have keys of the prompt."
+            )
+        return probed_keys(self.family, tokens, self.hidden_states(tokens.slots), layer)
 
     def without_rotary(self, keys: Tensor, slots: Tensor) -> Tensor:
         previous = self._checked_previous

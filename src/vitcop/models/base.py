@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError, VitcopError
-from ..selection.tokens import SALIENCY, EncoderSignal
+from ..ops.segments import segment_ids, starts_of
+from ..selection.tokens import SALIENCY, EncoderSignal, VisualTokens
 from .encoders import Patches, Watched
 from .geometry import Geometry, Size
 from .grids import Grids
@@ -318,6 +319,12 @@ class ModelFamily(ABC):
             lengths: placeholders of each image.
         """
         return [False] * len(starts)
+
+    def positions_alone(self, tokens: VisualTokens) -> Int[Tensor, "visual *axes"]:
+        """Rotary positions of visual tokens, from 0 in each image by itself; with axes where a token has several."""
+        lengths, device = tokens.lengths, tokens.rows.device
+        number = torch.arange(sum(lengths), device=device)
+        return number - starts_of(lengths, device)[segment_ids(lengths, device)]
 
     def attention_blocks(self, call: Call) -> Int[Tensor, "batch seq"] | None:
         """For decoders in which tokens of one block see each other both ways: the block of each token, -1 for none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Int
@@ -11,6 +12,8 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from ..errors import UnsupportedModelError
+from ..ops.segments import upload
+from ..selection.tokens import VisualTokens
 from .base import Call, Description, ModelFamily, VisionModules
 from .encoders import FUSED, Patches, Watched, with_rotary
 from .geometry import Geometry, Size
@@ -55,6 +58,12 @@ class Qwen2VL(ModelFamily):
         if self._window is not None:
             place = _places_in_windows([(rows // side, columns // side) for rows, columns in shapes], self._window)
         return patches.mean(place[:, None] * side**2 + torch.arange(side**2, device="cpu"))
+
+    def positions_alone(self, tokens: VisualTokens) -> Int[Tensor, "visual 3"]:
+        """Frame, row and column of each token. Frames are one apart, however much time lies between them."""
+        frames = [0, *accumulate(map(len, tokens.segment_sizes))]
+        frame = tokens.segments - upload(frames[:-1], tokens.rows.device)[tokens.images]
+        return torch.cat([frame[:, None], tokens.cells], 1)
 
     @property
     def default_size(self) -> Size:
