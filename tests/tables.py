@@ -23,6 +23,7 @@ class Columns(Source):
     embedded: Tensor | None = field(default=None)
     asking: Tensor | None = None
     offered: Tensor | None = None
+    probed: Tensor | None = None
 
     def hidden_states(self, slots):
         return self.states[slots]
@@ -47,6 +48,9 @@ class Columns(Source):
 
     def keys_ahead(self, layer, slots):
         return self.offered[slots]
+
+    def probed_keys(self, tokens, layer):
+        return self.probed[tokens.rows]
 
     def without_rotary(self, keys, slots):
         return keys

@@ -115,6 +115,7 @@ METHODS = (
     | {name: method(retention=0.5) for name, method in vitcop.METHODS.items()}
     | {
         "vitcop": vitcop.ViTCoP(retention=0.3),
+        "earlyvitcop": vitcop.EarlyViTCoP(retention=0.3),
         "vitcop_last_query": vitcop.ViTCoP(retention=0.3, deep_signal="last_query"),
         "vitcop_calibrated": vitcop.ViTCoP(retention=0.3, deep_signal="last_query", calibrate="size"),
         "visionzip_calibrated": vitcop.VisionZip(retention=0.5, calibrate="size"),

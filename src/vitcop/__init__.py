@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .methods.dart import DART
     from .methods.deft import DeFT
     from .methods.divprune import DivPrune
+    from .methods.earlyvitcop import EarlyViTCoP
     from .methods.fastv import FastV
     from .methods.hawk import HAWK
     from .methods.hiprune import HiPrune
@@ -56,6 +57,7 @@ __all__ = [
     "DeFT",
     "Description",
     "DivPrune",
+    "EarlyViTCoP",
     "EncoderSignal",
     "EntrancePruner",
     "FastV",
@@ -111,6 +113,7 @@ _HOMES = {
         "DART",
         "DeFT",
         "DivPrune",
+        "EarlyViTCoP",
         "FastV",
         "HAWK",
         "HiPrune",

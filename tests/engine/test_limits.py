@@ -376,17 +376,19 @@ def test_lora_works(model, inputs):
         assert pruning.report.stages[0].kept() == kept
 
 
+@pytest.mark.parametrize("method", [VITCOP, vitcop.EarlyViTCoP(0.3)], ids=lambda method: method.name)
 @pytest.mark.parametrize("how", ["device_map", "cpu_offload"])
-def test_weights_that_move_work(model, how):
+def test_weights_that_move_work(model, how, method):
+    """Also where layers are run by a method that probes them."""
     inputs = batch(RAGGED)
-    with torch.no_grad(), vitcop.prune(model, VITCOP):
+    with torch.no_grad(), vitcop.prune(model, method):
         expected = model.generate(**inputs, **GREEDY)
     moved = LLAVA.model()
     if how == "device_map":
         moved = dispatch_model(moved, {"": "cpu"}, force_hooks=True)
     else:
         moved = cpu_offload(moved, torch.device("cpu"))
-    with torch.no_grad(), vitcop.prune(moved, VITCOP):
+    with torch.no_grad(), vitcop.prune(moved, method):
         assert torch.equal(moved.generate(**inputs, **GREEDY), expected)
 
 

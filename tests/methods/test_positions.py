@@ -12,7 +12,7 @@ from vitcop.engine.positions import count_positions
 
 COMPACT = {
     *("vitcop", "visionzip", "divprune", "cdpruner", "hiprune", "vispruner", "vscan", "mmtok"),
-    *("scope", "score", "uniformgrid", "averagepool"),
+    *("scope", "score", "uniformgrid", "averagepool", "earlyvitcop"),
 }
 LATER = {"fastv", "pyramiddrop", "sparsevlm", "dart", "knorm"}
 """Drop nothing at the entrance."""
@@ -35,7 +35,7 @@ def test_what_enters_is_numbered_as_the_setting_says(name, positions):
     for row, own in enumerate(columns):
         real = own >= 0
         expected = places[row, own[real]] if positions == "keep" else torch.arange(int(real.sum()))
-        assert torch.equal(seen[0][row, real], expected)
+        assert torch.equal(seen[-1][row, real], expected)  # what is turned before is no prompt, but a probe
     assert ((columns >= 0).sum() == inputs["attention_mask"].sum()) == (name in LATER)
 
 

@@ -95,6 +95,22 @@ def test_values_out_of_range_raise(bad):
         vitcop.ViTCoP(**bad)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [{"vision_retention": 0.0}, {"centre_fraction": 1.5}, {"shallow_layer": 1}, {"cutoff": -1.0}, {"radius": -0.1}],
+    ids=str,
+)
+def test_values_out_of_range_raise_before_the_decoder(bad):
+    with pytest.raises(vitcop.BudgetError):
+        vitcop.EarlyViTCoP(**bad)
+
+
+def test_a_probe_beyond_the_last_layer_raises():
+    assert vitcop.EarlyViTCoP(0.5, shallow_layer=8).budgets(36, 8) == {0: 18}
+    with pytest.raises(vitcop.BudgetError, match="shallow_layer <= 8"):
+        vitcop.EarlyViTCoP(0.5, shallow_layer=9).budgets(36, 8)
+
+
 def clustered(norms, clusters, hidden=None, **fields):
     """A one-image table in stage 2 whose key norms are `norms`."""
     n = len(norms)

@@ -3,7 +3,7 @@
 import gc
 import re
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -12,7 +12,9 @@ from tiny import FAMILIES, GREEDY, KEEP_ONLY, METHODS, ONE_IMAGE, Prompt, ThreeS
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitcop
+from vitcop.engine.hooks import Pruning
 from vitcop.models import FAMILIES as KNOWN
+from vitcop.models import family_of
 
 VITCOP = METHODS["vitcop"]
 MERGING = ("vitcop", "three_stages_compact")
@@ -217,6 +219,53 @@ def test_methods_are_told_what_the_family_knows(name):
     kinds = [image["modality"] for image in images]
     assert kinds == ["image"] * kinds.count("image") + ["video"] * kinds.count("video")
     assert set(kinds) == set(family.kinds)
+
+
+def encoded(family, model, monkeypatch):
+    """A batch of all that a family takes, and of each call of its encoder the modality, the arguments, the attention
+    that is observed, and the observation.
+    """
+    inputs, calls, observe = batch(ragged(family), family=family), [], Pruning._observe
+
+    def spy(self, modality, call, watched):
+        observation = observe(self, modality, call, watched)
+        calls.append((modality, call, watched[self._watched[modality][0]], observation))
+        return observation
+
+    monkeypatch.setattr(Pruning, "_observe", spy)
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        model(**inputs)
+    return inputs, calls
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_grids_are_known_before_the_encoder_runs(name, monkeypatch):
+    """From sizes alone, except where tiles of zeros are no pictures."""
+    family, needs_pixels = FAMILIES[name], name in ("idefics3", "smolvlm")
+    model = family.model()
+    inputs, calls = encoded(family, model, monkeypatch)
+    if not needs_pixels:
+        inputs = {key: value.to("meta") if key.startswith("pixel_values") else value for key, value in inputs.items()}
+    for modality, _, _, observation in calls:
+        before = family_of(model).grids(modality, inputs)
+        assert len(before) == len(observation.images)
+        for grids, seen in zip(before, observation.images, strict=True):
+            assert grids.shapes == seen.shapes
+            assert torch.equal(grids.segments, seen.segments) and torch.equal(grids.places, seen.places)
+        placeholder = getattr(model.config, f"{modality}_token_id")
+        assert sum(grids.placeholders for grids in before) == (inputs["input_ids"] == placeholder).sum()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_encoder_that_ran_on_more_than_the_sizes_say_raises(name, monkeypatch):
+    """As on tiles that pad a picture to as many as another has: what shows which patch would be shifted."""
+    family = FAMILIES[name]
+    model = family.model()
+    for modality, call, watched, _ in encoded(family, model, monkeypatch)[1]:
+        axis = 1 if "pixtral" in name or name == "mistral3" else 0  # all patches stand in one row
+        padded = {made: torch.cat([values, values], axis) for made, values in watched.projected.items()}
+        with pytest.raises(vitcop.UnsupportedModelError, match="encoder ran on"):
+            family_of(model).observe(modality, call, replace(watched, projected=padded))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

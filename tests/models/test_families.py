@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import vitcop
 from docs.models_page import page
 from vitcop.models import FAMILIES as KNOWN
-from vitcop.models import Description, Encoder, Geometry, Observation, TowerFamily, family_of
+from vitcop.models import Description, Encoder, Geometry, Grids, TowerFamily, family_of
 
 
 def test_the_table_is_up_to_date():
@@ -101,8 +101,11 @@ class Mine(TowerFamily):
     encoders: ClassVar = {"clip_vision_model": Encoder("encoder.layers", "self_attn", has_cls=True)}
     described = Description(saliency="attention of [CLS]")
 
-    def observe(self, modality, call, watched):
-        return Observation.of(self.patches(watched), [[(6, 6)]] * len(call["pixel_values"]))
+    def grids(self, modality, call):
+        return (Grids.full((6, 6)),) * len(call["pixel_values"])
+
+    def shown(self, modality, call, watched):
+        return self.patches(watched, len(call["pixel_values"]))
 
     def geometry(self, size):
         return Geometry.of([(6, 6)], cls=True)

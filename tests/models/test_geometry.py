@@ -66,6 +66,18 @@ def test_cells_are_whole_again_in_grids_of_any_size():
         assert tokens.cells[:, 0].tolist() == list(range(rows))
 
 
+def test_the_default_type_changes_no_place():
+    """It is bfloat16 while servers load a model, whose grids are remembered."""
+    expected = Grids.full((41, 3)).places
+    Grids.full.cache_clear()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(Grids.join([Grids.full((41, 3)), Grids.separator()]).places[:-1], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        Grids.full.cache_clear()
+
+
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_painting_changes_the_tokens_whose_place_it_is(name, kind):
     """The lower left quarter of one grid after another: window order, merging, tiles, frames and unpadding."""

@@ -62,7 +62,7 @@ from typer.testing import CliRunner
 import vitcop, vitcop.lmms.manifests
 from vitcop import cli
 
-assert list(vitcop.METHODS)[:2] == ["vitcop", "census"] and "dart" in vitcop.METHODS
+assert list(vitcop.METHODS)[:2] == ["vitcop", "earlyvitcop"] and "dart" in vitcop.METHODS
 assert "salientclusters" in vitcop.methods.STAGES and "FastV" in vitcop.methods.__all__
 for words, said in [
     ("run --method vitcp", "'vitcop'"),

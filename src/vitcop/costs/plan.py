@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..errors import BudgetError, UnsupportedModelError, VitcopError, reason
 from ..models import Geometry, ModelFamily, Size, family_of, known_family
 from ..selection.pruner import Pruner, SmallImages, checked_budgets
 from ..selection.stage_shape import StageShape
-from .closed_forms import VisionCost, decoder_widths, kv_cache_bytes, prefill_flops, vision_cost
+from .closed_forms import VisionCost, decoder_widths, kv_cache_bytes, layer_flops, prefill_flops, vision_cost
 
 TEXT_TOKENS = 64
 LONGEST_SIDE, MOST_FRAMES, MOST_TEXT, MOST_LAYERS = 100_000, 10_000, 10_000_000, 1000
@@ -319,6 +319,8 @@ class Planner:
                     ahead_key_width=keys,
                     saliency=self._vision.saliency,
                     received=self._vision.received,
+                    decoder_layer=partial(layer_flops, config),
+                    normalised_keys=self.family.normalises_keys,
                 )
             )
             for number, (layer, (before, after)) in enumerate(zip(stages, pairwise(counts), strict=True))

@@ -380,7 +380,7 @@ class Pruning:
         signals = {}
         for signal, module in zip(self._signals, others, strict=True):
             seen = replace(watched[module], received=signal.received)
-            signals[signal] = self._family.observe(modality, call, seen).patches
+            signals[signal] = self._family.shown(modality, call, seen)
         return replace(observation, signals=signals)
 
     def _enter(

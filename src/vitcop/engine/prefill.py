@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..entrance import schedules
 from ..models import ModelFamily, Observation
 from ..models.base import Call
 from ..report import Report
-from ..selection.pruner import Pruner, SmallImages, checked_budgets
+from ..selection.pruner import Pruner, SmallImages
 from .forward import Forward
 from .placement import Placeholders, place_images
 from .signals import Prompts
@@ -45,10 +46,7 @@ class Prefill(Forward):
         family, embeddings = self.family, kwargs["inputs_embeds"]
         placed = place_images(family, self.prompts, self.placeholders, self.observations)
         lengths = placed.observation.lengths
-        schedules = {
-            n: checked_budgets(self.method, n, len(family.layers), family.first_stage_layer, self.small_images)
-            for n in set(lengths)
-        }
+        schedule = schedules(self.method, family, lengths, self.small_images)
         prompts = Prompts(
             embeddings=embeddings,
             visual=placed.slots.to(embeddings.device),
@@ -56,7 +54,6 @@ class Prefill(Forward):
             rows=placed.rows,
             placeholders=self.placeholders,
         )
-        schedule = [schedules[n] for n in lengths]
         self.stages = Stages(family, self.method, prompts, placed, schedule, self.blocks)
         return self.stages.enter(kwargs)
 

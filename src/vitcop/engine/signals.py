@@ -20,6 +20,7 @@ from ..ops.segments import segment_ids, upload
 from ..selection.tokens import EncoderSignal, Source, TextTokens, VisualTokens
 from .layout import Layout
 from .placement import Placeholders
+from .probe import probed_keys
 
 # Values of the largest temporary of several softmax rows: 64 MiB in float32.
 _BLOCK_VALUES = 2**24
@@ -136,17 +137,24 @@ class StageSource(Source):
 
     def keys(self, rows: Tensor, slots: Tensor) -> Tensor:
         if self.cached_keys is None:
-            return self._observed(self.observation.keys, rows)
+            return self.observation.keys_of(rows)
         return self._cached(slots)
 
     def encoder_signal(self, signal: EncoderSignal, rows: Tensor) -> Tensor:
-        return self._observed(self.observation.signal(signal), rows)
+        return self.observation.signal_of(signal, rows)
 
     def queries_ahead(self, layer: int, slots: Tensor) -> Tensor:
         return layer_queries(self._known(layer), self.hidden_states(slots)[None], None, {})[0]
 
     def keys_ahead(self, layer: int, slots: Tensor) -> Tensor:
         return layer_keys(self._known(layer), self.hidden_states(slots)[None], None, {})[0]
+
+    def probed_keys(self, tokens: VisualTokens, layer: int) -> Tensor:
+        if self.cached_keys is not None:
+            raise VitcopError(
+                "Images are run by themselves at the entrance alone; later stages have keys of the prompt."
+            )
+        return probed_keys(self.family, tokens, self.hidden_states(tokens.slots), layer)
 
     def without_rotary(self, keys: Tensor, slots: Tensor) -> Tensor:
         previous = self._checked_previous
@@ -252,7 +260,3 @@ class StageSource(Source):
     def _cached(self, slots: Tensor) -> Tensor:
         assert self.cached_keys is not None
         return self.cached_keys[slots // self.layout.width, :, slots % self.layout.width]
-
-    def _observed(self, values: Tensor, rows: Tensor) -> Tensor:
-        values = values.to(rows.device)
-        return values if len(rows) == len(values) else values[rows]  # rows ascend: as many as there are is all of them

@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
-from ..errors import UnsupportedModelError, VitcopError
+from ..entrance import entering_tokens
+from ..errors import UnsupportedModelError
 from ..models import ModelFamily
 from ..models.base import Call
 from ..models.decoder import Rotary, keep_projected, refuse_rows
-from ..models.grids import Grids
 from ..ops.gather import gather_slots
 from ..report import Report, StageReport
+from ..selection.choice import choose, refuse_choice
 from ..selection.pruner import Pruner
-from ..selection.tokens import Entrance, Selection, VisualTokens, merge_counts, merge_hidden_states
+from ..selection.tokens import Selection, VisualTokens, merge_counts, merge_hidden_states
 from .cache import PrunedCache, Request, adopt, cache_in
 from .layout import Layout
 from .masks import entering_mask, layer_mask
@@ -62,7 +63,12 @@ class Stages:
         self.schedule, lengths = schedule, prompts.lengths
         dropping = any(min(budgets.values()) < n for budgets, n in zip(schedule, lengths, strict=True))
         self.layers = sorted({layer for budgets in schedule for layer in budgets}) if dropping else []
-        self.tokens = _table(family, prompts, placed)
+        self.tokens = entering_tokens(
+            placed.observation.images,
+            prompts.visual,
+            key_cutoff=family.key_cutoff,
+            normalised_keys=family.normalises_keys,
+        )
         self.layout = _whole(prompts)
         self.layouts, self.row_lengths = {0: self.layout}, {0: prompts.placeholders.prompt_lengths}
         self.entered: Tensor | None = None
@@ -141,10 +147,8 @@ class Stages:
         if not known:
             refuse_rows(self.family.decoder.config)
         if not valid:
-            raise VitcopError(
-                f"{self.method.name} made a selection that is not valid: keep must be ascending rows, as many of each "
-                f"image as its budget says, and merge must name slots of the same image, or be -1.{self._hint()}"
-            )
+            embeddings = self.prompts.embeddings.flatten(0, 1)
+            refuse_choice(self.method, embeddings[self.prompts.visual], self.prompts.lengths)
 
     def report(self) -> Report:
         return Report(
@@ -160,12 +164,6 @@ class Stages:
             decoder_config=self.family.decoder.config,
             bytes_per_value=self.prompts.embeddings.element_size(),
         )
-
-    def _hint(self) -> str:
-        """What may be behind a wrong selection, besides the method."""
-        features = self.prompts.embeddings.flatten(0, 1)[self.prompts.visual].split(self.prompts.lengths)
-        broken = [str(image) for image, values in enumerate(features) if not values.isfinite().all()]
-        return f" The features of image {', '.join(broken)} of the batch are not finite." if broken else ""
 
     def _source(self, hidden_states: Tensor) -> StageSource:
         """What methods may see at the entrance."""
@@ -196,11 +194,7 @@ class Stages:
         """Select, merge and repack. Returns the new hidden states and the slots they gather, None if all stayed."""
         tokens = replace(self.tokens, layer=layer, stage=self.layers.index(layer), source=source)
         budget = tuple(b.get(layer, n) for b, n in zip(self.schedule, tokens.lengths, strict=True))
-        with torch.no_grad():
-            selection = self.method.select(tokens, budget)
-        if not isinstance(selection, Selection) or selection.reduction not in ("mean", "add_mean"):
-            raise VitcopError("select must return a Selection, whose reduction is 'mean' or 'add_mean'.")
-        selection.check_shapes(sum(tokens.lengths), sum(budget))
+        selection = choose(self.method, tokens, budget)
         self.selections.append((selection, tokens.lengths, budget))
         selection = selection.clamped(sum(tokens.lengths))  # what is wrong with it is told at the end
         labels = tokens.labels | selection.labels
@@ -296,28 +290,6 @@ class Stages:
         self.tokens, self.layout = self.tokens.to(device), self.layout.to(device)
         if self.entered is not None:
             self.entered = self.entered.to(device)
-
-
-def _table(family: ModelFamily, prompts: Prompts, placed: Placed) -> VisualTokens:
-    """All visual tokens of a batch, where they stand in its prompts."""
-    images, device = placed.observation.images, prompts.embeddings.device
-    whole = Grids.join(images)
-    return VisualTokens(
-        layer=0,
-        stage=0,
-        lengths=prompts.lengths,
-        rows=torch.arange(len(prompts.visual), device=device),
-        slots=prompts.visual,
-        entrance=Entrance.of(
-            segments=whole.segments[whole.visual],
-            grid=whole.places[whole.visual],
-            shapes=tuple(image.shapes for image in images),
-            sizes=tuple(image.sizes for image in images),
-            device=device,
-        ),
-        key_cutoff=family.key_cutoff,
-        normalised_keys=family.normalises_keys,
-    )
 
 
 def _whole(prompts: Prompts) -> Layout:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 METHODS: Catalogue[type[Pruner]] = announce(
     "vitcop.methods.vitcop:ViTCoP",
+    "vitcop.methods.earlyvitcop:EarlyViTCoP",
     "vitcop.methods.census:Census",
     "vitcop.methods.fastv:FastV",
     "vitcop.methods.pyramiddrop:PyramidDrop",

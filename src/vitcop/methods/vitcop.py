@@ -51,8 +51,8 @@ class SalientClusters(Selector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_share("centre_fraction", self.centre_fraction)
-        _check_reach(self.cutoff, self.radius)
+        check_share("centre_fraction", self.centre_fraction)
+        check_reach(self.cutoff, self.radius)
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         shares = tokens.shares_of_grids(budget)
@@ -114,7 +114,7 @@ class MergeClusters(Ranking):
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         if "cluster" not in tokens.labels:
             raise VitcopError("MergeClusters needs clusters; put SalientClusters before it.")
-        return _merge_clusters(tokens, self.insignificance(tokens), budget)
+        return merge_clusters(tokens, self.insignificance(tokens), budget)
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ class ViTCoP(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("vision_retention", "centre_fraction", "deep_ratio"):
-            _check_share(name, getattr(self, name))
-        _check_reach(self.cutoff, self.radius)
+            check_share(name, getattr(self, name))
+        check_reach(self.cutoff, self.radius)
         shallow = 2 if self.shallow_layer is None else self.shallow_layer
         if shallow < 2 or (self.deep_layer is not None and self.deep_layer <= shallow):
             raise BudgetError(
@@ -229,7 +229,7 @@ class ViTCoP(Pruner):
     @property
     def stages(self) -> tuple[Selector, ...]:
         """The three stages, each of which can be a stage of a `Pipeline` as well."""
-        centre_fraction = self.centre_fraction or _centre_fraction(self.retention)
+        centre_fraction = self.centre_fraction or centre_fraction_at(self.retention)
         clusters = SalientClusters(centre_fraction, self.cutoff, self.radius)
         return clusters, MergeClusters(), SmallestKeyNorms() if self.deep_signal == "key_norm" else FastV()
 
@@ -287,12 +287,14 @@ class ViTCoP(Pruner):
         return entering, shallow, deep_count(shallow)
 
 
-def _check_share(name: str, value: float | None) -> None:
+def check_share(name: str, value: float | None) -> None:
+    """Raise for a share of tokens that is none."""
     if value is not None and not 0 < value <= 1:
         raise BudgetError(f"{name} is a share, above 0 and at most 1; got {value}.")
 
 
-def _check_reach(cutoff: float | None, radius: float) -> None:
+def check_reach(cutoff: float | None, radius: float) -> None:
+    """Raise for distances of the clustering that are none."""
     if cutoff is not None and not cutoff > 0:
         raise BudgetError(f"cutoff is a distance and must be above 0; got {cutoff}.")
     if radius < 0:
@@ -305,7 +307,7 @@ def lack_of_largest(values: Float[Tensor, " rows"], lengths: tuple[int, ...]) ->
     return unpad_segments(padded.amax(1, keepdim=True) - padded, lengths)
 
 
-def _merge_clusters(
+def merge_clusters(
     tokens: VisualTokens, insignificance: Float[Tensor, " visual"], budget: tuple[int, ...]
 ) -> Selection:
     """`MergeClusters` on one padded row per image. The last bin of each row takes what belongs to no cluster.
@@ -426,12 +428,17 @@ def _quotas(
 
 
 def _vision_retention(retention: float, L: int, s: int, d: int, ratio: float) -> float:
-    """The share that stage 1 keeps: linear through the paper's settings, bent where no schedule would fit."""
-    wanted = min(0.5, 0.3 + 0.9 * max(0.0, retention - 1 / 9))  # 0.3, 0.4 and 0.5 at 1/9, 2/9 and 1/3
+    """The share that stage 1 keeps: the paper's, bent where no schedule would fit."""
+    wanted = vision_retention_at(retention)
     wanted = min(wanted, L * retention / (s + ((d - s) + (L - d) * ratio) / 9))  # keeps B above A/9
     return min(1.0, max(wanted, L * retention / (d + (L - d) * ratio)))  # keeps B at most A
 
 
-def _centre_fraction(retention: float) -> float:
+def vision_retention_at(retention: float) -> float:
+    """The share that the paper's stage 1 keeps: linear through its 0.3, 0.4 and 0.5 at 1/9, 2/9 and 1/3."""
+    return min(0.5, 0.3 + 0.9 * max(0.0, retention - 1 / 9))
+
+
+def centre_fraction_at(retention: float) -> float:
     """Clusters per token: linear through the paper's 0.12, 0.15 and 0.18 at 1/9, 2/9 and 1/3."""
     return min(0.18, max(0.12, 0.12 + 0.27 * (retention - 1 / 9)))

@@ -13,9 +13,9 @@ from transformers.models.auto.modeling_auto import (
 
 from ..errors import UnsupportedModelError, unknown_name
 from .base import Description, ModelFamily, Observation, VisionModules
-from .encoders import Encoder
+from .encoders import Encoder, Patches, Watched
 from .geometry import Geometry, Size
-from .grids import Grids
+from .grids import Grids, merged_grids
 from .tower import TowerFamily
 
 TABLE = "docs/models.md"
@@ -70,9 +70,12 @@ __all__ = [
     "Grids",
     "ModelFamily",
     "Observation",
+    "Patches",
     "Size",
     "TowerFamily",
     "VisionModules",
+    "Watched",
     "family_of",
     "known_family",
+    "merged_grids",
 ]

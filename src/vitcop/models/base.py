@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError, VitcopError
-from ..selection.tokens import SALIENCY, EncoderSignal
+from ..ops.segments import segment_ids, starts_of
+from ..selection.tokens import SALIENCY, EncoderSignal, VisualTokens
 from .encoders import Patches, Watched
 from .geometry import Geometry, Size
-from .grids import Grids, Shape, patch_numbers
+from .grids import Grids
 
 Call = dict[str, Any]
 """The arguments of a call, all by name."""
@@ -63,6 +64,14 @@ class Observation:
             )
         return self._checked(self.signals[signal]).saliency
 
+    def keys_of(self, rows: Int[Tensor, " some"]) -> Float[Tensor, "some heads head_dim"]:
+        """`keys` of some visual tokens, whose numbers ascend."""
+        return _rows(self.keys, rows)
+
+    def signal_of(self, signal: EncoderSignal, rows: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        """`signal` of some visual tokens, whose numbers ascend."""
+        return _rows(self.signal(signal), rows)
+
     def _checked(self, patches: Patches) -> Patches:
         if len(patches.saliency) != sum(self.lengths):
             raise UnsupportedModelError(
@@ -81,19 +90,6 @@ class Observation:
     def placeholders(self) -> tuple[int, ...]:
         """Placeholders per image, separators included."""
         return tuple(image.placeholders for image in self.images)
-
-    @staticmethod
-    def of(patches: Patches, images: Sequence[Sequence[Shape]], side: int = 1) -> Observation:
-        """Images whose patches stand row by row, grid after grid.
-
-        Args:
-            images: of each image the rows and columns of its grids, in patches.
-            side: rows and columns of patches that become one visual token.
-        """
-        if side > 1:
-            patches = patches.mean(patch_numbers([shape for image in images for shape in image], side))
-        grids = tuple(Grids.full(*((rows // side, columns // side) for rows, columns in image)) for image in images)
-        return Observation(grids, patches)
 
     @staticmethod
     def concatenate(parts: Sequence[Observation]) -> Observation:
@@ -117,6 +113,11 @@ class Observation:
             patches=self.patches.take(rows),
             signals={signal: patches.take(rows) for signal, patches in self.signals.items()},
         )
+
+
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    values = values.to(rows.device)
+    return values if len(rows) == len(values) else values[rows]  # rows ascend: as many as there are is all of them
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ class ModelFamily(ABC):
             )
 
     def check_encoding(self, call: Call) -> None:  # noqa: B027 - most families have nothing to refuse
-        """Raise if this call of `get_image_features` or the like asks for features that `observe` does not see."""
+        """Raise if this call of `get_image_features` or the like asks for features that `shown` does not see."""
 
     @abstractmethod
     def encoder_attention(self, modality: str, depth: float) -> nn.Module:
@@ -262,14 +263,29 @@ class ModelFamily(ABC):
         """
 
     @abstractmethod
-    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
-        """What one layer of the encoder shows of every visual token.
+    def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
+        """The grids of each image or video of a call of the encoder, known from the sizes in it before it runs.
 
         Args:
             modality: "image" or "video".
             call: arguments of `get_image_features` or `get_video_features`.
-            watched: the attention of that layer in this call.
         """
+
+    @abstractmethod
+    def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
+        """What one layer of the encoder shows of every visual token, in the order of their placeholders.
+
+        Args:
+            modality, call: as of `grids`.
+            watched: the attention of that layer in this call.
+
+        Raises:
+            UnsupportedModelError: the encoder ran on other pictures than the sizes say.
+        """
+
+    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
+        """The grids of a call of the encoder, and what one of its layers shows of them; arguments as of `shown`."""
+        return Observation(self.grids(modality, call), self.shown(modality, call, watched))
 
     @property
     @abstractmethod
@@ -303,6 +319,12 @@ class ModelFamily(ABC):
             lengths: placeholders of each image.
         """
         return [False] * len(starts)
+
+    def positions_alone(self, tokens: VisualTokens) -> Int[Tensor, "visual *axes"]:
+        """Rotary positions of visual tokens, from 0 in each image by itself; with axes where a token has several."""
+        lengths, device = tokens.lengths, tokens.rows.device
+        number = torch.arange(sum(lengths), device=device)
+        return number - starts_of(lengths, device)[segment_ids(lengths, device)]
 
     def attention_blocks(self, call: Call) -> Int[Tensor, "batch seq"] | None:
         """For decoders in which tokens of one block see each other both ways: the block of each token, -1 for none."""

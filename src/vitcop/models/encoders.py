@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..ops.saliency import attention_received, cls_attention
 from ..ops.segments import upload
+from .grids import Shape, patch_numbers
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,14 @@ class Patches:
         """
         return self._gathered(lambda values: values[upload(index, values.device)].mean(1))
 
+    def merged(self, images: Sequence[Sequence[Shape]], side: int) -> Patches:
+        """Mean over the patches of each visual token of `merged_grids`; the patches stand row by row, grid after grid.
+
+        Args:
+            images, side: as of `merged_grids`.
+        """
+        return self if side == 1 else self.mean(patch_numbers([shape for image in images for shape in image], side))
+
     def _gathered(self, gather: Callable[[Tensor], Tensor]) -> Patches:
         def show() -> tuple[Tensor, Tensor]:
             keys = gather(self.keys.flatten(1)).unflatten(1, self.keys.shape[1:])
@@ -212,15 +221,20 @@ class Watched:
         return scale
 
 
-def with_cls(watched: Watched, registers: int = 0) -> Patches:
+def with_cls(watched: Watched, pictures: int, registers: int = 0) -> Patches:
     """Patches of an encoder whose first token is [CLS], by the attention of [CLS]: CLIP, DINOv2, InternVL's ViT.
 
     Args:
         watched: the attention.
+        pictures: pictures, tiles or frames of which the features are.
         registers: tokens between [CLS] and the patches, which attend and are attended to like patches.
+
+    Raises:
+        UnsupportedModelError: the encoder ran on another number of them.
     """
     attention, received, scale, first = watched.module, watched.received, watched.scale, 1 + registers
     queries, keys = watched.made_by(QUERIES), watched.made_by(KEYS)
+    _check_count("pictures, tiles or frames", len(keys), pictures)
     if not received:
         queries = queries[:, 0].clone()  # all of them would stay in memory
 
@@ -239,11 +253,18 @@ def with_cls(watched: Watched, registers: int = 0) -> Patches:
     return Patches(show)
 
 
-def without_cls(watched: Watched) -> Patches:
-    """Patches of an encoder without [CLS], by the attention they receive: SigLIP, Idefics3."""
+def without_cls(watched: Watched, pictures: int) -> Patches:
+    """Patches of an encoder without [CLS], by the attention they receive: SigLIP, Idefics3.
 
+    Args:
+        watched, pictures: as of `with_cls`.
+
+    Raises:
+        UnsupportedModelError: the encoder ran on another number of pictures.
+    """
     attention, mask = watched.module, watched.inputs.get("attention_mask")
     grids, length = watched.made_by(KEYS).shape[:2]
+    _check_count("pictures, tiles or frames", grids, pictures)
     heads = attention.num_heads, attention.head_dim
     queries, keys = (watched.made_by(name).flatten(0, 1).unflatten(-1, heads) for name in (QUERIES, KEYS))
 
@@ -260,7 +281,11 @@ def with_rotary(watched: Watched, queries: Tensor, keys: Tensor, lengths: Sequen
     Args:
         queries, keys: as they were projected, (patches, heads, head_dim).
         lengths: patches of each grid; the grids stand one after another.
+
+    Raises:
+        UnsupportedModelError: the encoder ran on another number of patches.
     """
+    _check_count("patches", len(keys), sum(lengths))
     scale, rotary = watched.module.scaling, watched.inputs["position_embeddings"]
 
     def show() -> tuple[Tensor, Tensor]:
@@ -268,6 +293,15 @@ def with_rotary(watched: Watched, queries: Tensor, keys: Tensor, lengths: Sequen
         return keys, attention_received(turned[0], turned[1], scale, lengths)
 
     return Patches(show)
+
+
+def _check_count(what: str, seen: int, expected: int) -> None:
+    """Raise where it would not be known what belongs to which picture, as where tiles of padding are encoded, too."""
+    if seen != expected:
+        raise UnsupportedModelError(
+            f"The vision encoder ran on {seen} {what} where the sizes that came along say {expected}: give it what the "
+            "processor makes of these pictures, and nothing that only pads them."
+        )
 
 
 def _normalise(attention: Any, name: str, states: Tensor) -> Tensor:

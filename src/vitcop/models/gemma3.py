@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .base import Call, Description, Observation
-from .encoders import SIGLIP, Watched
+from .base import Call, Description
+from .encoders import SIGLIP, Patches, Watched
 from .geometry import Geometry, Size
+from .grids import Grids, Shape, merged_grids
 from .tower import TowerFamily
 
 
@@ -23,16 +24,24 @@ class Gemma3(TowerFamily):
     )
     has_windows = True
 
-    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
-        projector = self.base.multi_modal_projector
-        shape = (projector.patches_per_image, projector.patches_per_image)
-        pictures = len(watched.hidden_states)
-        return Observation.of(self.patches(watched), [[shape]] * pictures, projector.kernel_size)
+    def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
+        return merged_grids(self._pictures(call), self._merged)
+
+    def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
+        pictures = self._pictures(call)
+        return self.patches(watched, len(pictures)).merged(pictures, self._merged)
 
     def geometry(self, size: Size) -> Geometry:
-        projector = self.base.multi_modal_projector
         # Two line breaks and a marker on either side.
-        return Geometry.of([self.square], side=projector.kernel_size, markers=4)
+        return Geometry.of([self.square], side=self._merged, markers=4)
+
+    def _pictures(self, call: Call) -> list[list[Shape]]:
+        return [[self.square]] * len(call["pixel_values"])
+
+    @property
+    def _merged(self) -> int:
+        """Rows and columns of patches that become one visual token."""
+        return self.base.multi_modal_projector.kernel_size
 
     def attention_blocks(self, call: Call) -> Int[Tensor, "batch seq"] | None:
         kinds = call.get("token_type_ids")

@@ -70,11 +70,8 @@ class Grids:
             UnsupportedModelError: they have more cells than memory is taken for.
         """
         check_cells(sum(rows * columns for rows, columns in shapes))
-        with torch.device("cpu"):  # whatever the default device
-            places = [
-                torch.cartesian_prod(torch.arange(rows) / rows, torch.arange(columns) / columns)
-                for rows, columns in shapes
-            ]
+        with torch.device("cpu"):  # whatever the default device and type
+            places = [torch.cartesian_prod(*map(_shares, shape)) for shape in shapes]
             sizes = torch.tensor([len(place) for place in places])
             return Grids(shapes, torch.arange(len(shapes)).repeat_interleave(sizes), torch.cat(places))
 
@@ -82,7 +79,7 @@ class Grids:
     def separator() -> Grids:
         """A single placeholder that stands for no place."""
         with torch.device("cpu"):
-            return Grids((), torch.tensor([SEPARATOR]), torch.zeros(1, 2))
+            return Grids((), torch.tensor([SEPARATOR]), torch.zeros(1, 2, dtype=torch.float32))
 
     @staticmethod
     def join(parts: Sequence[Grids]) -> Grids:
@@ -95,6 +92,21 @@ class Grids:
             count += len(part.shapes)
         shapes = tuple(shape for part in parts for shape in part.shapes)
         return Grids(shapes, torch.cat(segments), torch.cat([part.places for part in parts]))
+
+
+def _shares(count: int) -> Float[Tensor, " count"]:
+    """Where each of so many rows or columns begins."""
+    return torch.arange(count, dtype=torch.float32) / count
+
+
+def merged_grids(images: Sequence[Sequence[Shape]], side: int = 1) -> tuple[Grids, ...]:
+    """The grids of images of whose patches each `side` x `side` become one visual token.
+
+    Args:
+        images: of each image the rows and columns of its grids, in patches; what does not fill a block is left out.
+        side: rows and columns of patches that become one visual token.
+    """
+    return tuple(Grids.full(*((rows // side, columns // side) for rows, columns in image)) for image in images)
 
 
 def check_cells(count: int) -> None:

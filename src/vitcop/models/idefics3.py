@@ -8,9 +8,10 @@ from itertools import pairwise
 from torch import Tensor
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from .base import Call, Description, Observation
-from .encoders import SIGLIP, Watched
+from .base import Call, Description
+from .encoders import SIGLIP, Patches, Watched
 from .geometry import Geometry, Size
+from .grids import Grids, Shape, merged_grids
 from .tower import TowerFamily
 
 
@@ -27,11 +28,12 @@ class Idefics3(TowerFamily):
     tiles_are_images = True
     projector = "connector"
 
-    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
-        tiles, patches, _ = watched.hidden_states.shape
-        side = int(patches**0.5)
-        merged = self.model.config.scale_factor
-        return Observation.of(self.patches(watched), [[(side, side)]] * tiles, merged)
+    def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
+        return merged_grids(self._tiles(call), self.model.config.scale_factor)
+
+    def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
+        tiles = self._tiles(call)
+        return self.patches(watched, len(tiles)).merged(tiles, self.model.config.scale_factor)
 
     def geometry(self, size: Size) -> Geometry:
         tile = self.model.config.vision_config.image_size
@@ -42,6 +44,13 @@ class Idefics3(TowerFamily):
         # Two markers before each tile, one at the end, and a line break behind each row of tiles.
         markers = 2 * tiles + 1 + rows
         return Geometry.of([self.square] * tiles, side=self.model.config.scale_factor, markers=markers)
+
+    def _tiles(self, call: Call) -> list[list[Shape]]:
+        pixels, patch = call["pixel_values"], self.model.config.vision_config.patch_size
+        # The processor fills up with tiles of zeros, which the model leaves out.
+        tiles = int((pixels != 0).flatten(2).any(-1).sum())
+        height, width = pixels.shape[-2:]
+        return [[(height // patch, width // patch)]] * tiles
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
         # The processor puts the same token before each tile and behind each picture, around markers of one or

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from .base import Call, Description, Observation
-from .encoders import Encoder, Watched
+from .base import Call, Description
+from .encoders import Encoder, Patches, Watched
 from .geometry import Geometry, Size
-from .grids import Shape
+from .grids import Grids, Shape, merged_grids
 from .tower import OTHER_FEATURES, TowerFamily
 
 
@@ -26,22 +26,31 @@ class InternVL(TowerFamily):
     )
     tiles_are_images = True
 
-    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
-        tiles, tokens, _ = watched.hidden_states.shape
-        side = int((tokens - 1) ** 0.5)
-        return Observation.of(self.patches(watched), [[(side, side)]] * tiles, self._merged)
+    def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
+        return merged_grids(self._tiles(call), self._merged)
+
+    def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
+        tiles = self._tiles(call)
+        return self.patches(watched, len(tiles)).merged(tiles, self._merged)
 
     @property
     def default_size(self) -> Size:
         return Size(*self.model.config.vision_config.image_size)
 
     def geometry(self, size: Size) -> Geometry:
-        vision = self.model.config.vision_config
-        height, width = vision.image_size
+        height, width = self.model.config.vision_config.image_size
         processor = GotOcr2ImageProcessorPil(size={"height": height, "width": width}, crop_to_patches=True)
         tiles = processor.get_number_of_image_patches(size.height, size.width)
-        shape: Shape = height // vision.patch_size[0], width // vision.patch_size[1]
-        return Geometry.of([shape] * tiles, side=self._merged, cls=True, markers=2)
+        return Geometry.of([self._shape(height, width)] * tiles, side=self._merged, cls=True, markers=2)
+
+    def _tiles(self, call: Call) -> list[list[Shape]]:
+        tiles, _, height, width = call["pixel_values"].shape
+        return [[self._shape(height, width)]] * tiles
+
+    def _shape(self, height: int, width: int) -> Shape:
+        """Rows and columns of patches of a tile of so many pixels."""
+        rows, columns = self.model.config.vision_config.patch_size
+        return height // rows, width // columns
 
     @property
     def _merged(self) -> int:

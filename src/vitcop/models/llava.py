@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .base import Call, Description, Observation
-from .encoders import CLIP, DINOV2, SIGLIP, Watched
+from .base import Call, Description
+from .encoders import CLIP, DINOV2, SIGLIP, Patches, Watched
 from .geometry import Geometry, Size
-from .grids import Grids, Shape
-from .pixtral import PIXTRAL, observe_pixtral, pixtral_geometry
+from .grids import Grids, Shape, merged_grids
+from .pixtral import PIXTRAL, pixtral_geometry, pixtral_patches, pixtral_pictures
 from .tower import OTHER_FEATURES, TowerFamily
 
 
@@ -32,12 +32,17 @@ class Llava(TowerFamily):
         refuses=OTHER_FEATURES,
     )
 
-    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
+    def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
         patch = self.model.config.vision_config.patch_size
         if self.encoder is PIXTRAL:
-            return observe_pixtral(patch, call, watched)
+            return merged_grids(pixtral_pictures(patch, call))
         pictures, _, height, width = call["pixel_values"].shape
-        return Observation((self._picture((height // patch, width // patch)),) * pictures, self.patches(watched))
+        return (self._picture((height // patch, width // patch)),) * pictures
+
+    def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
+        if self.encoder is PIXTRAL:
+            return pixtral_patches(pixtral_pictures(self.model.config.vision_config.patch_size, call), watched)
+        return self.patches(watched, len(call["pixel_values"]))
 
     def encoded_size(self, size: Size, inputs: Mapping[str, Any]) -> Size:
         return Size(*inputs["pixel_values"].shape[-2:]) if self.encoder.interpolates else size

@@ -14,8 +14,8 @@ from transformers.models.llava_next.modeling_llava_next import (
     image_size_to_num_patches,
 )
 
-from .base import Call, Description, Observation
-from .encoders import CLIP, Watched
+from .base import Call, Description
+from .encoders import CLIP, Patches, Watched
 from .geometry import Geometry, Size
 from .grids import SEPARATOR, Grids, check_cells
 from .tower import OTHER_FEATURES, TowerFamily
@@ -36,16 +36,18 @@ class LlavaNext(TowerFamily):
         refuses=OTHER_FEATURES,
     )
 
-    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
-        pictures = self._pictures(call | {"image_sizes": _sizes(call)})
-        firsts = accumulate((self.side**2 * tiles for _, tiles, _ in pictures), initial=0)
+    def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
+        return tuple(_grids(*picture, self.side) for picture in self._pictures(call))
+
+    def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
+        pictures = self._pictures(call)
+        firsts = [0, *accumulate(tiles for _, tiles, _ in pictures)]
         sources = [
-            _sources(packed, columns, first, self.side)
-            for (packed, _, columns), first in zip(pictures, firsts, strict=False)
+            _sources(packed, columns, self.side**2 * first, self.side)
+            for (packed, _, columns), first in zip(pictures, firsts[:-1], strict=True)
         ]
         index, weights = (torch.cat(parts) for parts in zip(*sources, strict=True))
-        grids = tuple(_grids(*picture, self.side) for picture in pictures)
-        return Observation(grids, self.patches(watched).mixed(index, weights))
+        return self.patches(watched, firsts[-1]).mixed(index, weights)
 
     @property
     def default_size(self) -> Size:
@@ -62,22 +64,23 @@ class LlavaNext(TowerFamily):
         """Of each picture `_places_of_tiles` as the model packs them, NaN at separators; its tiles, and how many of
         them stand beside each other, 1 where there is the thumbnail alone.
         """
+        call = call | {"image_sizes": _sizes(call)}
         config, tiles = self.model.config, self._tiles(call)
         pinpoints, pixels = config.image_grid_pinpoints, config.vision_config.image_size
         columns = [
             get_anyres_image_grid_shape(size, pinpoints, pixels)[1] if count > 1 else 1
-            for size, count in zip(_sizes(call), tiles, strict=True)
+            for size, count in zip(call["image_sizes"], tiles, strict=True)
         ]
         places = [_places_of_tiles(*picture, self.side) for picture in zip(tiles, columns, strict=True)]
         packed = self._pack(places, call, torch.full((3,), math.nan, device="cpu"))
         return list(zip(packed, tiles, columns, strict=True))
 
     def _tiles(self, call: Call) -> list[int]:
-        """Tiles of each picture, its thumbnail included."""
+        """Tiles of each picture, its thumbnail included; sizes are on the host."""
         config = self.model.config
         return [
             image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
-            for size in _sizes(call)
+            for size in call["image_sizes"]
         ]
 
     def _pack(self, tiles: Sequence[Tensor], call: Call, newline: Tensor) -> list[Tensor]:

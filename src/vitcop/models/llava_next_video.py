@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .base import Call, Description, Observation
-from .encoders import Watched
+from .base import Call, Description
+from .encoders import Patches, Watched
 from .geometry import Geometry, Size
+from .grids import Grids, Shape, merged_grids
 from .llava_next import LlavaNext
 from .tower import OTHER_FEATURES
 
@@ -20,17 +21,28 @@ class LlavaNextVideo(LlavaNext):
         refuses=OTHER_FEATURES,
     )
 
-    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
+    def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
         if modality == "image":
-            return super().observe(modality, call, watched)
-        videos, frames = self.videos(call)
-        shapes = [(self.side, self.side)] * frames
-        stride = self.model.config.spatial_pool_stride
-        return Observation.of(self.patches(watched), [shapes] * videos, stride)
+            return super().grids(modality, call)
+        return merged_grids(self._videos(call), self._stride)
+
+    def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
+        if modality == "image":
+            return super().shown(modality, call, watched)
+        videos = self._videos(call)
+        return self.patches(watched, sum(map(len, videos))).merged(videos, self._stride)
 
     def geometry(self, size: Size) -> Geometry:
         if size.frames is None:
             return super().geometry(size)
         # Frames are pooled before they are projected.
-        stride = self.model.config.spatial_pool_stride
-        return Geometry.of([self.square] * size.frames, side=stride, cls=self.encoder.has_cls)
+        return Geometry.of([self.square] * size.frames, side=self._stride, cls=self.encoder.has_cls)
+
+    def _videos(self, call: Call) -> list[list[Shape]]:
+        videos, frames = self.videos(call)
+        return [[self.square] * frames] * videos
+
+    @property
+    def _stride(self) -> int:
+        """Rows and columns of patches that become one visual token of a frame."""
+        return self.model.config.spatial_pool_stride

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .base import Call, Description, Observation
-from .encoders import SIGLIP, Watched
+from .base import Call, Description
+from .encoders import SIGLIP, Patches, Watched
 from .geometry import Geometry, Size
 from .grids import Grids
 from .llava_next import LlavaNext
@@ -26,14 +26,19 @@ class LlavaOnevision(LlavaNext):
         refuses=OTHER_FEATURES,
     )
 
-    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
+    def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
         if modality == "image":
-            return super().observe(modality, call, watched)
+            return super().grids(modality, call)
         videos, frames = self.videos(call)
-        patches = self.patches(watched).through(
+        return (self._video(frames),) * videos
+
+    def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
+        if modality == "image":
+            return super().shown(modality, call, watched)
+        videos, frames = self.videos(call)
+        return self.patches(watched, videos * frames).through(
             lambda channels: self.base.apply_pooling(channels.unflatten(0, (videos * frames, -1))).flatten(0, 1)
         )
-        return Observation((self._video(frames),) * videos, patches)
 
     def geometry(self, size: Size) -> Geometry:
         if size.frames is None:

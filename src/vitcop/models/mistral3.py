@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .base import Call, Description, Observation
-from .encoders import Watched
+from .base import Call, Description
+from .encoders import Patches, Watched
 from .geometry import Geometry, Size
-from .pixtral import PIXTRAL, observe_pixtral, pixtral_geometry
+from .grids import Grids, Shape, merged_grids
+from .pixtral import PIXTRAL, pixtral_geometry, pixtral_patches, pixtral_pictures
 from .tower import TowerFamily
 
 
@@ -19,11 +20,16 @@ class Mistral3(TowerFamily):
         refuses=("another encoder", "several feature layers"),
     )
 
-    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
-        config = self.model.config
-        patch, merged = config.vision_config.patch_size, config.spatial_merge_size
-        return observe_pixtral(patch, call, watched, merged)
+    def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
+        return merged_grids(self._pictures(call), self.model.config.spatial_merge_size)
+
+    def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
+        pictures = self._pictures(call)
+        return pixtral_patches(pictures, watched).merged(pictures, self.model.config.spatial_merge_size)
 
     def geometry(self, size: Size) -> Geometry:
         config = self.model.config
         return pixtral_geometry(config.vision_config, size, config.spatial_merge_size)
+
+    def _pictures(self, call: Call) -> list[list[Shape]]:
+        return pixtral_pictures(self.model.config.vision_config.patch_size, call)

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from transformers import PretrainedConfig
 from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
 
-from .base import Call, Observation
-from .encoders import KEYS, QUERIES, Encoder, Watched, with_rotary
+from .base import Call
+from .encoders import KEYS, QUERIES, Encoder, Patches, Watched, with_rotary
 from .geometry import Geometry, Size
+from .grids import Shape
 
 PIXTRAL = Encoder("transformer.layers", "attention", has_cls=False)
 
 
-def observe_pixtral(patch_size: int, call: Call, watched: Watched, side: int = 1) -> Observation:
-    """One grid per picture, of its own size.
+def pixtral_pictures(patch_size: int, call: Call) -> list[list[Shape]]:
+    """The one grid of each picture of a call of the encoder, of its own size, in patches.
 
     Args:
         patch_size: rows and columns of pixels in a patch.
-        call, watched: as in `ModelFamily.observe`.
-        side: rows and columns of patches that become one visual token.
+        call: arguments of `get_image_features`.
     """
     sizes = call.get("image_sizes")
     if sizes is None:
         sizes = [call["pixel_values"].shape[-2:]] * len(call["pixel_values"])
-    shapes = [
-        (height // patch_size, width // patch_size) for height, width in torch.as_tensor(sizes, device="cpu").tolist()
-    ]
-    lengths = [rows * columns for rows, columns in shapes]
+    pixels = torch.as_tensor(sizes, device="cpu").tolist()
+    return [[(height // patch_size, width // patch_size)] for height, width in pixels]
+
+
+def pixtral_patches(pictures: Sequence[Sequence[Shape]], watched: Watched) -> Patches:
+    """The patches of all pictures, which stand in one row.
+
+    Args:
+        pictures: as `pixtral_pictures` gives them.
+        watched: the attention of a layer of the encoder.
+    """
+    lengths = [rows * columns for picture in pictures for rows, columns in picture]
     heads = watched.module.num_heads, watched.module.head_dim
     queries, keys = (watched.made_by(name)[0].unflatten(-1, heads) for name in (QUERIES, KEYS))
-    return Observation.of(with_rotary(watched, queries, keys, lengths), [[shape] for shape in shapes], side)
+    return with_rotary(watched, queries, keys, lengths)
 
 
 def pixtral_geometry(vision: PretrainedConfig, size: Size, side: int = 1) -> Geometry:

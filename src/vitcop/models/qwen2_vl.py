@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Int
@@ -11,10 +12,12 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from ..errors import UnsupportedModelError
-from .base import Call, Description, ModelFamily, Observation, VisionModules
-from .encoders import FUSED, Watched, with_rotary
+from ..ops.segments import upload
+from ..selection.tokens import VisualTokens
+from .base import Call, Description, ModelFamily, VisionModules
+from .encoders import FUSED, Patches, Watched, with_rotary
 from .geometry import Geometry, Size
-from .grids import Grids, Shape
+from .grids import Grids, Shape, merged_grids
 
 VIDEO_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768}
 """Least and most pixels of a frame by default in `Qwen2VLVideoProcessor`, which needs torchvision to be imported."""
@@ -42,20 +45,25 @@ class Qwen2VL(ModelFamily):
         unwindowed = getattr(vision, "fullatt_block_indexes", range(len(vision.blocks)))
         return vision.blocks[min(unwindowed, key=lambda layer: abs(layer - wanted))].attn
 
-    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
-        vision = self.model.config.vision_config
-        side = vision.spatial_merge_size
-        images = [[(rows, columns)] * frames for frames, rows, columns in call[f"{modality}_grid_thw"].tolist()]
-        lengths = [rows * columns for image in images for rows, columns in image]
-        merged = [[(rows // side, columns // side) for rows, columns in image] for image in images]
+    def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
+        return merged_grids(self._images(modality, call), self._merged)
+
+    def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
+        side, shapes = self._merged, [shape for image in self._images(modality, call) for shape in image]
+        lengths = [rows * columns for rows, columns in shapes]
         queries, keys, _ = watched.made_by(FUSED).unflatten(-1, (3, watched.module.num_heads, -1)).unbind(1)
         patches = with_rotary(watched, queries, keys, lengths)
         # The encoder has the patches of a token one after another, and its tokens in the order of its windows.
         place = torch.arange(sum(lengths) // side**2, device="cpu")
         if self._window is not None:
-            place = _places_in_windows([shape for image in merged for shape in image], self._window)
-        patches = patches.mean(place[:, None] * side**2 + torch.arange(side**2, device="cpu"))
-        return Observation(tuple(Grids.full(*image) for image in merged), patches)
+            place = _places_in_windows([(rows // side, columns // side) for rows, columns in shapes], self._window)
+        return patches.mean(place[:, None] * side**2 + torch.arange(side**2, device="cpu"))
+
+    def positions_alone(self, tokens: VisualTokens) -> Int[Tensor, "visual 3"]:
+        """Frame, row and column of each token. Frames are one apart, however much time lies between them."""
+        frames = [0, *accumulate(map(len, tokens.segment_sizes))]
+        frame = tokens.segments - upload(frames[:-1], tokens.rows.device)[tokens.images]
+        return torch.cat([frame[:, None], tokens.cells], 1)
 
     @property
     def default_size(self) -> Size:
@@ -99,6 +107,15 @@ class Qwen2VL(ModelFamily):
     def _markers(self, modality: str, grids: int) -> int:
         """Text tokens that the processor writes around placeholders."""
         return 2
+
+    def _images(self, modality: str, call: Call) -> list[list[Shape]]:
+        """The grids of each image or video of a call of the encoder, in patches."""
+        return [[(rows, columns)] * frames for frames, rows, columns in call[f"{modality}_grid_thw"].tolist()]
+
+    @property
+    def _merged(self) -> int:
+        """Rows and columns of patches that become one visual token."""
+        return self.model.config.vision_config.spatial_merge_size
 
     @property
     def _window(self) -> int | None:

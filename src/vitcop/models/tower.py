@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
@@ -104,13 +104,25 @@ class TowerFamily(ModelFamily):
         tower = self.tower(modality)
         return self.encoder.attention_at(tower, max(1, round(depth * self.encoder.depth(tower))))
 
-    def patches(self, watched: Watched) -> Patches:
-        """The patches of all pictures that the encoder got, which are of equal size, one picture after another."""
-        return with_cls(watched, self.registers) if self.encoder.has_cls else without_cls(watched)
+    def patches(self, watched: Watched, pictures: int) -> Patches:
+        """The patches of all pictures that the encoder got, which are of equal size, one picture after another.
+
+        Args:
+            watched: the attention of one of its layers.
+            pictures: how many it should have got; tiles and frames are pictures to it.
+        """
+        if self.encoder.has_cls:
+            return with_cls(watched, pictures, self.registers)
+        return without_cls(watched, pictures)
 
     @staticmethod
-    def videos(call: Call) -> tuple[int, int]:
-        """Videos that the encoder got, and frames of each."""
-        # Its first argument was called `pixel_values` before transformers 5.18.
-        pixels = call["pixel_values_videos"] if "pixel_values_videos" in call else call["pixel_values"]
-        return pixels.shape[:2]
+    def pixels(modality: str, call: Call) -> Tensor:
+        """What the encoder gets in a call."""
+        # Not all releases of transformers since 5.17 have the same name for the argument.
+        own = call.get(f"pixel_values_{modality}s")
+        return call["pixel_values"] if own is None else own
+
+    def videos(self, call: Call) -> tuple[int, int]:
+        """Videos that the encoder gets in a call, and frames of each."""
+        videos, frames = self.pixels("video", call).shape[:2]
+        return videos, frames

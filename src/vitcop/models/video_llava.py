@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Call, Description, Observation
-from .encoders import CLIP, Watched
+from .base import Call, Description
+from .encoders import CLIP, Patches, Watched
 from .geometry import Geometry, Size
 from .grids import Grids
 from .tower import OTHER_FEATURES, TowerFamily
@@ -23,14 +23,15 @@ class VideoLlava(TowerFamily):
         refuses=OTHER_FEATURES,
     )
 
-    def observe(self, modality: str, call: Call, watched: Watched) -> Observation:
-        side = self.side
-        patches = self.patches(watched)
-        grids = len(watched.hidden_states)
+    def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
         if modality == "image":
-            return Observation.of(patches, [[(side, side)]] * grids)
+            return (Grids.full(self.square),) * len(self.pixels(modality, call))
         videos, frames = self.videos(call)
-        return Observation((self._video(frames),) * videos, patches)
+        return (self._video(frames),) * videos
+
+    def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
+        pixels = self.pixels(modality, call)
+        return self.patches(watched, pixels.shape[:-3].numel())
 
     def geometry(self, size: Size) -> Geometry:
         if size.frames is None:

@@ -20,8 +20,8 @@ from .runner import Course, Told, pruners_of
 from .target import QualityPlan, meet, split
 
 CANDIDATES = ("vitcop", "census", "visionzip", "cdpruner", "pyramiddrop")
-"""One of each kind: in stages by saliency, clusters and key norms; at the entrance by coverage and counting, by saliency,
-or by diversity and relevance to the question; in stages by the attention of the last token."""
+"""One of each kind: in stages by saliency, clusters and key norms; at the entrance by coverage and counting, by
+saliency, or by diversity and relevance to the question; in stages by the attention of the last token."""
 RETENTIONS = tuple(2 ** (-step / 4) for step in range(1, 25))
 """That are looked through, from 0.84 to 1/64, four to each halving."""
 COURSE = Course(CANDIDATES, RETENTIONS)

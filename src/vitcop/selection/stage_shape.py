@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -23,6 +24,8 @@ class StageShape:
         ahead_key_width: heads times head size of `VisualTokens.keys_ahead`, which are the decoder's at every layer.
         saliency: floating point operations of the saliency and the keys that the entrance shows.
         received: the same, of attention received in one encoder layer, also where there is [CLS].
+        decoder_layer: the same, of a decoder layer, from its number and the tokens that enter it.
+        normalised_keys: as in `VisualTokens`.
     """
 
     layer: int
@@ -39,6 +42,8 @@ class StageShape:
     ahead_key_width: int
     saliency: int
     received: int
+    decoder_layer: Callable[[int, int], int]
+    normalised_keys: bool
 
     def row(self, queries: int = 1) -> int:
         """Floating point operations of softmax rows in the layer before, whose keys are in the cache.
@@ -53,6 +58,13 @@ class StageShape:
         With hidden width h and widths w of queries and k of keys.
         """
         return 2 * self.hidden * (queries * self.query_width + keys * self.ahead_key_width)
+
+    def probe(self, layer: int, tokens: int) -> int:
+        """Floating point operations of `probed_keys(layer)` of n tokens: what the layers before `layer - 1` take for
+        n + 1, and `2 n h k`, with hidden width h and width k of keys.
+        """
+        run = sum(self.decoder_layer(number, tokens + 1) for number in range(layer - 1))
+        return run + 2 * tokens * self.hidden * self.ahead_key_width
 
     @property
     def check(self) -> int:

@@ -71,6 +71,9 @@ class Source(ABC):
     def keys_ahead(self, layer: int, slots: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens heads head_dim"]: ...
 
     @abstractmethod
+    def probed_keys(self, tokens: VisualTokens, layer: int) -> Float[Tensor, "visual heads head_dim"]: ...
+
+    @abstractmethod
     def without_rotary(
         self, keys: Float[Tensor, "tokens heads head_dim"], slots: Int[Tensor, " tokens"]
     ) -> Float[Tensor, "tokens heads head_dim"]: ...
@@ -290,6 +293,19 @@ class VisualTokens:
     def keys_ahead(self, slots: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens heads head_dim"]:
         """The keys that go with `queries_ahead`; each head of them serves a group of query heads, one after another."""
         return self._model.keys_ahead(self.layer, slots)
+
+    def probed_keys(self, layer: int) -> Float[Tensor, "visual heads head_dim"]:
+        """Keys that decoder layer `layer - 1` would make of these tokens, without rotary embedding, if each image stood
+        by itself: right behind the token that prompts begin with, and with no tokens but those of this table.
+
+        What stands behind an image changes nothing in the keys of its tokens; what stands before it does. All layers
+        before that one are run for it, at the entrance.
+
+        Raises:
+            VitcopError: at another stage than the entrance.
+            UnsupportedModelError: the layers of this decoder cannot be run like this.
+        """
+        return self._model.probed_keys(self, layer)
 
     def without_rotary(
         self, keys: Float[Tensor, "tokens heads head_dim"], slots: Int[Tensor, " tokens"]
