@@ -37,6 +37,22 @@ So is `calibrate`. By `size`, a token that stands for s tokens, which were merge
 attention of all later layers. It needs sdpa or eager attention, and a method that merges something; others raise. By
 default `Census` calibrates and no other does, so that for flash attention it is `Census(calibrate="none")`.
 
+## Which positions
+
+| what is asked | positions | what speaks for it |
+| --- | --- | --- |
+| boxes, points, where things are | keep | LLaVA on RefCOCO: 56.1 dense, \
+15.3 pruned and numbered anew, 51.4 pruned with positions kept \
+([GAP](https://arxiv.org/abs/2506.21873)). [Here](results/testbed.md), questions of place |
+| short answers, nothing counted | compact, says one paper; keep, say our small models | \
+LLaVA-1.5-7B at 64 tokens, half of them merged, mean of eight benchmarks in percent of dense: 93.5 compact, 90.1 kept ([RESTORE](https://arxiv.org/abs/2606.01711)). \
+[Here](results/ablations-test.md) ViTCoP, kept, wins |
+| short answers, merged and counted | keep | the same, calibrated by size: 95.3. [Here](results/census.md) |
+| something else | what your model says | `vitcop eval --positions both`, or `vitcop plan --quality` \
+([how](quality_target.md)) |
+
+Figures of others are as their papers give them, of large models; ours are of two small ones.
+
 A method of your own is named `file.py:Class` or `package.module:Class`, wherever one of these is; see
 [CONTRIBUTING](../CONTRIBUTING.md#add-a-method).
 
