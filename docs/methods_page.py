@@ -45,7 +45,8 @@ default `Census` calibrates and no other does, so that for flash attention it is
 15.3 pruned and numbered anew, 51.4 pruned with positions kept \
 ([GAP](https://arxiv.org/abs/2506.21873)). [Here](results/testbed.md), questions of place |
 | short answers, nothing counted | compact, says one paper; keep, say our small models | \
-LLaVA-1.5-7B at 64 tokens, half of them merged, mean of eight benchmarks in percent of dense: 93.5 compact, 90.1 kept ([RESTORE](https://arxiv.org/abs/2606.01711)). \
+LLaVA-1.5-7B at 64 tokens, half of them merged, mean of eight benchmarks in percent of dense: 93.5 compact, 90.1 kept \
+([RESTORE](https://arxiv.org/abs/2606.01711)). \
 [Here](results/ablations-test.md) ViTCoP, kept, wins |
 | short answers, merged and counted | keep | the same, calibrated by size: 95.3. [Here](results/census.md) |
 | something else | what your model says | `vitcop eval --positions both`, or `vitcop plan --quality` \

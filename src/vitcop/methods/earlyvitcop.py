@@ -22,7 +22,6 @@ from .vitcop import (
     check_share,
     lack_of_largest,
     merge_clusters,
-    vision_retention_at,
 )
 
 
@@ -52,7 +51,8 @@ class EarlyViTCoP(EntrancePruner):
 
     Attributes:
         retention: share of the visual tokens alive, averaged over the decoder layers.
-        vision_retention: share that step 1 leaves, or `retention` if that is more; None is the paper's, 0.3 to 0.5.
+        vision_retention: share that step 1 leaves, or `retention` if that is more. The paper's is 0.3 to 0.5, where it
+            counts in the average; here it costs a probe, and by default is the most of these.
         centre_fraction: clusters per token that step 1 leaves; None solves it from `retention`, as in `ViTCoP`.
         shallow_layer: decoder layer up to which the probe runs, at least 2, since the key norms of layer 0 rank tokens
             the wrong way round; those of the layer before it count.
@@ -61,7 +61,7 @@ class EarlyViTCoP(EntrancePruner):
 
     described = Description(where="entrance", signal="saliency, clusters, key norms of a probe", merges=True)
 
-    vision_retention: float | None = None
+    vision_retention: float = 0.5
     centre_fraction: float | None = None
     shallow_layer: int = 2
     cutoff: float | None = None
@@ -106,8 +106,7 @@ class EarlyViTCoP(EntrancePruner):
 
     def _salient(self, num_tokens: int, kept: int) -> int:
         """Tokens that step 1 leaves of an image of which so many are kept in the end."""
-        share = vision_retention_at(self.retention) if self.vision_retention is None else self.vision_retention
-        return max(kept, math.floor(share * num_tokens + 1e-9))
+        return max(kept, math.floor(self.vision_retention * num_tokens + 1e-9))
 
     def _insignificance(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
         if tokens.normalised_keys:

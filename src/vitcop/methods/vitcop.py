@@ -428,15 +428,10 @@ def _quotas(
 
 
 def _vision_retention(retention: float, L: int, s: int, d: int, ratio: float) -> float:
-    """The share that stage 1 keeps: the paper's, bent where no schedule would fit."""
-    wanted = vision_retention_at(retention)
+    """The share that stage 1 keeps: linear through the paper's settings, bent where no schedule would fit."""
+    wanted = min(0.5, 0.3 + 0.9 * max(0.0, retention - 1 / 9))  # 0.3, 0.4 and 0.5 at 1/9, 2/9 and 1/3
     wanted = min(wanted, L * retention / (s + ((d - s) + (L - d) * ratio) / 9))  # keeps B above A/9
     return min(1.0, max(wanted, L * retention / (d + (L - d) * ratio)))  # keeps B at most A
-
-
-def vision_retention_at(retention: float) -> float:
-    """The share that the paper's stage 1 keeps: linear through its 0.3, 0.4 and 0.5 at 1/9, 2/9 and 1/3."""
-    return min(0.5, 0.3 + 0.9 * max(0.0, retention - 1 / 9))
 
 
 def centre_fraction_at(retention: float) -> float:
