@@ -27,6 +27,11 @@ _SUMMARISED = {
     f"{ORACLE}, keep": "oracle, keep",
 }
 """Of the rows of a run, as far as it has them, those that the README shows, and what it calls them."""
+ABLATED = {
+    "validation": "on a validation seed, on the model in the box",
+    "test": "on a test seed, on the model in the box",
+    "testbed": "on a test seed, on the testbed",
+}
 RESULTS = Path(__file__).parent / "results"
 _TEXT = """\
 # What the model in the box still sees
@@ -34,7 +39,8 @@ _TEXT = """\
 Made by `make quality`, which asks all questions anew, from the answers in [quality.json](quality.json); a test checks
 that this page says what they say. **The model in the box is small, was trained on drawn scenes and is no evidence
 about large models**; its [card](../../src/vitcop/builtin/model/README.md) says what its scores can and cannot show.
-[evaluation.md](../evaluation.md) says how to measure large ones.
+[evaluation.md](../evaluation.md) says how to measure large ones. All methods keep positions
+([methods.md](../methods.md)), but for "paper", which is ViTCoP as in its paper, where they are compact.
 
 {caption}
 
@@ -82,7 +88,7 @@ In percent of the dense model's accuracy, and right answers of place / of conten
 _ABLATIONS = """\
 # What each part of ViTCoP is worth
 
-Made by `make quality` from the answers in [{file}]({file}), on a {kind} seed, on the model in the box: **no evidence
+Made by `{target}` from the answers in [{file}]({file}), {where}: **no evidence
 about large models**. All variants spend the same average retention. `vitcop eval --methods vitcop-ablations` measures
 them on any model; `src/vitcop/quality/variants.py` says what each is.
 
@@ -144,9 +150,10 @@ def page(text: str, found: Evaluation, **words: str) -> str:
 
 
 def ablations(kind: str) -> str:
-    """The page about variants of ViTCoP, on the "validation" or the "test" seed."""
-    found = evaluation(f"ablations-{kind}")
-    return page(_ABLATIONS, found, file=f"ablations-{kind}.json", kind=kind, gains=gains(found, VITCOP))
+    """The page about variants of ViTCoP, one of `ABLATED`."""
+    found, target = evaluation(f"ablations-{kind}"), "make testbed-quality" if kind == "testbed" else "make quality"
+    words = {"file": f"ablations-{kind}.json", "where": ABLATED[kind], "target": target}
+    return page(_ABLATIONS, found, gains=gains(found, VITCOP), **words)
 
 
 def census() -> str:
@@ -298,7 +305,7 @@ def main() -> None:
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     rewrite("quality", section())
     (RESULTS / "census.md").write_text(census(), encoding="utf-8")
-    for kind in ("validation", "test"):
+    for kind in ABLATED:
         name = f"ablations-{kind}"
         (RESULTS / f"{name}.md").write_text(ablations(kind), encoding="utf-8")
 

@@ -344,9 +344,10 @@ def test_a_gain_is_the_mean_difference_over_retentions_that_both_reach():
 def test_the_pages_say_what_the_stored_answers_say():
     results = README.parent / "docs" / "results"
     assert (results / "quality.md").read_text(encoding="utf-8") == quality_page.quality(), "run `make quality`"
-    for kind in ("validation", "test"):
+    for kind in quality_page.ABLATED:
         stored = (results / f"ablations-{kind}.md").read_text(encoding="utf-8")
         assert stored == quality_page.ablations(kind), "run `make quality`"
+    assert (results / "census.md").read_text(encoding="utf-8") == quality_page.census(), "run `make quality`"
     assert (results / "testbed.md").read_text(encoding="utf-8") == quality_page.testbed(), "run `make testbed-quality`"
     assert quality_page.section() in README.read_text(encoding="utf-8")
 
