@@ -140,8 +140,10 @@ class TooLate(Probing):
         (FAMILIES["qwen3_vl"], Probing(), "more than embeddings"),
         (WithPhi3(), Probing(), "rows cannot be worked out"),
         (LLAVA, TooLate(), "at the entrance alone"),
+        (LLAVA, Probing(until=0), "one of 1 to 8"),
+        (LLAVA, Probing(until=9), "one of 1 to 8"),
     ],
-    ids=["scaled embeddings", "windows", "deepstack", "fused", "between layers"],
+    ids=["scaled embeddings", "windows", "deepstack", "fused", "between layers", "no layer", "beyond the last"],
 )
 def test_what_cannot_be_probed_raises(family, method, reason):
     model = family.model()

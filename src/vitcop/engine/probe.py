@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, VitcopError
 from ..models import ModelFamily
 from ..models.decoder import check_rows, layer_keys
 from ..ops.segments import by_size, pad_segments, unpad_segments
@@ -28,7 +28,8 @@ def probed_keys(
         features: what enters the decoder of each token.
 
     Raises:
-        UnsupportedModelError: the layers of this decoder cannot be run by themselves.
+        VitcopError: the decoder has no such layer.
+        UnsupportedModelError: its layers cannot be run by themselves.
     """
     _check_probe(family, layer)
     positions, groups = family.positions_alone(tokens), list(by_size(tokens.lengths, features.device))
@@ -64,7 +65,11 @@ def _keys_of_group(
 
 def _check_probe(family: ModelFamily, layer: int) -> None:
     """Raise unless the layers before `layer` can be run over embeddings alone, and show their keys."""
-    config = family.decoder.config
+    config, last = family.decoder.config, len(family.layers)
+    if not 1 <= layer <= last:
+        raise VitcopError(
+            f"A probe shows the keys of the layer before one of 1 to {last} of this decoder; got {layer}."
+        )
     check_rows(family.layers[layer - 1], config)
     # Embeddings that the decoder scales before its first layer, and what it adds between its layers.
     scaled, deepstack = getattr(config, "embedding_multiplier", 1) != 1, family.first_stage_layer > 1

@@ -302,7 +302,7 @@ class VisualTokens:
         before that one are run for it, at the entrance.
 
         Raises:
-            VitcopError: at another stage than the entrance.
+            VitcopError: at another stage than the entrance, or where the decoder has no such layer.
             UnsupportedModelError: the layers of this decoder cannot be run like this.
         """
         return self._model.probed_keys(self, layer)
