@@ -14,11 +14,11 @@ prints the table, and `vitcop methods NAME` one method with its settings.
 
 {table}
 
-Every method runs under FlashAttention (`Census` if it does not calibrate), since none asks for attention maps: where
-one looks at attention in the decoder, single softmax rows are worked out from the layer's own projections. Saliency is
-the attention of [CLS] in the vision encoder, or, where there is none, the attention received ([models.md](models.md)).
-How well key norms and the last token's row foretell attention has been [measured](results/key_norm.md), layer by layer,
-on a language model.
+Every method runs under FlashAttention (`Census` if it does not calibrate, as under flex attention), since none asks
+for attention maps: where one looks at attention in the decoder, single softmax rows are worked out from the layer's
+own projections. Saliency is the attention of [CLS] in the vision encoder, or, where there is none, the attention
+received ([models.md](models.md)). How well key norms and the last token's row foretell attention has been
+[measured](results/key_norm.md), layer by layer, on a language model.
 
 `retention` means the same for all: the share of the visual tokens alive, averaged over the decoder layers, within one
 token. A picture so small that one token in each stage is more than that keeps this one, and the report says what that
@@ -35,7 +35,8 @@ which makes two rows where the two can differ. By default all methods keep, but 
 
 So is `calibrate`. By `size`, a token that stands for s tokens, which were merged into it, counts s times in the
 attention of all later layers. It needs sdpa or eager attention, and a method that merges something; others raise. By
-default `Census` calibrates and no other does, so that for flash attention it is `Census(calibrate="none")`.
+default `Census` calibrates and no other does, so that for flash and flex attention it is `Census(calibrate="none")`.
+A `Pipeline` has its own, whatever its stages have, and takes it also where they merge nothing.
 
 ## Which positions
 

@@ -215,9 +215,12 @@ def _summary(found: Evaluation, about: str, model: str) -> str:
         rows = {row.name: row for row in found.rows if row.retention == retention < 1}
         if rows:
             methods = [row for name, row in rows.items() if name.partition(",")[0] in METHODS]
-            best = max(methods, key=found.accuracy)
+            most = max(map(found.accuracy, methods))
+            best = [row for row in methods if found.accuracy(row) == most]
             own = [share_cell(found, rows[name]) for name in columns]
-            table.append([_fraction(retention), *own, f"{best.name}: {share_cell(found, best)}"])
+            table.append(
+                [_fraction(retention), *own, f"{' and '.join(row.name for row in best)}: {share_cell(found, best[0])}"]
+            )
     lines.append(_table(["retention", *(_SUMMARISED[name] for name in columns), "best method here"], table))
     return "\n".join(lines) + "\n"
 

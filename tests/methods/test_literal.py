@@ -146,7 +146,7 @@ def tabulate(pictures, layer):
         values["embedded"],
         values["asking"],
         values["offered"],
-        torch.block_diag(*(picture.values["asked"] for picture in pictures)),
+        rows=torch.block_diag(*(picture.values["asked"] for picture in pictures)),
     )
     return replace(tokens, source=source)
 

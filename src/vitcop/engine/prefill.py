@@ -32,8 +32,6 @@ class Prefill(Forward):
         small_images: SmallImages = "floor",
     ) -> None:
         family.check_attention()
-        if method.calibrate != "none":
-            family.check_bias()
         self.family, self.method, self.placeholders, self.small_images = family, method, placeholders, small_images
         self.observations: dict[str, list[Observation]] = {modality: [] for modality in family.modalities}
         self.stages: Stages | None = None
@@ -47,6 +45,9 @@ class Prefill(Forward):
         placed = place_images(family, self.prompts, self.placeholders, self.observations)
         lengths = placed.observation.lengths
         schedule = schedules(self.method, family, lengths, self.small_images)
+        drops = any(min(counts.values()) < n for counts, n in zip(schedule, lengths, strict=True))
+        if drops and self.method.calibrate != "none":
+            family.check_bias()
         prompts = Prompts(
             embeddings=embeddings,
             visual=placed.slots.to(embeddings.device),

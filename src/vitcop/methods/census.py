@@ -36,12 +36,15 @@ class Census(EntrancePruner):
     3. A token that stands for s counts s times in the attention of all layers (`calibrate`), so that text looks at the
        picture as much as it would have, and at each of its parts.
 
-    Tiles and frames share the budget by their sizes, and each is covered by itself. Nothing depends on the question,
-    so that a cached prefix with the picture stays valid for the next one.
+    Tiles and frames share the budget by their sizes, and each is covered by itself; one whose share is nothing leaves
+    nothing, and is not counted. Nothing depends on the question, so that a cached prefix with the picture stays valid
+    for the next one.
 
-    Flash attention cannot count a token several times; with calibrate="none" it can be used.
+    Flash and flex attention cannot count a token several times; with calibrate="none" they can be used. As a stage of
+    a `Pipeline` it counts if that is told to calibrate.
 
-    Cost: the saliency, N x N cosines and a few passes over them, and those of N tokens to the ones kept.
+    Cost: the saliency, N x N cosines and a few passes over them, and those of N tokens to the ones kept. Calibrated
+    layers need a mask of floats, of the prompt's length squared, where a plain causal prompt needs none.
 
     Attributes:
         retention: share of the visual tokens alive, averaged over the decoder layers.
@@ -65,13 +68,14 @@ class Census(EntrancePruner):
     def representatives(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Int[Tensor, " kept"]:
         """The rows that are kept, in no order."""
         order, sizes = tokens.by_grid, [size for image in tokens.segment_sizes for size in image]
+        quotas = tokens.quotas(budget)
         weight = pad_segments(tokens.saliency[order].float() ** self.alpha, sizes)
 
         def pick(directions: Tensor, real: Tensor, steps: int, grids: list[int]) -> Tensor:
             own = weight[grids, : directions.shape[1]]
             return best_cover(directions @ directions.mT * own[..., None], real, steps, own)
 
-        return order[keep_greedily(tokens.hidden_states[order], sizes, tokens.quotas(budget), pick)]
+        return order[keep_greedily(tokens.hidden_states[order], sizes, quotas, pick)]
 
     def selection_flops(self, stage: StageShape) -> int:
         """Saliency, `2 n^2 h` for the cosines of the n tokens of each grid, and `2 n k h` for those to its k kept ones.

@@ -237,7 +237,10 @@ class Pruner(Selector):
         super().__post_init__()
         described = getattr(self, "described", None)
         if self.calibrate == "size" and described is not None and not described.merges:
-            raise VitcopError(f"{self.name} merges nothing that calibrate='size' could count; leave it out.")
+            raise VitcopError(
+                f"{self.name} merges nothing that calibrate='size' could count; leave it out, or say merges=True where "
+                "the method is `described`."
+            )
         if hasattr(self, "retention"):
             check_retention(self.retention)
 
