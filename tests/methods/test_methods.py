@@ -212,6 +212,18 @@ def test_a_pipeline_survives_json_and_refuses_what_it_cannot_do():
             model(**tiny.batch([tiny.ONE_IMAGE]))
 
 
+@pytest.mark.parametrize("name", [name for name, kind in vitcop.METHODS.items() if not hasattr(kind, "stages")])
+def test_behind_another_stage_a_method_chooses_or_says_why_it_cannot(name):
+    """What shares a budget over tiles must see all tokens."""
+    stages = [vitcop.Stage(vitcop.Random(), 0, 0.5), vitcop.Stage(vitcop.METHODS[name](), 5, 0.2)]
+    model = tiny.LLAVA.model()
+    with torch.no_grad(), vitcop.prune(model, vitcop.Pipeline(stages, retention=0.4)):
+        try:
+            model(**tiny.batch(tiny.RAGGED))
+        except vitcop.VitcopError as error:
+            assert "make it the first stage" in str(error) or "before the decoder" in str(error)
+
+
 @pytest.mark.parametrize("name", tiny.METHODS)
 def test_methods_that_read_the_question_need_one(name):
     model, inputs = tiny.LLAVA.model(), tiny.batch([tiny.ONE_IMAGE])

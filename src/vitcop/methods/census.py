@@ -68,14 +68,13 @@ class Census(EntrancePruner):
     def representatives(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Int[Tensor, " kept"]:
         """The rows that are kept, in no order."""
         order, sizes = tokens.by_grid, [size for image in tokens.segment_sizes for size in image]
-        quotas = tokens.quotas(budget)
         weight = pad_segments(tokens.saliency[order].float() ** self.alpha, sizes)
 
         def pick(directions: Tensor, real: Tensor, steps: int, grids: list[int]) -> Tensor:
             own = weight[grids, : directions.shape[1]]
             return best_cover(directions @ directions.mT * own[..., None], real, steps, own)
 
-        return order[keep_greedily(tokens.hidden_states[order], sizes, quotas, pick)]
+        return order[keep_greedily(tokens.hidden_states[order], sizes, tokens.quotas(budget), pick)]
 
     def selection_flops(self, stage: StageShape) -> int:
         """Saliency, `2 n^2 h` for the cosines of the n tokens of each grid, and `2 n k h` for those to its k kept ones.

@@ -54,13 +54,12 @@ class SCOPE(EntrancePruner):
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         order, sizes = tokens.by_grid, [size for image in tokens.segment_sizes for size in image]
-        quotas = tokens.quotas(budget)
         weight = pad_segments(tokens.saliency[order] ** self.alpha, sizes)
 
         def pick(features: Tensor, real: Tensor, steps: int, grids: list[int]) -> Tensor:
             return best_cover(features @ features.mT, real, steps, weight[grids, : features.shape[1]])
 
-        keep = keep_greedily(tokens.hidden_states[order], sizes, quotas, pick)
+        keep = keep_greedily(tokens.hidden_states[order], sizes, tokens.quotas(budget), pick)
         return Selection(order[keep].sort().values)
 
     def selection_flops(self, stage: StageShape) -> int:

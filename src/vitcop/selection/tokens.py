@@ -364,16 +364,24 @@ class VisualTokens:
         Raises:
             VitcopError: tokens have been dropped before, of which grids is not known on the host.
         """
+        self._check_whole()
+        return [share_out(n, sizes) for n, sizes in zip(budget, self.segment_sizes, strict=True)]
+
+    def _check_whole(self) -> None:
         if self.lengths != self.entered_lengths:
             raise VitcopError(
                 "A method that shares its budget over tiles and frames must choose among all tokens; make it the first "
                 "stage."
             )
-        return [share_out(n, sizes) for n, sizes in zip(budget, self.segment_sizes, strict=True)]
 
     @property
     def by_grid(self) -> Int[Tensor, " visual"]:
-        """The rows, grid after grid: tiles may lie across each other in the prompt. All visual tokens must be there."""
+        """The rows, grid after grid: tiles may lie across each other in the prompt.
+
+        Raises:
+            VitcopError: as of `shares_of_grids`.
+        """
+        self._check_whole()
         order = self.entrance.by_grid
         return torch.arange(len(self.rows), device=self.rows.device) if order is None else order
 
