@@ -93,7 +93,7 @@ NOT_THERE = {
 
 
 @dataclass(frozen=True)
-class Reading(vitcop.Random):
+class Peeking(vitcop.Random):
     """Looks at what is not there, although it does not need it."""
 
     at: str = ""
@@ -114,7 +114,7 @@ def alone(entered, method=METHODS["random"]):
 
 @pytest.mark.parametrize("at", NOT_THERE)
 def test_looking_at_what_is_not_there_raises(at, entered):
-    method, (prune, features) = Reading(at=at), alone(entered)
+    method, (prune, features) = Peeking(at=at), alone(entered)
     for refused in (partial(check_entrance, method), partial(prune_features, method, *prune.args[1:], features)):
         with pytest.raises(vitcop.UnsupportedModelError, match="to look at where images are encoded by themselves"):
             refused()

@@ -372,7 +372,7 @@ def invoke(*arguments: object):
 
 def test_the_command_writes_what_it_shows(written, tmp_path):
     result = invoke(
-        *("--quality", 0.5, "--questions", written, "--methods", "knorm", "--json", tmp_path / "plan.json"),
+        *("--quality", 0.5, "--questions-file", written, "--methods", "knorm", "--json", tmp_path / "plan.json"),
         *("--folder", tmp_path / "kept"),
     )
     assert result.exit_code == 0, result.output
@@ -385,7 +385,7 @@ def test_the_command_writes_what_it_shows(written, tmp_path):
 
 def test_a_promise_that_does_not_hold_ends_with_1(written, monkeypatch):
     monkeypatch.setattr("vitcop.quality.plan_quality", lambda *given, **options: missing_the_target())
-    result = invoke("--quality", 0.5, "--questions", written)
+    result = invoke("--quality", 0.5, "--questions-file", written)
     assert result.exit_code == 1 and "the promise does not hold" in result.stdout and not result.stderr
 
 
@@ -397,18 +397,24 @@ def test_the_command_and_the_library_try_the_same():
     ("arguments", "message"),
     [
         (("--quality", 0.97), "--quality needs a file of questions"),
-        (("--quality", 0.97, "--questions", "nowhere.jsonl"), "got nowhere.jsonl"),
-        (("--quality", "most", "--questions", "mine.jsonl"), "--quality is a fraction"),
-        (("--quality", 97, "--questions", "mine.jsonl"), "above 0 and below 1"),
-        (("--quality", 0.97, "--questions", "mine.jsonl"), "questions about 198 pictures"),
-        (("--quality", 0.97, "--questions", "mine.jsonl", "--retention", "1/9"), "--retention and --quality exclude"),
-        (("--quality", 0.97, "--questions", "mine.jsonl", "--method", "fastv"), "--method does not go with --quality"),
-        (("--quality", 0.97, "--questions", "mine.jsonl", "--methods", "vitcp"), "Did you mean 'vitcop'"),
-        (("--quality", 0.97, "--questions", "mine.jsonl", "--model", "llava-1.5-7b"), "a shape without weights"),
-        (("--quality", 0.97, "--questions", "mine.jsonl", "--json", "mine.jsonl"), "would overwrite"),
-        (("--questions", "mine.jsonl"), "--questions goes with --quality"),
+        (("--quality", 0.97, "--questions-file", "nowhere.jsonl"), "got nowhere.jsonl"),
+        (("--quality", "most", "--questions-file", "mine.jsonl"), "--quality is a fraction"),
+        (("--quality", 97, "--questions-file", "mine.jsonl"), "above 0 and below 1"),
+        (("--quality", 0.97, "--questions-file", "mine.jsonl"), "questions about 198 pictures"),
+        (
+            ("--quality", 0.97, "--questions-file", "mine.jsonl", "--retention", "1/9"),
+            "--retention and --quality exclude",
+        ),
+        (
+            ("--quality", 0.97, "--questions-file", "mine.jsonl", "--method", "fastv"),
+            "--method does not go with --quality",
+        ),
+        (("--quality", 0.97, "--questions-file", "mine.jsonl", "--methods", "vitcp"), "Did you mean 'vitcop'"),
+        (("--quality", 0.97, "--questions-file", "mine.jsonl", "--model", "llava-1.5-7b"), "a shape without weights"),
+        (("--quality", 0.97, "--questions-file", "mine.jsonl", "--json", "mine.jsonl"), "would overwrite"),
+        (("--questions-file", "mine.jsonl"), "--questions-file goes with --quality"),
         (("--seed", 1), "--seed goes with --quality"),
-        (("--quality", 0.5, "--questions", "odd.jsonl"), "holds '<image>', which stands for the image"),
+        (("--quality", 0.5, "--questions-file", "odd.jsonl"), "holds '<image>', which stands for the image"),
     ],
 )
 def test_mistakes_get_one_line(arguments, message, written, monkeypatch):

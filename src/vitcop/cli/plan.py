@@ -73,7 +73,7 @@ def plan(
             "options from here on, ask the model itself."
         ),
     ] = None,
-    questions: Annotated[
+    questions_file: Annotated[
         Path | None,
         typer.Option(help='Lines of JSON with "picture", a file, "question" and, if it is known, "answer".'),
     ] = None,
@@ -88,20 +88,20 @@ def plan(
 ) -> None:
     """Show what pruning would leave and save, from a model's config and without its weights.
 
-    With --quality and --questions, ask the model what may go for its answers to stay; exit with 1 if a check fails.
+    With --quality and --questions-file, ask the model what may go for its answers to stay; exit with 1 if that fails.
     """
     with one_line_errors():
         given = {"--retention": retention, "--tokens": tokens, "--flops": flops, "--kv-mb": kv_mb, "--quality": quality}
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise VitcopError(f"{' and '.join(named)} exclude each other; give one of them.")
-        inquiry = Inquiry(questions, methods, positions, seed, batch, max_new_tokens, device, dtype, folder)
+        inquiry = Inquiry(questions_file, methods, positions, seed, batch, max_new_tokens, device, dtype, folder)
         if quality is not None:
             changed = {"--method": method != METHOD, "--text-tokens": text_tokens != TEXT_TOKENS}
             changed |= {"--image-size": image_size is not None, "--frames": frames is not None}
             if any(changed.values()):
                 option = next(option for option, is_changed in changed.items() if is_changed)
-                raise VitcopError(f"{option} does not go with --quality, which tries --methods on --questions.")
+                raise VitcopError(f"{option} does not go with --quality, which tries --methods on --questions-file.")
             plan_quality(quality, model, inquiry, json_file)
             return
         if inquiry.given:

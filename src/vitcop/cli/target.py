@@ -21,7 +21,7 @@ CANDIDATES = "vitcop,census,visionzip,cdpruner,pyramiddrop"
 class Inquiry:
     """Options of a plan that asks a model, and what they are unless they are given."""
 
-    questions: Path | None = None
+    questions_file: Path | None = None
     methods: str = CANDIDATES
     positions: str = "default"
     seed: int = 0
@@ -40,9 +40,9 @@ class Inquiry:
 
 def plan_quality(quality: str, model: str, inquiry: Inquiry, json_file: Path | None) -> None:
     """Ask the model, show what was chosen and whether it holds, and exit with 1 if it does not."""
-    share, file = read_share(quality, "--quality"), inquiry.questions
+    share, file = read_share(quality, "--quality"), inquiry.questions_file
     if file is None or not file.is_file():
-        raise VitcopError(f"--quality needs a file of questions, given by --questions; got {file}.")
+        raise VitcopError(f"--quality needs a file of questions, given by --questions-file; got {file}.")
     if model in SHAPES:
         raise VitcopError(f"{model} is a shape without weights, which answers nothing; give a folder or a name.")
     names, numberings = read_methods("--methods", inquiry.methods), read_positions(inquiry.positions)
