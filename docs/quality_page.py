@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -227,23 +227,21 @@ def _summary(found: Evaluation, about: str, model: str) -> str:
 
 def _groups(found: Evaluation) -> str:
     """Accuracy by group of types, of those at each retention."""
-    names = dict.fromkeys(row.name for row in found.rows if row.name not in ONCE)
-    rows = []
-    for row in (row for row in found.rows if row.name in ONCE):
-        rows.append([row.name, *[_of_groups(found, row)] * len(found.retentions)])
-    for name in names:
-        at = {row.retention: _of_groups(found, row) for row in found.rows if row.name == name}
-        rows.append([name, *(at.get(retention, "-") for retention in found.retentions)])
-    return _table(["", *map(_fraction, found.retentions)], rows)
+    once = [[row.name, *[_of_groups(found, row)] * len(found.retentions)] for row in found.rows if row.name in ONCE]
+    return _by_retention(found, lambda row: _of_groups(found, row), once)
 
 
 def _agreement(found: Evaluation) -> str:
-    names = dict.fromkeys(row.name for row in found.rows if row.name not in ONCE)
+    return _by_retention(found, lambda row: f"{100 * found.agreement(row):.0f}", [])
+
+
+def _by_retention(found: Evaluation, cell: Callable[[Row], str], once: list[list[str]]) -> str:
+    """A line for each contender, behind those of what has no retention."""
     rows = []
-    for name in names:
-        at = {row.retention: f"{100 * found.agreement(row):.0f}" for row in found.rows if row.name == name}
+    for name in dict.fromkeys(row.name for row in found.rows if row.name not in ONCE):
+        at = {row.retention: cell(row) for row in found.rows if row.name == name}
         rows.append([name, *(at.get(retention, "-") for retention in found.retentions)])
-    return _table(["", *map(_fraction, found.retentions)], rows)
+    return _table(["", *map(_fraction, found.retentions)], once + rows)
 
 
 def _of_groups(found: Evaluation, row: Row) -> str:

@@ -194,3 +194,15 @@ def test_backends_that_cannot_count_raise(attention):
         pytest.raises(vitcop.UnsupportedModelError, match=way_out),
     ):
         model(**inputs)
+
+
+def test_where_nothing_is_dropped_no_backend_is_refused(monkeypatch):
+    def refuse(family):
+        raise vitcop.UnsupportedModelError("cannot count")
+
+    model, inputs = LLAVA.model(), batch([ONE_IMAGE])
+    monkeypatch.setattr(vitcop.ModelFamily, "check_bias", refuse)
+    with torch.no_grad(), vitcop.prune(model, vitcop.Census(1.0)):
+        model(**inputs)
+    with torch.no_grad(), vitcop.prune(model, vitcop.Census(0.5)), pytest.raises(vitcop.UnsupportedModelError):
+        model(**inputs)

@@ -45,9 +45,6 @@ class Prefill(Forward):
         placed = place_images(family, self.prompts, self.placeholders, self.observations)
         lengths = placed.observation.lengths
         schedule = schedules(self.method, family, lengths, self.small_images)
-        drops = any(min(counts.values()) < n for counts, n in zip(schedule, lengths, strict=True))
-        if drops and self.method.calibrate != "none":
-            family.check_bias()
         prompts = Prompts(
             embeddings=embeddings,
             visual=placed.slots.to(embeddings.device),
@@ -56,6 +53,8 @@ class Prefill(Forward):
             placeholders=self.placeholders,
         )
         self.stages = Stages(family, self.method, prompts, placed, schedule, self.blocks)
+        if self.stages.layers and self.method.calibrate != "none":
+            family.check_bias()
         return self.stages.enter(kwargs)
 
     def leaves_alone(self, kwargs: Call) -> bool:
