@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from families.base import IMAGE, VIDEO
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -43,8 +44,10 @@ def masked_dense_logits(
     alive = alive_columns(report, ids.shape).to(ids.device)
     entered = alive[0] if method.positions == "compact" else _mask(inputs).bool()
     kept_by_family = KNOWN[model.config.model_type].keeps_positions
+    far = Far(model, ids, report) if method.calibrate == "distance" else None
+    positions = None if kept_by_family else count_positions(entered)
     with torch.no_grad():
-        prompts, *decoded = _masked_dense(model, inputs, alive, None if kept_by_family else count_positions(entered))
+        prompts, *decoded = _masked_dense(model, inputs, alive, positions, far)
     kept = [row[columns[columns >= 0]] for row, columns in zip(prompts, report.positions, strict=True)]
     return [torch.cat(kept), *decoded]
 
@@ -65,6 +68,28 @@ def _mask(inputs: dict[str, Tensor]) -> Tensor:
 def _token(ids: Tensor, step: int) -> Tensor:
     """What is decoded in a step."""
     return ids.new_full((len(ids), 1), 10 + step)
+
+
+class Far:
+    """What is added to the logits of visual tokens by their distance, and not to those of text and separators."""
+
+    def __init__(self, model: PreTrainedModel, ids: Tensor, report: vitcop.Report) -> None:
+        self.visual = torch.zeros_like(ids, dtype=torch.bool)
+        kinds = list(zip(report.images, report.modalities, strict=True))
+        for modality, token in {"image": IMAGE, "video": VIDEO}.items():
+            shown = [image.visual for image, own in kinds if own == modality]
+            self.visual[ids == token] = torch.cat([torch.zeros(0, dtype=torch.bool), *shown])
+        rotary: Any = model.get_decoder().rotary_emb
+        layers = getattr(model.get_decoder().config, "layer_types", None) or [None] * report.num_layers
+        by_kind = hasattr(rotary, f"{layers[0]}_inv_freq")
+        distances = torch.arange(ids.shape[1] + STEPS)[None]
+        # The stock embedding turns two channels by each angle, so that the mean over channels is that over angles.
+        cosines = [rotary(torch.zeros(1), distances, *[kind] * by_kind)[0][0] for kind in layers]
+        self.added = torch.stack([(2 - cosine.mean(-1)).log() for cosine in cosines])
+
+    def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """(layers, batch, queries, keys), by positions."""
+        return self.added[:, (queries[..., None] - keys[:, None]).abs()] * self.visual[:, None]
 
 
 def _stock_mask(config: Any, layer: int, inputs: dict[str, Tensor], queries: int, seen: int) -> Tensor:
@@ -88,12 +113,13 @@ def _stock_mask(config: Any, layer: int, inputs: dict[str, Tensor], queries: int
 
 
 def _masked_dense(
-    model: PreTrainedModel, inputs: dict[str, Tensor], alive: Tensor, positions: Tensor | None
+    model: PreTrainedModel, inputs: dict[str, Tensor], alive: Tensor, positions: Tensor | None, far: Far | None
 ) -> list[Tensor]:
     """Logits of the prompt and of the decoded tokens, by a dense model that hides what is not alive.
 
     Args:
         positions: of the prompt; None leaves them to the model, as its 3-D ones.
+        far: what is added by distance; None for nothing.
     """
     decoder: Any = model.get_decoder()
     state: dict[str, Tensor] = {}
@@ -106,14 +132,19 @@ def _masked_dense(
 
     hooks = [hide(index) for index in range(len(alive))]
     try:
-        return list(_forwards(model, inputs, alive, positions, state))
+        return list(_forwards(model, inputs, alive, positions, far, state))
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def _forwards(
-    model: PreTrainedModel, inputs: dict[str, Tensor], alive: Tensor, positions: Tensor | None, state: dict[str, Tensor]
+    model: PreTrainedModel,
+    inputs: dict[str, Tensor],
+    alive: Tensor,
+    positions: Tensor | None,
+    far: Far | None,
+    state: dict[str, Tensor],
 ) -> Iterator[Tensor]:
     """Logits forward by forward, with the masks of each in `state`."""
     ids, config, cache = inputs["input_ids"], model.get_decoder().config, DynamicCache()
@@ -127,6 +158,9 @@ def _forwards(
         masks = torch.stack([s.expand(batch_size, -1, -1) for s in stock]) & visible[:, :, None]
         hidden = ~masks[:, :, None]
         state["masks"] = hidden.new_zeros(hidden.shape, dtype=model.dtype).masked_fill(hidden, lowest)
+        if far is not None:
+            added = far.logits(positions if step == 0 else last + step, positions)
+            state["masks"][..., :width] += added[:, :, None]
         if step == 0:
             output = model(**inputs, position_ids=positions, past_key_values=cache)
             if positions is None:

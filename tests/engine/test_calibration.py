@@ -1,5 +1,6 @@
 """A token that stands for several counts as many times."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from families.base import IMAGE, NUM_LAYERS
-from tiny import FAMILIES, LLAVA, ONE_IMAGE, TOKENS_PER_IMAGE, batch, merged, ragged
+from oracle import masked_dense_logits, pruned_logits
+from tiny import FAMILIES, LLAVA, ONE_IMAGE, TOKENS_PER_IMAGE, ThreeStages, batch, merged, ragged
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import vitcop
 from vitcop import LayerPruner, Selection
+from vitcop.models import FAMILIES as KNOWN
+from vitcop.models import family_of
 from vitcop.ops.segments import smallest_per_segment
 from vitcop.selection.tokens import merge_counts
 
@@ -148,6 +152,56 @@ def test_counts_are_those_of_a_loop(reduction):
         selection = Selection(keep, merge, reduction)
         assert merge_counts(counts, selection).tolist() == expected
         assert torch.equal(merge_counts(None, selection), merge_counts(torch.ones(12), selection))
+        assert torch.equal(merge_counts(counts, Selection(keep)), counts[keep])
+
+
+@dataclass(frozen=True)
+class Distant(ThreeStages):
+    """Merges nothing in truth, so that a dense model's mask can do the same."""
+
+    described = vitcop.Description(where="test", signal="none", merges=True)
+    default_calibrate = "distance"
+
+
+@pytest.mark.parametrize("prompts", ["one", "left", "right"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_far_away_counts_more(name, prompts):
+    family = FAMILIES[name]
+    model = family.model("sdpa")
+    inputs = batch([ONE_IMAGE] if prompts == "one" else ragged(family), prompts, family)
+    if KNOWN[model.config.model_type].keeps_positions:
+        with vitcop.prune(model, Distant()), pytest.raises(vitcop.UnsupportedModelError, match="use calibrate='size'"):
+            model(**inputs)
+        return
+    report, pruned = pruned_logits(model, inputs, Distant())
+    dense = masked_dense_logits(model, inputs, Distant(), report)
+    uncalibrated = masked_dense_logits(model, inputs, ThreeStages(), report)
+    for after, before, without in zip(pruned, dense, uncalibrated, strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(without, before, rtol=1e-3, atol=1e-4)
+
+
+def test_distance_and_size_come_together():
+    """`log(s (2 - D(|m - n|)))`, literally, of a prompt whose tokens are merged at the entrance."""
+    model, inputs = LLAVA.model(), batch([ONE_IMAGE])
+    with torch.no_grad(), vitcop.prune(model, vitcop.VisionZip(0.5, positions="keep", calibrate="distance")):
+        layout = model(**inputs).past_key_values.request.layouts[0]
+    added = layout.counts.logits(family_of(model), 0, layout.columns, layout.columns)[0].tolist()
+    visual = inputs["input_ids"][0][layout.columns[0]] == IMAGE
+    frequencies = model.get_decoder().rotary_emb.inv_freq.tolist()
+    sizes, columns = layout.counts.stands_for[0].tolist(), layout.columns[0].tolist()
+    assert max(sizes) > 1
+    for m, row in zip(columns, added, strict=True):
+        for n, size, shown, found in zip(columns, sizes, visual, row, strict=True):
+            angles = [math.cos((m - n) * frequency) for frequency in frequencies]
+            expected = math.log(size * (2 - sum(angles) / len(angles))) if shown else 0
+            assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_distances_need_kept_positions():
+    with pytest.raises(vitcop.VitcopError, match="set positions='keep'"):
+        vitcop.ViTCoP(calibrate="distance")
+    assert vitcop.ViTCoP(calibrate="distance", positions="keep").calibrate == "distance"
 
 
 def test_counts_go_on_through_later_stages():
@@ -159,8 +213,8 @@ def test_counts_go_on_through_later_stages():
         cache = model(**inputs).past_key_values
     for layer, layout in cache.request.layouts.items():
         visual = inputs["input_ids"][0][layout.columns[0]] == IMAGE
-        assert layout.bias[0][~visual].eq(0).all()
-        assert layout.bias[0][visual].exp().sum().item() == pytest.approx(TOKENS_PER_IMAGE), layer
+        assert layout.counts.stands_for[0][~visual].eq(0).all()
+        assert layout.counts.stands_for[0][visual].sum().item() == TOKENS_PER_IMAGE, layer
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -197,11 +251,11 @@ def test_backends_that_cannot_count_raise(attention):
 
 
 def test_where_nothing_is_dropped_no_backend_is_refused(monkeypatch):
-    def refuse(family):
+    def refuse(family, calibrate):
         raise vitcop.UnsupportedModelError("cannot count")
 
     model, inputs = LLAVA.model(), batch([ONE_IMAGE])
-    monkeypatch.setattr(vitcop.ModelFamily, "check_bias", refuse)
+    monkeypatch.setattr(vitcop.ModelFamily, "check_calibration", refuse)
     with torch.no_grad(), vitcop.prune(model, vitcop.Census(1.0)):
         model(**inputs)
     with torch.no_grad(), vitcop.prune(model, vitcop.Census(0.5)), pytest.raises(vitcop.UnsupportedModelError):

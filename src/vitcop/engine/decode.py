@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..errors import UnsupportedModelError
 from ..models import ModelFamily
@@ -68,7 +69,7 @@ class Decode(Forward):
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether no layer has padding, a window or a bias, so that a single new token needs no mask anywhere."""
+        """Whether no layer has padding, a window or counts, so that a single new token needs no mask anywhere."""
         return not self.family.has_windows and all(map(self._needs_none, self.request.layouts.values()))
 
     def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:
@@ -87,7 +88,7 @@ class Decode(Forward):
         self.cache.release()
 
     def _needs_none(self, layout: Layout) -> bool:
-        return layout.bias is None and self._real(layout) is None
+        return layout.counts is None and self._real(layout) is None
 
     def _mask(self, layer: int, layout: Layout, hidden_states: Tensor) -> Any:
         tail = self.request.ends[:, None] + torch.arange(self.tail + self.new, device=self.request.ends.device)
@@ -98,7 +99,7 @@ class Decode(Forward):
             self.cache,
             real=self._real(layout),
             columns=torch.cat([layout.columns, tail.to(layout.columns.device)], 1),
-            bias=None if layout.bias is None else torch.nn.functional.pad(layout.bias, (0, tail.shape[1])),
+            counts=None if layout.counts is None else layout.counts.map(lambda part: pad(part, (0, tail.shape[1]))),
         )
 
     def _real(self, layout: Layout) -> Tensor | None:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from .calibration import Counts
 from .positions import count_positions
 
 
@@ -19,12 +20,12 @@ class Layout:
     Attributes:
         columns: prompt column of the token in each slot; meaningless where `mask` is False.
         mask: where a slot holds a token; None when all do, so that attention needs no mask.
-        bias: what is added to the attention logits of each token, in float32; None when nothing is.
+        counts: how often each token counts in attention; None when all count once.
     """
 
     columns: Int[Tensor, "batch width"]
     mask: Bool[Tensor, "batch width"] | None
-    bias: Float[Tensor, "batch width"] | None = None
+    counts: Counts | None = None
 
     @property
     def width(self) -> int:
@@ -55,8 +56,8 @@ class Layout:
         # Stable and ascending: what goes comes first and what stays comes last, each in its order.
         slots = alive.byte().argsort(dim=1, stable=True)[:, -width:]
         mask = None if min(lengths) == width else alive.gather(1, slots)
-        bias = None if self.bias is None else self.bias.gather(1, slots)
-        return Layout(self.columns.gather(1, slots), mask, bias), slots
+        counts = None if self.counts is None else self.counts.map(lambda part: part.gather(1, slots))
+        return Layout(self.columns.gather(1, slots), mask, counts), slots
 
     def to(self, device: torch.device) -> Layout:
         return self._map(lambda part: part.to(device))
@@ -77,5 +78,6 @@ class Layout:
         return self._map(lambda part: part[:, :-slots])
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Layout:
-        mask, bias = (None if part is None else change(part) for part in (self.mask, self.bias))
-        return Layout(change(self.columns), mask, bias)
+        mask = None if self.mask is None else change(self.mask)
+        counts = None if self.counts is None else self.counts.map(change)
+        return Layout(change(self.columns), mask, counts)

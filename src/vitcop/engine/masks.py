@@ -12,6 +12,7 @@ from transformers import Cache
 from transformers.masking_utils import blockwise_overlay, create_causal_mask
 
 from ..models import ModelFamily
+from .calibration import Counts
 from .layout import Layout
 
 
@@ -26,7 +27,7 @@ def entering_mask(family: ModelFamily, layout: Layout, real: Tensor | None, mask
     if family.has_windows:
         kinds = family.layer_kinds
         return {kind: mask_of(kinds.index(kind)) for kind in set(kinds)}
-    return real if layout.bias is None else mask_of(0)
+    return real if layout.counts is None else mask_of(0)
 
 
 def layer_mask(
@@ -38,7 +39,7 @@ def layer_mask(
     real: Bool[Tensor, "batch held"] | None,
     columns: Int[Tensor, "batch held"],
     blocks: Int[Tensor, "batch held"] | None = None,
-    bias: Float[Tensor, "batch held"] | None = None,
+    counts: Counts | None = None,
 ) -> Any:
     """What a layer needs as its mask, made by transformers' own functions for any attention backend.
 
@@ -49,10 +50,10 @@ def layer_mask(
         real: where the layer holds a token and no padding; None when everywhere.
         columns: of the unpruned prompt and what came behind it, of all that the layer holds; new tokens come last.
         blocks: tokens of the same block see each other both ways; -1 for none.
-        bias: what is added to the logits of each token that the layer holds.
+        counts: how often each token that the layer holds counts.
     """
     config = family.decoder.config
-    if bias is not None:
+    if counts is not None:
         config = copy.copy(config)
         config._attn_implementation = "eager"  # whose masks are added to logits, which the others can do as well
     overlays: dict[str, Callable[..., Any]] = {}
@@ -61,9 +62,12 @@ def layer_mask(
     if family.layer_kinds[layer] == "sliding_attention":
         overlays["and_mask_function"] = _window(config.sliding_window, columns)
     mask = create_causal_mask(config, hidden_states, real, cache, layer_idx=layer, **overlays)
-    if bias is None:
+    if counts is None:
         return mask
-    return mask + bias[:, None, None, -mask.shape[-1] :].to(mask)  # a cache with a window holds the last ones alone
+    new, held = mask.shape[-2:]  # a cache with a window holds the last ones alone
+    last = counts.map(lambda part: part[:, -held:])
+    logits = last.logits(family, layer, columns[:, -new:], columns[:, -held:])
+    return mask + logits[:, None].to(mask)
 
 
 def _window(length: int, columns: Tensor) -> Callable[..., Any]:

@@ -53,8 +53,8 @@ class Prefill(Forward):
             placeholders=self.placeholders,
         )
         self.stages = Stages(family, self.method, prompts, placed, schedule, self.blocks)
-        if self.stages.layers and self.method.calibrate != "none":
-            family.check_bias()
+        if self.stages.layers:
+            family.check_calibration(self.method.calibrate)
         return self.stages.enter(kwargs)
 
     def leaves_alone(self, kwargs: Call) -> bool:

@@ -242,8 +242,11 @@ class StageSource(Source):
         if self.family.layer_kinds[got.layer] == "sliding_attention":
             behind = columns.gather(1, slots)[..., None] - columns[:, None]
             visible = visible & (behind < self.family.decoder.config.sliding_window)
-        bias = None if self.layout.bias is None else self.layout.bias[of].to(slots.device)
-        return attention_rows(queries, keys, visible, module.self_attn.scaling, bias)
+        added = None
+        if (counts := self.layout.counts) is not None:
+            own = counts.map(lambda part: part[of].to(slots.device))
+            added = own.logits(self.family, got.layer, columns.gather(1, slots), columns)
+        return attention_rows(queries, keys, visible, module.self_attn.scaling, added)
 
     def _slots_of(self, places: Tensor) -> Tensor:
         """Slots of tokens, none of which was dropped, by their places in the flattened prompts."""

@@ -23,6 +23,7 @@ from ..selection.choice import choose, refuse_choice
 from ..selection.pruner import Pruner
 from ..selection.tokens import Selection, VisualTokens, merge_counts, merge_hidden_states
 from .cache import PrunedCache, Request, adopt, cache_in
+from .calibration import Counts
 from .layout import Layout
 from .masks import entering_mask, layer_mask
 from .placement import Placed
@@ -215,16 +216,23 @@ class Stages:
             # From the forward's own states: what the method has looked at carries no gradient.
             merged = merge_hidden_states(entering.flatten(0, 1)[tokens.slots], selection)
             packed = packed.flatten(0, 1).index_copy(0, self.tokens.slots, merged).view_as(packed)
-            if self.method.calibrate == "size":
-                self._count(layer, merge_counts(tokens.counts, selection))
+        self._count(layer, tokens.counts, selection)
         return packed, slots
 
-    def _count(self, layer: int, counts: Tensor) -> None:
-        """Let each visual token count as that many in the attention of `layer` and all behind it."""
-        bias = torch.zeros_like(self.layout.columns, dtype=counts.dtype)
-        bias = bias.flatten().index_copy(0, self.tokens.slots, counts.log()).view_as(bias)
+    def _count(self, layer: int, counts: Tensor | None, selection: Selection) -> None:
+        """Let each visual token count for all that it stands for in the attention of `layer` and all behind it.
+
+        Args:
+            counts: of the tokens that `selection` was made among.
+        """
+        by_distance = self.method.calibrate == "distance"
+        if self.method.calibrate == "none" or (selection.merge is None and not by_distance):
+            return  # those that are dropped here are gone from the layout's counts already
+        counts = merge_counts(counts, selection)
+        stands_for = torch.zeros_like(self.layout.columns, dtype=counts.dtype)
+        stands_for = stands_for.flatten().index_copy(0, self.tokens.slots, counts).view_as(stands_for)
         self.tokens = replace(self.tokens, counts=counts)
-        self.layout = self.layouts[layer] = replace(self.layout, bias=bias)
+        self.layout = self.layouts[layer] = replace(self.layout, counts=Counts(stands_for, by_distance))
 
     def _pack(
         self, layer: int, hidden_states: Tensor, alive: Tensor, tokens: VisualTokens, lengths: tuple[int, ...]
@@ -280,7 +288,7 @@ class Stages:
             real=self.layout.mask,
             columns=columns,
             blocks=None if self.blocks is None else self.blocks.to(columns.device).gather(1, columns),
-            bias=self.layout.bias,
+            counts=self.layout.counts,
         )
 
     def _to(self, device: torch.device) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError, VitcopError
 from ..ops.segments import segment_ids, starts_of
+from ..selection.pruner import Calibrate
 from ..selection.tokens import SALIENCY, EncoderSignal, VisualTokens
 from .encoders import Patches, Watched
 from .geometry import Geometry, Size
@@ -242,14 +243,33 @@ class ModelFamily(ABC):
                 "their tokens are pruned; use attn_implementation='sdpa'."
             )
 
-    def check_bias(self) -> None:
-        """Raise if the attention backend cannot be trusted to add to logits, which calibrated attention needs."""
+    def rotary_frequencies(self, layer: int) -> Float[Tensor, " planes"]:
+        """The angles by which the rotary embedding of a decoder layer turns its planes from one position to the next.
+
+        Raises:
+            UnsupportedModelError: positions have several axes, or there is no such embedding.
+        """
+        rotary = getattr(self.decoder, "rotary_emb", None)
+        if self.keeps_positions or rotary is None:
+            raise UnsupportedModelError(
+                f"calibrate='distance' needs rotary positions of one axis, which {self.model.config.model_type!r} does "
+                "not have; use calibrate='size'."
+            )
+        of_kind = getattr(rotary, f"{self.layer_kinds[layer]}_inv_freq", None)
+        return rotary.inv_freq if of_kind is None else of_kind
+
+    def check_calibration(self, calibrate: Calibrate | None) -> None:
+        """Raise if attention cannot be calibrated in this way, by the decoder or by its backend."""
+        if calibrate == "none":
+            return
+        if calibrate == "distance":
+            self.rotary_frequencies(0)
         backend = self.decoder.config._attn_implementation
         # On a CPU, flex attention reads beyond the end of a mask of floats: that of torch 2.13 corrupts memory.
         if "flash" in backend or "flex" in backend:
             raise UnsupportedModelError(
-                "Flash and flex attention cannot count a token several times, which calibrate='size' asks for; use "
-                "attn_implementation='sdpa', or calibrate='none'."
+                f"Flash and flex attention cannot count a token several times, which calibrate={calibrate!r} asks for; "
+                "use attn_implementation='sdpa', or calibrate='none'."
             )
 
     def check_encoding(self, call: Call) -> None:  # noqa: B027 - most families have nothing to refuse

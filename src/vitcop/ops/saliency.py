@@ -48,20 +48,20 @@ def attention_rows(
     keys: Float[Tensor, "batch kv_heads tokens head_dim"],
     visible: Bool[Tensor, "batch rows tokens"],
     scale: float,
-    bias: Float[Tensor, "batch tokens"] | None = None,
+    bias: Float[Tensor, "batch #rows tokens"] | None = None,
 ) -> Float[Tensor, "batch rows tokens"]:
     """Softmax attention of some queries to all tokens, mean over heads; each key head serves a group of query heads.
 
     Args:
         visible: what each query may see.
         scale: what the layer multiplies its logits with.
-        bias: what it then adds to those of each token.
+        bias: what it then adds to them.
     """
     grouped = queries.float().transpose(1, 2).unflatten(1, (keys.shape[1], -1))  # (batch, kv_heads, group, rows, d)
     with full_precision(keys.device):
         logits = scale * (grouped @ keys.float()[:, :, None].transpose(-1, -2))
     if bias is not None:
-        logits = logits + bias[:, None, None, None]
+        logits = logits + bias[:, None, None]
     weights = logits.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1)
     return weights.flatten(1, 2).mean(1)
 

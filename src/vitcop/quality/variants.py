@@ -163,6 +163,7 @@ VITCOP: dict[str, Callable[[float], Pruner]] = {
 CENSUS: dict[str, Callable[[float], Pruner]] = {
     "counted": Census,
     "not counted": partial(Census, calibrate="none"),
+    "by distance": partial(Census, calibrate="distance"),
     "not merged": partial(CensusAlone, calibrate="none"),
     "covered alike": CensusAsSCOPE,
     "by coverage alone": partial(Census, alpha=0.0),
@@ -174,6 +175,7 @@ CENSUS: dict[str, Callable[[float], Pruner]] = {
 
 * counted: the method as it is by default
 * not counted: a token that stands for others counts once
+* by distance: what is left counts more, besides, the further away it is
 * not merged: what is not kept is dropped, and nothing counts for it
 * covered alike: to cover a token is worth the same, however salient it is; representatives are SCOPE's
 * by coverage alone: saliency does not count at all

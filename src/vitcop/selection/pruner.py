@@ -19,7 +19,7 @@ from .stage_shape import StageShape
 from .tokens import EncoderSignal, Selection, TextTokens, VisualTokens
 
 Positions = Literal["compact", "keep"]
-Calibrate = Literal["none", "size"]
+Calibrate = Literal["none", "size", "distance"]
 S = TypeVar("S", bound="Selector")
 SmallImages = Literal["floor", "refuse"]
 """What becomes of images so small that one token in each stage is more than the retention: see `checked_budgets`."""
@@ -187,11 +187,13 @@ class Pruner(Selector):
             these tokens and the text anew, without gaps. None is the method's `default_positions`. The two are the same
             where nothing is dropped at the entrance, and where the family always keeps positions.
         calibrate: "size" lets a token that stands for s tokens, which were merged into it, count s times in the
-            attention of all later layers: log s is added to its logits (RESTORE, arXiv 2606.01711). "none" does not;
-            None is the method's `default_calibrate`.
+            attention of all later layers: log s is added to its logits (RESTORE, arXiv 2606.01711). "distance" lets
+            what is left of an image count more as well, up to twice, the further it stands from what looks at it, by
+            rotary positions, which have to be kept. "none" does neither; None is the method's `default_calibrate`.
 
     Raises:
-        VitcopError: a method that merges nothing is told to count what it merges.
+        VitcopError: a method that merges nothing is told to count what it merges, or one that numbers positions anew to
+            count by distance.
     """
 
     described: ClassVar[Description]
@@ -236,10 +238,15 @@ class Pruner(Selector):
             object.__setattr__(self, "calibrate", self.default_calibrate)
         super().__post_init__()
         described = getattr(self, "described", None)
-        if self.calibrate == "size" and described is not None and not described.merges:
+        if self.calibrate != "none" and described is not None and not described.merges:
             raise VitcopError(
-                f"{self.name} merges nothing that calibrate='size' could count; leave it out, or say merges=True where "
-                "the method is `described`."
+                f"{self.name} merges nothing that calibrate={self.calibrate!r} could count; leave it out, or say "
+                "merges=True where the method is `described`."
+            )
+        if self.calibrate == "distance" and self.positions == "compact":
+            raise VitcopError(
+                "calibrate='distance' goes by the distances of the unpruned prompt, which positions='compact' changes; "
+                "set positions='keep'."
             )
         if hasattr(self, "retention"):
             check_retention(self.retention)

@@ -529,13 +529,13 @@ def merge_counts(counts: Float[Tensor, " visual"] | None, selection: Selection) 
 
     Args:
         counts: before that; None where each stands for itself.
-        selection: with a merge.
     """
-    assert selection.merge is not None
     merge, slots = selection.merge, len(selection.keep)
+    kept = torch.ones(slots, device=selection.keep.device) if counts is None else counts[selection.keep]
+    if merge is None:
+        return kept
     if counts is None:
         counts = torch.ones(len(merge), device=merge.device)
-    kept = counts[selection.keep]
     taken = counts.new_zeros(slots + 1).index_add(0, torch.where(merge < 0, slots, merge), counts)[:slots]
     if selection.reduction == "mean":  # of which a kept token that is not in its own group is no part
         return torch.where(taken > 0, taken, kept)
