@@ -81,6 +81,7 @@ quality: QUESTIONS := 200
 quality-full: QUESTIONS := 1000
 quality quality-full: $(VENV)/.dev
 	$(EVAL) --methods all,paper --positions keep --retentions $(SHARES) --json docs/results/quality.json
+	$(EVAL) --positions both --retentions 1/9 --json docs/results/quality-positions.json
 	$(ABLATE) --seed 1 --json docs/results/ablations-validation.json
 	$(ABLATE) --json docs/results/ablations-test.json
 	$(EVAL) --methods census-ablations --retentions $(SHARES) --json docs/results/census-builtin.json
@@ -91,7 +92,7 @@ testbed-quality: $(TESTBED)/.dev
 	$(ASK) --methods all,paper --positions keep --retentions $(SHARES) --json docs/results/testbed.json
 	$(ASK) --positions both --retentions 1/9 --json docs/results/testbed-positions.json
 	$(ASK) --methods census-ablations --retentions 1/9,1/18 --json docs/results/census-testbed.json
-	$(ASK) --methods vitcop-ablations --retentions 1/9 --json docs/results/ablations-testbed.json
+	$(ASK) --methods vitcop-ablations --retentions 1/9,1/18 --json docs/results/ablations-testbed.json
 	$(TESTBED)/bin/python -m docs.quality_page
 
 SHARES := 1/3,2/9,1/9,1/18,1/36

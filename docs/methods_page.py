@@ -52,7 +52,8 @@ LLaVA-1.5-7B at 64 tokens, half of them merged, mean of eight benchmarks in perc
 ([RESTORE](https://arxiv.org/abs/2606.01711)). \
 [Here](results/ablations-test.md) ViTCoP, kept, wins |
 | short answers, merged and counted | keep | the same, calibrated by size: 95.3, and by distance: 96.5. \
-[Here](results/census.md) size wins, and distance does not |
+\
+[Here](results/census.md) size may be worth two points, and distance nothing more |
 | something else | what your model says | `vitcop eval --positions both`, or `vitcop plan --quality` \
 ([how](quality_target.md)) |
 

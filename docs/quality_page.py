@@ -50,6 +50,8 @@ about large models**; its [card](../../src/vitcop/builtin/model/README.md) says 
 
 ![Accuracy against operations](../images/quality.png)
 
+{positions}
+
 {details}
 """
 _TESTBED = """\
@@ -76,14 +78,16 @@ Percent of right answers, of place / of content.
 
 ![Accuracy against operations](../images/quality-testbed.png)
 
-## Positions kept, and numbered anew
-
-In percent of the dense model's accuracy, and right answers of place / of content, from
-[testbed-positions.json](testbed-positions.json): the same questions, at one retention.
-
 {positions}
 
 {details}
+"""
+_POSITIONS = """\
+## Positions kept, and numbered anew
+
+In percent of the dense model's accuracy{groups}, from [{file}]({file}): the same questions, at one retention.
+
+{table}
 """
 _ABLATIONS = """\
 # What each part of ViTCoP is worth
@@ -175,20 +179,27 @@ def census() -> str:
 
 def quality() -> str:
     """The page about all methods on the model in the box."""
-    return page(_TEXT, evaluation("quality"))
+    return page(_TEXT, evaluation("quality"), positions=positions("quality-positions"))
 
 
 def testbed() -> str:
     """The page about all methods on the testbed."""
     found = evaluation("testbed")
-    both = evaluation("testbed-positions")
+    return page(_TESTBED, found, groups=_groups(found), positions=positions("testbed-positions"))
+
+
+def positions(name: str) -> str:
+    """The section about a run of every method both ways at one retention."""
+    both = evaluation(name)
     (retention,) = both.retentions
     rows = [row for row in both.rows if row.name.endswith((", keep", ", compact")) and row.retention == retention]
-    positions = _table(
-        [_fraction(retention), "of dense", "of place / of content"],
-        [[row.name, share_cell(both, row), _of_groups(both, row)] for row in rows],
+    head, groups = [_fraction(retention), "of dense"], ""
+    if both.groups:
+        head, groups = [*head, " / ".join(f"of {group}" for group in both.groups)], ", and right answers by group"
+    table = _table(
+        head, [[row.name, share_cell(both, row), *[_of_groups(both, row)] * bool(both.groups)] for row in rows]
     )
-    return page(_TESTBED, found, groups=_groups(found), positions=positions)
+    return _POSITIONS.format(file=f"{name}.json", groups=groups, table=table).rstrip()
 
 
 def section() -> str:

@@ -23,8 +23,8 @@ TESTBED, UNTRAINED = "trained", "random"
 TRAINED = {
     TESTBED: "the testbed",
     "named": "its projector after the naming start alone, no adapter: told what a thing is, and nothing else",
-    "unnamed": "trained as it, but begun with a random projector: never told what a thing is",
-    "seed": "trained as it, with another seed",
+    "unnamed": "begun with a random projector, never told what a thing is, and trained for 540 steps in place of 3,000",
+    "seed": "begun as the testbed was, with another seed, and trained for 540 steps in place of 3,000",
 }
 MODELS = {UNTRAINED: "random projectors, no adapter: `testbed.unadapted()`, and others drawn like it", **TRAINED}
 """What is measured, by the names that data and commands have for it: controls stand first."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .methods.uniformgrid import UniformGrid
     from .methods.visionzip import VisionZip
     from .methods.vispruner import VisPruner
-    from .methods.vitcop import MergeClusters, SalientClusters, SmallestKeyNorms, ViTCoP
+    from .methods.vitcop import MergeClusters, MostSignificant, SalientClusters, ViTCoP
     from .methods.vscan import TwoScans, VScan
     from .models import FAMILIES, Grids, ModelFamily, Observation
     from .report import Report, StageReport
@@ -68,6 +68,7 @@ __all__ = [
     "MMTok",
     "MergeClusters",
     "ModelFamily",
+    "MostSignificant",
     "Observation",
     "Pipeline",
     "Plan",
@@ -82,7 +83,6 @@ __all__ = [
     "ScorePruner",
     "Selection",
     "Selector",
-    "SmallestKeyNorms",
     "SparseVLM",
     "Stage",
     "StageReport",
@@ -125,7 +125,7 @@ _HOMES = {
         "SCOPE",
         "SCoRe",
         "SalientClusters",
-        "SmallestKeyNorms",
+        "MostSignificant",
         "SparseVLM",
         "TwoScans",
         "UniformGrid",

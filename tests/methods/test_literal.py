@@ -604,13 +604,29 @@ def test_models(name, family, recorded):
             torch.testing.assert_close(left, merged(name, states, kept, groups), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("signal", ["last_query", "question"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_vitcop_by_the_last_query(family, recorded):
-    """Stage III, before which two others have dropped and merged."""
-    family, method = FAMILIES[family], vitcop.ViTCoP(retention=0.4, deep_signal="last_query")
+def test_vitcop_by_rows_of_attention(family, signal, recorded):
+    """Stage II in each cluster, and stage III, before which two others have dropped and merged."""
+    family, method = FAMILIES[family], vitcop.ViTCoP(retention=0.4, shallow_signal=signal, deep_signal=signal)
     inputs = tiny.batch(tiny.RAGGED, family=family)
     run = Recording(family, inputs, recorded, method)
-    deep = run.report.stages[2]
+    _, shallow, deep = run.report.stages
+
+    def received(picture):
+        return picture.last if signal == "last_query" else literal.mean_vector(picture.asked)
+
     for image, (picture, _, alive) in enumerate(pictures_in(family, inputs, run.report, run, deep.layer)):
-        kept = [alive[token] for token in literal.fastv(picture.last, deep.after[image])]
+        kept = [alive[token] for token in literal.fastv(received(picture), deep.after[image])]
         assert deep.kept(image) == kept and len(kept) < len(alive)
+    chosen = 0
+    for image, (picture, _, alive) in enumerate(pictures_in(family, inputs, run.report, run, shallow.layer)):
+        attention = dict(zip(alive, received(picture), strict=True))
+        clusters, merged = shallow.clusters(image), shallow.merged(image)
+        own = set(shallow.kept(image)) - set(merged)
+        for cluster in set(clusters.values()):
+            members = {token for token in alive if clusters[token] == cluster}
+            chosen += bool(members & own)
+            most = max((attention[token] for token in members - own), default=-1)
+            assert all(attention[token] >= most for token in members & own)
+    assert chosen

@@ -42,14 +42,18 @@ VITCOP = (
     "cutoff fixed 8",
     "cutoff scale-free",
     "last query",
+    "question",
+    "saliency",
 )
 CENSUS = (
     "counted",
     "not counted",
+    "by distance",
     "not merged",
     "covered alike",
     "by coverage alone",
     "by saliency alone",
+    "by question",
     "numbered anew",
     "then last query",
 )

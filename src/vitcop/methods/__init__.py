@@ -41,7 +41,7 @@ METHODS: Catalogue[type[Pruner]] = announce(
 STAGES: Catalogue[type[Selector]] = announce(
     "vitcop.methods.vitcop:SalientClusters",
     "vitcop.methods.vitcop:MergeClusters",
-    "vitcop.methods.vitcop:SmallestKeyNorms",
+    "vitcop.methods.vitcop:MostSignificant",
     "vitcop.methods.vscan:TwoScans",
     stages=True,
 )

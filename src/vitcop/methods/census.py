@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BudgetError
@@ -65,10 +65,14 @@ class Census(EntrancePruner):
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         return stand_for_the_rest(tokens, self.representatives(tokens, budget), budget)
 
+    def weights(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
+        """How much it is worth to cover each token, and to cover by it."""
+        return tokens.saliency.float() ** self.alpha
+
     def representatives(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Int[Tensor, " kept"]:
         """The rows that are kept, in no order."""
         order, sizes = tokens.by_grid, [size for image in tokens.segment_sizes for size in image]
-        weight = pad_segments(tokens.saliency[order].float() ** self.alpha, sizes)
+        weight = pad_segments(self.weights(tokens)[order], sizes)
 
         def pick(directions: Tensor, real: Tensor, steps: int, grids: list[int]) -> Tensor:
             own = weight[grids, : directions.shape[1]]

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
-from ..ops.segments import smallest_per_segment, upload
-from ..selection.pruner import Description, Pruner, question
+from ..ops.segments import smallest_per_segment
+from ..selection.pruner import Description, Pruner, attention_of_text
 from ..selection.schedule import solve
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
@@ -64,14 +61,7 @@ class DeFT(Pruner):
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         if tokens.stage == 0:
             return Selection(tokens.smallest_of_grids(-tokens.saliency, tokens.quotas(budget)).sort().values)
-        return Selection(smallest_per_segment(-_asked_about(tokens), tokens.lengths, budget))
+        return Selection(smallest_per_segment(-attention_of_text(tokens, DeFT), tokens.lengths, budget))
 
     def selection_flops(self, stage: StageShape) -> int:
         return stage.saliency if stage.stage == 0 else stage.row(stage.text)
-
-
-def _asked_about(tokens: VisualTokens) -> Float[Tensor, " visual"]:
-    """Attention from the text behind each image, mean over its tokens."""
-    text = question(tokens, DeFT)
-    share = upload([1 / count for count in text.lengths], text.slots.device)
-    return tokens.attention(share[text.images])

@@ -26,15 +26,14 @@ from ..ops.segments import (
     unpad_segments,
     upload,
 )
-from ..selection.pruner import LITERATURE_TOKENS, Description, Pruner, Selector
+from ..selection.pruner import LITERATURE_TOKENS, Description, Pruner, Selector, attention_of_text
 from ..selection.stage_shape import StageShape
 from ..selection.tokens import Selection, VisualTokens
-from .fastv import FastV
 
 DEEP_RATIO = 1 / 5
 
-DeepSignal = Literal["key_norm", "last_query"]
-"""What stage III ranks by: see `ViTCoP.deep_signal`."""
+LanguageSignal = Literal["key_norm", "last_query", "question"]
+"""What stages II and III rank by: see `ViTCoP.deep_signal`."""
 
 
 @dataclass(frozen=True)
@@ -81,25 +80,41 @@ class SalientClusters(Selector):
         return stage.saliency + sum(2 * share**2 * stage.key_width for share in shares)
 
 
+@dataclass(frozen=True)
 class Ranking(Selector):
-    """A stage that ranks tokens by how little they matter, which the key norms of layer 0 tell the wrong way round."""
+    """A stage that ranks tokens by how little they matter, which the key norms of layer 0 tell the wrong way round.
+
+    Attributes:
+        signal: as `ViTCoP.deep_signal`.
+    """
 
     earliest = 2
 
+    signal: LanguageSignal = "key_norm"
+
     def insignificance(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
         """How little each token matters, never negative, so that sums over clusters favour small ones: its key norm,
-        or, where keys are normalised, what its saliency lacks of its image's largest.
+        or what it lacks of its image's largest: of saliency, where keys are normalised, or of attention.
         """
-        if tokens.normalised_keys:
-            return lack_of_largest(tokens.saliency, tokens.lengths)
-        return key_norm(tokens.keys)
+        if self.signal == "key_norm" and not tokens.normalised_keys:
+            return key_norm(tokens.keys)
+        if self.signal == "key_norm":
+            matters = tokens.saliency
+        else:
+            matters = tokens.attention() if self.signal == "last_query" else attention_of_text(tokens, type(self))
+        return lack_of_largest(matters, tokens.lengths)
+
+    def selection_flops(self, stage: StageShape) -> int:
+        """Rows of attention, if it looks at these."""
+        return {"key_norm": 0, "last_query": stage.row(), "question": stage.row(stage.text)}[self.signal]
 
 
 @dataclass(frozen=True)
 class MergeClusters(Ranking):
     """ViTCoP's stage II: every cluster keeps its quota of members and leaves the rest as one merged token.
 
-    Small key norms matter; where the decoder normalises keys, large saliency does in their place.
+    Small key norms matter; where the decoder normalises keys, large saliency does in their place. By other signals,
+    large attention does.
 
     With K clusters among n tokens and a budget B: if K <= B, cluster c keeps
     `round((size_c - 1) / (n - K) * (B - K))` members of smallest key norm, repaired to B - K in all by
@@ -118,8 +133,11 @@ class MergeClusters(Ranking):
 
 
 @dataclass(frozen=True)
-class SmallestKeyNorms(Ranking):
-    """ViTCoP's stage III: keeps the tokens of smallest key norm, or, where keys are normalised, largest saliency."""
+class MostSignificant(Ranking):
+    """ViTCoP's stage III: keeps the tokens of smallest key norm, or, where keys are normalised, largest saliency.
+
+    By other signals, it keeps those of largest attention.
+    """
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         return Selection(smallest_per_segment(self.insignificance(tokens), tokens.lengths, budget))
@@ -137,14 +155,14 @@ class ViTCoP(Pruner):
        share the budget of their image or video by their sizes, and are ranked and clustered each by itself.
     2. Before `shallow_layer`, small key norms say which members of a cluster stay; the rest of each
        cluster is merged into one token.
-    3. Before `deep_layer`, the tokens of smallest key norm stay, or, on demand, those to which the last token of the
-       prompt attends most.
+    3. Before `deep_layer`, the tokens of smallest key norm stay.
 
     Decoders that normalise their keys (QK-norm: Qwen3, Gemma 3) give all keys of a head much the same norm.
-    There, stages 2 and 3 take the saliency of stage 1 in the place of key norms.
+    There, stages 2 and 3 take the saliency of stage 1 in the place of key norms, unless `shallow_signal` and
+    `deep_signal` say what else.
 
-    What is kept of a picture that stands before the question is the same for every question, unless `deep_signal` is
-    "last_query".
+    What is kept of a picture that stands before the question is the same for every question, unless one of these
+    signals is another than "key_norm".
 
     Differences from the authors' code: the schedule follows the model's own number of layers; density
     ties and tokens without a denser neighbour get a cluster by rule, not by accident; stage 3 keeps the
@@ -160,9 +178,10 @@ class ViTCoP(Pruner):
         deep_layer: decoder layer before which stage 3 runs; None is 22 of 32 layers, in proportion.
         deep_ratio: tokens that stage 3 leaves, as a share of those that stage 2 left; None is 1/5, and
             grows where a high retention needs it.
+        shallow_signal: what stage 2 ranks by, as `deep_signal`.
         deep_signal: what stage 3 ranks by. "key_norm" is the paper's; "last_query" is the attention of the last token
-            of the prompt in the layer before, one softmax row, as in `FastV`. What is kept then depends on the
-            question.
+            of the prompt in the layer before, one softmax row, as in `FastV`; "question" that of all text behind the
+            image, mean over its tokens, as in `DeFT`. What is kept then depends on the question.
         cutoff: density cutoff of the clustering, in units of the vision encoder's keys; None takes the
             one known for the encoder, and otherwise derives it from the data.
         radius: how far apart, as a share of the picture's side, a token and the one it follows may be.
@@ -194,7 +213,8 @@ class ViTCoP(Pruner):
     shallow_layer: int | None = None
     deep_layer: int | None = None
     deep_ratio: float | None = None
-    deep_signal: DeepSignal = "key_norm"
+    shallow_signal: LanguageSignal = "key_norm"
+    deep_signal: LanguageSignal = "key_norm"
     cutoff: float | None = None
     radius: float = 0.6
 
@@ -231,7 +251,7 @@ class ViTCoP(Pruner):
         """The three stages, each of which can be a stage of a `Pipeline` as well."""
         centre_fraction = self.centre_fraction or centre_fraction_at(self.retention)
         clusters = SalientClusters(centre_fraction, self.cutoff, self.radius)
-        return clusters, MergeClusters(), SmallestKeyNorms() if self.deep_signal == "key_norm" else FastV()
+        return clusters, MergeClusters(self.shallow_signal), MostSignificant(self.deep_signal)
 
     def _stage_layers(self, num_layers: int, first_layer: int) -> tuple[int, int]:
         shallow = self.shallow_layer if self.shallow_layer is not None else max(2, 2 * num_layers // 32, first_layer)

@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..methods.census import Census
 from ..methods.fastv import FastV
 from ..methods.scope import SCOPE
-from ..methods.vitcop import MergeClusters, Ranking, SalientClusters, SmallestKeyNorms, ViTCoP, lack_of_largest
+from ..methods.vitcop import MergeClusters, MostSignificant, Ranking, SalientClusters, ViTCoP, lack_of_largest
 from ..ops.saliency import key_norm
-from ..selection.pruner import Pruner, Selector
+from ..selection.pruner import Pruner, Selector, question
 from ..selection.schedule import solve
 from ..selection.tokens import Selection, VisualTokens
 
@@ -63,7 +65,7 @@ class MergeByLargestNorms(LargestMatter, MergeClusters):
     """Stage II that keeps the members of largest key norm, and favours clusters of large norms."""
 
 
-class LargestKeyNorms(LargestMatter, SmallestKeyNorms):
+class LargestKeyNorms(LargestMatter, MostSignificant):
     """Stage III that keeps the tokens of largest key norm."""
 
 
@@ -100,11 +102,31 @@ class ScaleFree(ViTCoP):
         return ScaleFreeClusters(**vars(own)), *later
 
 
+class BySaliency(ViTCoP):
+    """ViTCoP as it is where keys are normalised."""
+
+    def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
+        return super().select(replace(tokens, normalised_keys=True), budget)
+
+
 class CensusBySaliency(Census):
     """Census whose representatives are the most salient tokens."""
 
     def representatives(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Int[Tensor, " kept"]:
         return tokens.smallest_of_grids(-tokens.saliency, tokens.quotas(budget))
+
+
+class CensusAsked(Census):
+    """Census that weighs tokens by the question too: by how much nearer than the others each is to some word of it."""
+
+    def weights(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
+        text = question(tokens, Census)
+        shown = normalize(tokens.hidden_states.float(), dim=-1).split(tokens.lengths)
+        words = normalize(text.embeddings.float(), dim=-1).split(text.lengths)
+        cosines = [visual @ behind.mT for visual, behind in zip(shown, words, strict=True)]
+        nearer = [(cosine - cosine.mean(0)) / cosine.std(0).clamp(min=1e-6) for cosine in cosines]
+        relevance = torch.cat([deviations.amax(1) for deviations in nearer])
+        return super().weights(tokens) * (relevance.clamp(min=0) + 0.1) ** self.alpha
 
 
 class CensusAsSCOPE(Census):
@@ -144,6 +166,8 @@ VITCOP: dict[str, Callable[[float], Pruner]] = {
     "cutoff fixed 8": partial(ViTCoP, cutoff=8.0),
     "cutoff scale-free": ScaleFree,
     "last query": partial(ViTCoP, deep_signal="last_query"),
+    "question": partial(ViTCoP, shallow_signal="question", deep_signal="question"),
+    "saliency": BySaliency,
 }
 """Name -> the variant of ViTCoP at a retention; it raises `BudgetError` where its schedule cannot average that.
 
@@ -158,6 +182,8 @@ VITCOP: dict[str, Callable[[float], Pruner]] = {
 * cutoff fixed 8: the density cutoff of CLIP ViT-L/14-336, whatever the encoder
 * cutoff scale-free: the cutoff derived from the data, whatever the encoder; the default where none is known for it
 * last query: stage III by the attention of the last prompt token
+* question: stages II and III by the attention of all text behind the picture
+* saliency: stages II and III by the saliency of stage I, as where the decoder normalises its keys
 """
 
 CENSUS: dict[str, Callable[[float], Pruner]] = {
@@ -168,6 +194,7 @@ CENSUS: dict[str, Callable[[float], Pruner]] = {
     "covered alike": CensusAsSCOPE,
     "by coverage alone": partial(Census, alpha=0.0),
     "by saliency alone": CensusBySaliency,
+    "by question": CensusAsked,
     "numbered anew": partial(Census, positions="compact"),
     "then last query": CensusThenLastQuery,
 }
@@ -180,6 +207,7 @@ CENSUS: dict[str, Callable[[float], Pruner]] = {
 * covered alike: to cover a token is worth the same, however salient it is; representatives are SCOPE's
 * by coverage alone: saliency does not count at all
 * by saliency alone: representatives are the most salient tokens
+* by question: tokens weigh more, besides, that are nearer than others to some word of the question
 * numbered anew: without gaps; the default leaves tokens at their places in the unpruned prompt
 * then last query: more enter, of which a quarter goes on halfway, by the attention of the last prompt token
 """

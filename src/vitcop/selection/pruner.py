@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+from jaxtyping import Float
+from torch import Tensor
+
 from ..errors import BudgetError, VitcopError, check_retention, unknown_name
+from ..ops.segments import upload
 from . import registry
 from .schedule import average_retention
 from .settings import checked, given, settle
@@ -340,7 +344,7 @@ def check_layer(selector: Selector, layer: int | None) -> None:
     raise BudgetError(f"{looks} the layer is at least {earliest}; got {layer}.")
 
 
-def question(tokens: VisualTokens, method: type[Pruner]) -> TextTokens:
+def question(tokens: VisualTokens, method: type[Selector]) -> TextTokens:
     """The text behind each image; raise where there is none, for a method that cannot do without."""
     if 0 in tokens.text.lengths:
         raise VitcopError(
@@ -348,3 +352,10 @@ def question(tokens: VisualTokens, method: type[Pruner]) -> TextTokens:
             "a method that does not look at the text, such as ViTCoP by key norms."
         )
     return tokens.text
+
+
+def attention_of_text(tokens: VisualTokens, method: type[Selector]) -> Float[Tensor, " visual"]:
+    """Attention to each token from the text behind its image, mean over that text; raise where there is none."""
+    text = question(tokens, method)
+    share = upload([1 / count for count in text.lengths], text.slots.device)
+    return tokens.attention(share[text.images])
