@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -42,30 +42,36 @@ class Fold(LayerPruner):
 
 
 @contextmanager
-def equal_groups(model: PreTrainedModel) -> Iterator[None]:
-    """Gives the last layer the states and the positions of the token that a group is merged into, for all of the group.
+def equal_groups(model: PreTrainedModel, first: int = LAST) -> Iterator[None]:
+    """Gives a layer the states of the token that a group is merged into, for all of the group, and it and all behind it
+    that token's positions.
 
     It is registered first, so that it stands in front of what prunes.
     """
+    layers = model.get_decoder().layers[first:]
 
     def hook(layer: Any, args: Any, kwargs: Any) -> Any:
         hidden = args[0]
         if hidden.shape[1] == 1:  # a new token
             return None
-        source = torch.arange(hidden.shape[:2].numel()).index_copy(0, FOLDED["slots"], FOLDED["into"])
-        column = (source % hidden.shape[1]).view(hidden.shape[:2])[..., None]
+        # The model passes these on at the length that entered, also when hidden states have been pruned.
+        entered = len(hidden), kwargs["position_embeddings"][0].shape[-2]
+        source = torch.arange(entered[0] * entered[1]).index_copy(0, FOLDED["slots"], FOLDED["into"])
+        column = (source % entered[1]).view(entered)[..., None]
         rotary = []
         for part in kwargs["position_embeddings"]:
-            whole = part.expand(*part.shape[:-3], *hidden.shape[:2], part.shape[-1])
+            whole = part.expand(*part.shape[:-3], *entered, part.shape[-1])
             rotary.append(whole.gather(-2, column.expand_as(whole)))
-        hidden = hidden.flatten(0, 1)[source].view_as(hidden)
+        if layer is layers[0]:
+            hidden = hidden.flatten(0, 1)[source].view_as(hidden)
         return (hidden, *args[1:]), kwargs | {"position_embeddings": tuple(rotary)}
 
-    handle = model.get_decoder().layers[LAST].register_forward_pre_hook(hook, with_kwargs=True)
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def answered(model: PreTrainedModel, inputs: dict[str, Tensor], last: Tensor, steps: int) -> list[Tensor]:
@@ -119,6 +125,27 @@ def test_equal_tokens_that_are_merged_before_the_last_layer_change_nothing_behin
     for after, before, without in zip(pruned, dense, uncalibrated, strict=True):
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(without, before, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [2, 5])
+def test_where_an_image_sees_itself_both_ways_equal_tokens_can_be_merged_before_any_layer(layer, monkeypatch):
+    """Copies of a token then see the same, and stay equal; in Gemma 3, as long as no window is full."""
+    family = FAMILIES["gemma3"]
+    model, inputs = family.model("sdpa"), batch(ragged(family), family=family)
+    monkeypatch.setattr(model.get_decoder().config, "sliding_window", 1000)
+    method = Fold(retention=0.9 if layer > 2 else 0.8, layer=layer, calibrate="size")
+    end = torch.full((len(inputs["input_ids"]),), -1)
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
+        model(**inputs)
+    assert pruning.report.stages[0].layer == layer and pruning.report.stages[0].merged()
+    with equal_groups(model, layer):
+        dense = answered(model, inputs, end, 0)
+        with vitcop.prune(model, method):
+            (pruned,) = answered(model, inputs, end, 0)
+        with vitcop.prune(model, replace(method, calibrate="none")):
+            (uncalibrated,) = answered(model, inputs, end, 0)
+    torch.testing.assert_close(pruned, dense[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(uncalibrated, dense[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
