@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import VitcopError
 from ..methods import METHODS
 from ..selection.registry import plug_ins
 from ..tables import add_columns, add_prose, output, show
@@ -22,7 +23,7 @@ from .outputs import printing
 if TYPE_CHECKING:
     from ..selection.pruner import Pruner
 
-HEADER = ("method", "paper", "prunes at", "by", "tokens", "flash-safe")
+HEADER = ("method", "paper", "prunes at", "by", "tokens", "flash-safe", "vLLM")
 
 
 def methods(
@@ -61,6 +62,7 @@ def row_of(method: type[Pruner]) -> tuple[str, ...]:
         described.signal,
         "merged" if described.merges else "dropped",
         _flash_safe(method),
+        _in_vllm(method),
     )
 
 
@@ -68,6 +70,39 @@ def _flash_safe(method: type[Pruner]) -> str:
     if method.default_calibrate != "none":
         return "uncalibrated"
     return f"yes, {method.described.rows}" if method.described.rows else "yes"
+
+
+def _in_vllm(method: type[Pruner]) -> str:
+    if _not_served(method):
+        return "no"
+    if method.default_calibrate != "none":
+        return "uncalibrated"
+    return "by a probe" if _not_served(method, probe=False) else "yes"
+
+
+def _not_served(method: type[Pruner], *, probe: bool = True) -> str:
+    """Why a server cannot prune by a method, however it is set; empty if it can."""
+    from ..entrance import check_entrance
+
+    settings = {"retention": 1 / 9, "positions": "compact", "calibrate": "none"}
+    try:
+        check_entrance(method._made(settings), probe=probe)
+    except VitcopError as error:
+        return str(error)
+    return ""
+
+
+def _serving(method: type[Pruner]) -> str:
+    """What there is to say of a method in vLLM."""
+    if reason := _not_served(method):
+        return f"Not served by vLLM. {reason}"
+    asked = [
+        "calibrate='none'" if method.default_calibrate != "none" else "",
+        "positions='compact', unless the model's have several axes" if method.default_positions == "keep" else "",
+        "one of vLLM's own models, for a probe" if _not_served(method, probe=False) else "",
+    ]
+    needs = "; ".join(filter(None, asked))
+    return f"Served by vLLM: vitcop serve MODEL --method {method.name}{needs and f'. It needs {needs}'}"
 
 
 def _details(method: type[Pruner], name: str) -> Iterator[str]:
@@ -82,6 +117,8 @@ def _details(method: type[Pruner], name: str) -> Iterator[str]:
     for field in given(method).values():
         default = own.get(field.name, field.default)
         yield f"    {field.name}" if default is dataclasses.MISSING else f"    {field.name} = {default!r}"
+    yield ""
+    yield _serving(method)
     presets = list(preset_lines(method))
     if presets:
         yield ""
