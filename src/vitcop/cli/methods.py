@@ -92,17 +92,16 @@ def _not_served(method: type[Pruner], *, probe: bool = True) -> str:
     return ""
 
 
-def _serving(method: type[Pruner]) -> str:
-    """What there is to say of a method in vLLM."""
+def _serving(method: type[Pruner], name: str) -> Iterator[str]:
     if reason := _not_served(method):
-        return f"Not served by vLLM. {reason}"
-    asked = [
-        "calibrate='none'" if method.default_calibrate != "none" else "",
-        "positions='compact', unless the model's have several axes" if method.default_positions == "keep" else "",
-        "one of vLLM's own models, for a probe" if _not_served(method, probe=False) else "",
-    ]
-    needs = "; ".join(filter(None, asked))
-    return f"Served by vLLM: vitcop serve MODEL --method {method.name}{needs and f'. It needs {needs}'}"
+        yield f"Not served by vLLM. {reason}"
+        return
+    positions = " --positions compact" if method.default_positions == "keep" else ""
+    yield f"Served by vLLM: vitcop serve MODEL --method {name}{positions}"
+    if method.default_calibrate != "none":
+        yield "    with calibrate='none', which is set in the command that --print gives; see docs/serving.md"
+    if _not_served(method, probe=False):
+        yield "    on vLLM's own models alone, or where keys are normalised, as it runs the first layers over a picture"
 
 
 def _details(method: type[Pruner], name: str) -> Iterator[str]:
@@ -118,7 +117,7 @@ def _details(method: type[Pruner], name: str) -> Iterator[str]:
         default = own.get(field.name, field.default)
         yield f"    {field.name}" if default is dataclasses.MISSING else f"    {field.name} = {default!r}"
     yield ""
-    yield _serving(method)
+    yield from _serving(method, name)
     presets = list(preset_lines(method))
     if presets:
         yield ""
