@@ -153,7 +153,9 @@ def test_without_vllm_there_is_a_way_out(monkeypatch):
 
 
 def test_methods_say_whether_they_are_served():
-    said = {name: row_of(vitcop.METHODS[name])[-1] for name in ("visionzip", "census", "earlyvitcop", "vitcop", "mmtok")}
+    said = {
+        name: row_of(vitcop.METHODS[name])[-1] for name in ("visionzip", "census", "earlyvitcop", "vitcop", "mmtok")
+    }
     assert list(said.values()) == ["yes", "uncalibrated", "by a probe", "no", "no"]
     explained = CliRunner().invoke(cli.app, ["methods", "random"]).stdout
     assert "vitcop serve MODEL --method random --positions compact" in explained

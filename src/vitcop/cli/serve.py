@@ -102,8 +102,4 @@ def _server(model: str) -> list[str]:
 
 def _written(arguments: dict[str, Any]) -> list[str]:
     """Arguments of vLLM's engine as flags of its server."""
-    return [
-        word
-        for name, value in arguments.items()
-        for word in (f"--{name.replace('_', '-')}", json.dumps(value))
-    ]
+    return [word for name, value in arguments.items() for word in (f"--{name.replace('_', '-')}", json.dumps(value))]
