@@ -29,8 +29,13 @@ SETTING = "vitcop"
 MROPE_SWITCH = {"video_pruning_rate": 0.5}
 """The argument without which vLLM takes no positions from a model. The rate is that of videos, which are refused."""
 
+ANYRES_NINE = "anyres_max_9"
+
 TEXT_BETWEEN = frozenset({"mistral3", "idefics3", "smolvlm"})
 """Model types whose processors write text among the tokens of a picture."""
+
+NOT_TESTED = frozenset({"llava_next_video", "video_llava"})
+"""Model types of which nobody has seen that vLLM answers as transformers does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +145,13 @@ def architecture_of(family: ModelFamily) -> str:
             f"This {model_type!r} decoder takes features of pictures in later layers as well (DeepStack), which are "
             "not served pruned: prune it in transformers, or serve Qwen2.5-VL."
         )
-    if model_type in NATIVE and (model_type != "llava" or encoder in (CLIP, SIGLIP)):
+    if model_type in NOT_TESTED:
+        raise UnsupportedModelError(
+            f"Pruned models of type {model_type!r} have not been tested in vLLM: prune it in transformers."
+        )
+    # vLLM's own LLaVA has no DINOv2, and its OneVision shrinks all pictures to nine tiles.
+    aspect = getattr(family.model.config, "vision_aspect_ratio", ANYRES_NINE)
+    if model_type in NATIVE and encoder in (CLIP, SIGLIP, None) and aspect == ANYRES_NINE:
         return NATIVE[model_type]
     return BACKEND_MROPE if family.keeps_positions else BACKEND
 
