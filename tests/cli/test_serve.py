@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
 from families import FAMILIES
+from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 import vitcop
@@ -20,7 +22,11 @@ from vitcop.vllm.architectures import CLASSES, NATIVE
 from vitcop.vllm.served import architecture_of
 
 BOX = str(builtin.MODEL_PATH)
-PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+EXAMPLE = (ROOT / "examples" / "serving" / "README.md").read_text(encoding="utf-8")
+LLAVA = "llava-hf/llava-1.5-7b-hf"
+WRITTEN = re.findall(r"^(?:\$ )?(vitcop serve .*)", PAGE + EXAMPLE, re.MULTILINE)
 OWN = """\
 from dataclasses import dataclass
 from vitcop import EntrancePruner, ScorePruner
@@ -163,15 +169,40 @@ def test_methods_say_whether_they_are_served():
     assert "Not served by vLLM. pyramiddrop prunes before decoder layers" in explained
 
 
+def how_served(model: PreTrainedModel) -> str:
+    try:
+        architecture = architecture_of(family_of(model))
+    except vitcop.UnsupportedModelError:
+        return "no"
+    assert architecture in CLASSES
+    return "vLLM's own" if architecture in NATIVE.values() else "Transformers backend"
+
+
 def test_the_page_says_how_each_family_is_served():
-    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
-    shown = {name: how for names, how, *_ in rows for name in names.split(", ")}
-    for name, family in FAMILIES.items():
-        try:
-            architecture = architecture_of(family_of(family.model()))
-        except vitcop.UnsupportedModelError:
-            how = "no"
-        else:
-            assert architecture in CLASSES
-            how = "vLLM's own" if architecture in NATIVE.values() else "Transformers backend"
-        assert shown[f"`{name}`"] == how, name
+    table = PAGE.split("## Which models")[1].split("##")[0]
+    rows = re.findall(r"^\| (`.*) \| (.*) \|$", table, re.MULTILINE)
+    shown = {name.strip("`"): how for names, how in rows for name in names.split(", ")}
+    models = {name: family.model() for name, family in FAMILIES.items()}
+    models["llava_onevision with anyres_max_9"] = own = FAMILIES["llava_onevision"].model()
+    own.config.vision_aspect_ratio = "anyres_max_9"
+    assert shown == {name: how_served(model) for name, model in models.items()}
+
+
+@pytest.mark.parametrize("command", WRITTEN)
+def test_commands_of_the_pages_are_those_that_are_printed(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = [word for word in shlex.split(command.replace(LLAVA, BOX), comments=True)[2:] if word != "--print"]
+    flags = words[words.index("--") + 1 :] if "--" in words else []
+    found = printed(*words)
+    assert found[5:] == flags
+    if "--print" in command:
+        shown = PAGE.split(f"$ {command}\n")[1].splitlines()[0]
+        assert shlex.split(shown.replace(LLAVA, BOX)) == found
+
+
+def test_python_of_the_page():
+    (block,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(block.replace(LLAVA, BOX), names)
+    said = names["arguments"]["hf_overrides"]["vitcop"]
+    assert vitcop.Pruner.from_dict(said) == names["method"] == vitcop.Pruner.from_json(names["method"].to_json())
