@@ -94,7 +94,7 @@ def measured(asked: argparse.Namespace, seed: int) -> dict[str, float]:
     parser = FlexibleArgumentParser()
     add_cli_args(parser)
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    result = asyncio.run(main_async(parser.parse_args([*words, "--ignore-eos"])))
+    result = asyncio.run(main_async(parser.parse_args([*words, "--ignore-eos", "--save-detailed"])))
     if result["completed"] < asked.prompts:
         sys.exit(f"{asked.prompts - result['completed']} requests failed.")
     size = block_size()

@@ -162,7 +162,7 @@ def test_methods_say_whether_they_are_served():
     said = {
         name: row_of(vitcop.METHODS[name])[-1] for name in ("visionzip", "census", "earlyvitcop", "vitcop", "mmtok")
     }
-    assert list(said.values()) == ["yes", "uncalibrated", "by a probe", "no", "no"]
+    assert list(said.values()) == ["yes", "yes", "probe", "no", "no"]
     explained = CliRunner().invoke(cli.app, ["methods", "random"]).stdout
     assert "vitcop serve MODEL --method random --positions compact" in explained
     explained = CliRunner().invoke(cli.app, ["methods", "pyramiddrop"]).stdout

@@ -35,7 +35,7 @@ def methods(
     if name is None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for title in HEADER:
-            (add_columns if title in ("method", "paper") else add_prose)(table, title)
+            (add_columns if title in ("method", "paper", "tokens", "vLLM") else add_prose)(table, title)
         for method in METHODS.values():
             table.add_row(*map(Text, row_of(method)))
         with one_line_errors(), printing():
@@ -75,9 +75,7 @@ def _flash_safe(method: type[Pruner]) -> str:
 def _in_vllm(method: type[Pruner]) -> str:
     if _not_served(method):
         return "no"
-    if method.default_calibrate != "none":
-        return "uncalibrated"
-    return "by a probe" if _not_served(method, probe=False) else "yes"
+    return "probe" if _not_served(method, probe=False) else "yes"
 
 
 def _not_served(method: type[Pruner], *, probe: bool = True) -> str:
