@@ -104,7 +104,7 @@ class Question:
 
 
 def questions(name: str) -> list[Question]:
-    """With one picture of each size, and with two, long enough for a block of the KV cache to end among their tokens."""
+    """With one picture of each size, and with two, among whose tokens a block of the KV cache ends."""
     sizes = [("wide",), ("tall",), ("large",), ("wide", "tall"), ("tall", "small"), ("small", "small")]
     asked = []
     for number, names in enumerate(sizes):
