@@ -12,6 +12,7 @@ from setting import NEW_TOKENS, Question, checkpoint
 from transformers import AutoConfig
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.model_executor.models.transformers.base import Base
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 import vitcop
@@ -24,7 +25,7 @@ SMALL = {
     "dtype": "float32",
     "max_model_len": 512,
     "max_num_seqs": 8,
-    "block_size": 16,
+    "block_size": 32,
     "limit_mm_per_prompt": {"image": 2},
 }
 
@@ -36,6 +37,8 @@ def _load_model(self: Any, *args: Any, original: Any = CPUModelRunner.load_model
 
 
 CPUModelRunner.load_model = _load_model
+# Marks classes of transformers as to be compiled, of which there are models in this process that are not vLLM's.
+Base._decorate_cls_for_torch_compile = lambda *args, **kwargs: None
 
 
 @contextmanager

@@ -104,14 +104,15 @@ class Question:
 
 
 def questions(name: str) -> list[Question]:
-    """With one picture of each size, and with two of different sizes."""
-    image = PROCESSORS[name].image
+    """With one picture of each size, and with two, among whose tokens a block of the KV cache ends."""
     sizes = [("wide",), ("tall",), ("large",), ("wide", "tall"), ("tall", "small"), ("small", "small")]
-    return [
-        Question(f"look at {' and '.join([image] * len(names))} what", pictures)
-        for number, names in enumerate(sizes)
-        for pictures in [tuple(_picture(10 * number + n, *SIZES[size]) for n, size in enumerate(names))]
-    ]
+    asked = []
+    for number, names in enumerate(sizes):
+        pictures = [_picture(10 * number + n, *SIZES[size]) for n, size in enumerate(names)]
+        before = "what and " * 12 if len(names) > 1 else ""
+        text = f"{before}look at {' and '.join([PROCESSORS[name].image] * len(names))} what"
+        asked.append(Question(text, tuple(pictures)))
+    return asked
 
 
 def _picture(seed: int, width: int, height: int) -> Image.Image:

@@ -15,7 +15,6 @@ from vllm.engine.arg_utils import EngineArgs
 
 import vitcop
 from vitcop.models import Grids
-from vitcop.vllm.architectures import NATIVE
 from vitcop.vllm.engine import check_engine
 from vitcop.vllm.processing import LEFT
 from vitcop.vllm.served import Served, engine_arguments
@@ -58,7 +57,6 @@ def test_engines_whose_encoder_cannot_be_watched_are_refused(name, settings, mes
     [
         ({"vitcop": vitcop.CDPruner(retention=1 / 3).to_dict()}, "no text of the prompt"),
         ({"vitcop": vitcop.ViTCoP(retention=1 / 3).to_dict()}, "prunes before decoder layers"),
-        ({"architectures": [NATIVE["llava_next"]]}, "are served as"),
     ],
 )
 def test_methods_are_refused_before_weights_are_loaded(settings, message):
@@ -117,18 +115,6 @@ def test_a_front_end_that_counts_otherwise_refuses_the_prompt_alone(llm, monkeyp
     assert tokens(ask(llm, asked)) == before
 
 
-def test_videos_are_refused():
-    with engine("qwen2_5_vl", METHOD) as llm:
-        video = np.zeros((4, 64, 64, 3), dtype=np.uint8)
-        prompt = {"prompt": "look at <|video_pad|>", "multi_modal_data": {"video": video}}
-        with pytest.raises(ValueError, match="At most 0 video"):
-            llm.generate(prompt)
-        touching = {"prompt": "look at <|image_pad|><|image_pad|>"}
-        pictures = {"image": [*questions("qwen2_5_vl")[3].pictures]}
-        with pytest.raises(ValueError, match="without anything between them"):
-            llm.generate(touching | {"multi_modal_data": pictures})
-
-
 def test_hashes_of_pictures_tell_methods_apart(llm):
     assert METHOD.to_json() in llm.llm_engine.renderer.mm_processor.info.model_id
 
@@ -143,3 +129,15 @@ def test_the_log_says_what_is_left_of_the_first_picture(llm, call, caplog):
     model.served = served
     logger.removeHandler(caplog.handler)
     assert "leaves 12 of the 36 placeholders of the first picture" in caplog.text
+
+
+def test_videos_and_pictures_that_touch_are_refused():
+    with engine("qwen2_5_vl", METHOD) as llm:
+        video = np.zeros((4, 64, 64, 3), dtype=np.uint8), {"fps": 1, "frames_indices": [*range(4)]}
+        prompt = {"prompt": "look at <|video_pad|>", "multi_modal_data": {"video": video}}
+        with pytest.raises(ValueError, match="At most 0 video"):
+            llm.generate(prompt)
+        touching = {"prompt": "look at <|image_pad|><|image_pad|>"}
+        pictures = {"image": [*questions("qwen2_5_vl")[3].pictures]}
+        with pytest.raises(ValueError, match="without anything between them"):
+            llm.generate(touching | {"multi_modal_data": pictures})
