@@ -59,6 +59,13 @@ LLaVA-1.5-7B at 64 tokens, half of them merged, mean of eight benchmarks in perc
 
 Figures of others are as their papers give them, of large models; ours are of two small ones.
 
+## In vLLM
+
+What [`vitcop serve`](serving.md) takes: methods that choose once, at the entrance, by what the encoder shows of a
+picture. `probe` runs the first decoder layers over the picture, which only vLLM's own models can, unless the decoder
+normalises its keys. `Census` has to be set not to calibrate, and all to number positions anew (`compact`) where these
+have one axis. Which it is, is not declared, but found by letting each choose among made-up tokens.
+
 A method of your own is named `file.py:Class` or `package.module:Class`, wherever one of these is; see
 [CONTRIBUTING](../CONTRIBUTING.md#add-a-method).
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench, compare, eval, methods, plan, run
+from . import bench, compare, eval, methods, plan, run, serve
 
 # What is not a user's to mend is told by Python's own traceback: rich would draw hundreds of lines of other libraries.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -32,3 +32,4 @@ app.command()(methods.methods)
 app.command()(plan.plan)
 app.command()(bench.bench)
 app.command("eval")(eval.eval_)
+app.command()(serve.serve)

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import VitcopError
 from ..methods import METHODS
 from ..selection.registry import plug_ins
 from ..tables import add_columns, add_prose, output, show
@@ -22,7 +23,7 @@ from .outputs import printing
 if TYPE_CHECKING:
     from ..selection.pruner import Pruner
 
-HEADER = ("method", "paper", "prunes at", "by", "tokens", "flash-safe")
+HEADER = ("method", "paper", "prunes at", "by", "tokens", "flash-safe", "vLLM")
 
 
 def methods(
@@ -34,7 +35,7 @@ def methods(
     if name is None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for title in HEADER:
-            (add_columns if title in ("method", "paper") else add_prose)(table, title)
+            (add_columns if title in ("method", "paper", "tokens", "vLLM") else add_prose)(table, title)
         for method in METHODS.values():
             table.add_row(*map(Text, row_of(method)))
         with one_line_errors(), printing():
@@ -61,6 +62,7 @@ def row_of(method: type[Pruner]) -> tuple[str, ...]:
         described.signal,
         "merged" if described.merges else "dropped",
         _flash_safe(method),
+        _in_vllm(method),
     )
 
 
@@ -68,6 +70,36 @@ def _flash_safe(method: type[Pruner]) -> str:
     if method.default_calibrate != "none":
         return "uncalibrated"
     return f"yes, {method.described.rows}" if method.described.rows else "yes"
+
+
+def _in_vllm(method: type[Pruner]) -> str:
+    if _not_served(method):
+        return "no"
+    return "probe" if _not_served(method, probe=False) else "yes"
+
+
+def _not_served(method: type[Pruner], *, probe: bool = True) -> str:
+    """Why a server cannot prune by a method, however it is set; empty if it can."""
+    from ..entrance import check_entrance
+
+    settings = {"retention": 1 / 9, "positions": "compact", "calibrate": "none"}
+    try:
+        check_entrance(method._made(settings), probe=probe)
+    except VitcopError as error:
+        return str(error)
+    return ""
+
+
+def _serving(method: type[Pruner], name: str) -> Iterator[str]:
+    if reason := _not_served(method):
+        yield f"Not served by vLLM. {reason}"
+        return
+    positions = " --positions compact" if method.default_positions == "keep" else ""
+    yield f"Served by vLLM: vitcop serve MODEL --method {name}{positions}"
+    if method.default_calibrate != "none":
+        yield "    with calibrate='none', which is set in the command that --print gives; see docs/serving.md"
+    if _not_served(method, probe=False):
+        yield "    on vLLM's own models alone, or where keys are normalised, as it runs the first layers over a picture"
 
 
 def _details(method: type[Pruner], name: str) -> Iterator[str]:
@@ -82,6 +114,8 @@ def _details(method: type[Pruner], name: str) -> Iterator[str]:
     for field in given(method).values():
         default = own.get(field.name, field.default)
         yield f"    {field.name}" if default is dataclasses.MISSING else f"    {field.name} = {default!r}"
+    yield ""
+    yield from _serving(method, name)
     presets = list(preset_lines(method))
     if presets:
         yield ""

@@ -31,7 +31,7 @@ def probed_keys(
         VitcopError: the decoder has no such layer.
         UnsupportedModelError: its layers cannot be run by themselves.
     """
-    _check_probe(family, layer)
+    check_probe(family, layer)
     positions, groups = family.positions_alone(tokens), list(by_size(tokens.lengths, features.device))
     keys = [
         _keys_of_group(family, features[rows], positions[rows], [tokens.lengths[image] for image in images], layer)
@@ -63,8 +63,12 @@ def _keys_of_group(
     return unpad_segments(keys, lengths).to(features.device)
 
 
-def _check_probe(family: ModelFamily, layer: int) -> None:
-    """Raise unless the layers before `layer` can be run over embeddings alone, and show their keys."""
+def check_probe(family: ModelFamily, layer: int) -> None:
+    """Raise unless the layers before `layer` can be run over embeddings alone, and show their keys.
+
+    Raises:
+        VitcopError, UnsupportedModelError: as `probed_keys` does.
+    """
     config, last = family.decoder.config, len(family.layers)
     if not 1 <= layer <= last:
         raise VitcopError(
