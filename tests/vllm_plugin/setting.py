@@ -15,7 +15,7 @@ import torch
 from families import FAMILIES
 from families.base import IMAGE, VIDEO
 from PIL import Image
-from processors import PROCESSORS
+from processors import PROCESSORS, Written, square
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -26,6 +26,13 @@ NEW_TOKENS = 8
 WIDTH, HEADS, HEAD_DIM = 128, 4, 32  # vLLM's attention on a CPU takes no narrower heads
 SIZES = {"wide": (112, 40), "tall": (80, 112), "small": (60, 60), "large": (220, 200)}
 """Width and height, of which those that tile make 3, 5 and 3 tiles, and LLaVA-OneVision 17, shrunk."""
+
+SIGLIP = {"patch_size": 14, "vision_feature_select_strategy": "full", "num_additional_image_tokens": 0}
+WRITTEN = PROCESSORS | {
+    "llava with siglip": Written(
+        ("LlavaProcessor", SIGLIP), ("SiglipImageProcessor", square(84)), wide=36, tall=36, needs=()
+    ),
+}
 
 ONEVISION = {
     "vision_aspect_ratio": "anyres_max_9",
@@ -66,7 +73,7 @@ def checkpoint(name: str) -> str:
     """The folder of a tiny model with its processor."""
     family, folder = FAMILIES[name], Path(mkdtemp(prefix="vitcop-"))
     stock = family.model()
-    config, processor = copy.deepcopy(stock.config), PROCESSORS[name].build()
+    config, processor = copy.deepcopy(stock.config), WRITTEN[name].build()
     if name == "llava_onevision":
         for setting, value in ONEVISION.items():
             setattr(config, setting, value)
@@ -110,7 +117,7 @@ def questions(name: str) -> list[Question]:
     for number, names in enumerate(sizes):
         pictures = [_picture(10 * number + n, *SIZES[size]) for n, size in enumerate(names)]
         before = "what and " * 12 if len(names) > 1 else ""
-        text = f"{before}look at {' and '.join([PROCESSORS[name].image] * len(names))} what"
+        text = f"{before}look at {' and '.join([WRITTEN[name].image] * len(names))} what"
         asked.append(Question(text, tuple(pictures)))
     return asked
 

