@@ -68,6 +68,12 @@ def served_methods(name: str, retention: float) -> dict[str, vitcop.Pruner]:
     return methods | ({} if name in ON_BACKEND else {"earlyvitcop": vitcop.EarlyViTCoP(retention)})
 
 
+def watching_methods(name: str, retention: float) -> dict[str, vitcop.Pruner]:
+    """Those that look at different things, each of which processes have to put together."""
+    looks_at = ("visionzip", "hiprune", "two scans", "earlyvitcop")  # features' layer, others, received, decoder
+    return {key: method for key, method in served_methods(name, retention).items() if key in looks_at}
+
+
 @cache
 def checkpoint(name: str) -> str:
     """The folder of a tiny model with its processor."""

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM; `make test-vllm` installs it in an environment of its own")
 
-from setting import Reference, served_methods
+from setting import Reference, watching_methods
 
 HERE = Path(__file__).parent
 
@@ -26,6 +26,6 @@ def test_two_processes_answer_as_one(name):
         check=False,
     )
     lines = [line.removeprefix("ANSWERS ") for line in ran.stdout.splitlines() if line.startswith("ANSWERS")]
-    answers, methods, reference = dict(map(json.loads, lines)), served_methods(name, 1 / 3), Reference(name)
+    answers, methods, reference = dict(map(json.loads, lines)), watching_methods(name, 1 / 3), Reference(name)
     assert answers.keys() == methods.keys(), ran.stderr[-2000:]
     assert answers == {method: reference.answers(pruner) for method, pruner in methods.items()}

@@ -36,8 +36,8 @@ REFUSED = {
     "gemma3": "sliding windows",
     "qwen3_vl": "DeepStack",
     "qwen3_vl_moe": "DeepStack",
-    "llava_next_video": "not tested",
-    "video_llava": "not tested",
+    "llava_next_video": "not been tested",
+    "video_llava": "not been tested",
 }
 
 

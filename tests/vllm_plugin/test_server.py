@@ -48,7 +48,9 @@ def server(tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *place, *FLAGS, *overrides]
     with log.open("w") as written:
-        process = subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT, env=os.environ)
+        process = subprocess.Popen(
+            command, stdout=written, stderr=subprocess.STDOUT, env=os.environ | {"VLLM_LOGGING_LEVEL": "INFO"}
+        )
     while process.poll() is None:
         try:
             ask(f"http://127.0.0.1:{port}/health")

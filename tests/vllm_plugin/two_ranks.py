@@ -8,11 +8,11 @@ os.environ |= {"VLLM_CPU_SIM_MULTI_NUMA": "1", "VLLM_ENABLE_V1_MULTIPROCESSING":
 os.environ |= {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}  # functions are sent to the processes
 
 from engines import ask, engine, prune_by, tokens
-from setting import questions, served_methods
+from setting import questions, watching_methods
 
 
 def main(name: str, retention: float) -> None:
-    methods = served_methods(name, retention)
+    methods = watching_methods(name, retention)
     with engine(name, methods["visionzip"], tensor_parallel_size=2) as llm:
         for method, pruner in methods.items():
             prune_by(llm, pruner)
