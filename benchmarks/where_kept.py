@@ -51,6 +51,8 @@ def main() -> None:
     name, methods = sys.argv[1], sys.argv[2].split(",")
     if name == "testbed":
         model, processor = testbed.build()
+    elif name != "builtin":
+        sys.exit(f"{name}: the models are testbed and builtin.")
     else:
         model = LlavaForConditionalGeneration.from_pretrained(builtin.MODEL_PATH)
         processor = AutoProcessor.from_pretrained(builtin.MODEL_PATH)

@@ -195,7 +195,7 @@ def positions(name: str) -> str:
     rows = [row for row in both.rows if row.name.endswith((", keep", ", compact")) and row.retention == retention]
     head, groups = [_fraction(retention), "of dense"], ""
     if both.groups:
-        head, groups = [*head, " / ".join(f"of {group}" for group in both.groups)], ", and right answers by group"
+        head, groups = [*head, " / ".join(both.groups)], ", and right answers by group"
     table = _table(
         head, [[row.name, share_cell(both, row), *[_of_groups(both, row)] * bool(both.groups)] for row in rows]
     )

@@ -117,6 +117,7 @@ METHODS = (
         "vitcop": vitcop.ViTCoP(retention=0.3),
         "earlyvitcop": vitcop.EarlyViTCoP(retention=0.3),
         "vitcop_last_query": vitcop.ViTCoP(retention=0.3, deep_signal="last_query"),
+        "vitcop_question": vitcop.ViTCoP(retention=0.3, shallow_signal="question", deep_signal="question"),
         "vitcop_calibrated": vitcop.ViTCoP(retention=0.3, deep_signal="last_query", calibrate="size"),
         "visionzip_calibrated": vitcop.VisionZip(retention=0.5, calibrate="size"),
         "census_uncalibrated": vitcop.Census(retention=0.5, calibrate="none"),
@@ -125,11 +126,17 @@ METHODS = (
         ),
     }
 )
-MERGING = {"pipeline", "vitcop_last_query", "vitcop_calibrated", "visionzip_calibrated", "census_uncalibrated"} | {
-    name for name, method in vitcop.METHODS.items() if method.described.merges
-}
+MERGING = {
+    "pipeline",
+    "vitcop_last_query",
+    "vitcop_question",
+    "vitcop_calibrated",
+    "visionzip_calibrated",
+    "census_uncalibrated",
+} | {name for name, method in vitcop.METHODS.items() if method.described.merges}
 READING_TEXT = {
     "vitcop_last_query",
+    "vitcop_question",
     "vitcop_calibrated",
     "fastv",
     "pyramiddrop",

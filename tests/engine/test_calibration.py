@@ -10,12 +10,13 @@ import pytest
 import torch
 from families.base import IMAGE, NUM_LAYERS
 from oracle import masked_dense_logits, pruned_logits
-from tiny import FAMILIES, LLAVA, ONE_IMAGE, TOKENS_PER_IMAGE, ThreeStages, batch, merged, ragged
+from tiny import FAMILIES, LLAVA, ONE_IMAGE, TOKENS_PER_IMAGE, Prompt, ThreeStages, batch, merged, ragged
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import vitcop
 from vitcop import LayerPruner, Selection
+from vitcop.engine.calibration import Counts
 from vitcop.models import FAMILIES as KNOWN
 from vitcop.models import family_of
 from vitcop.ops.segments import smallest_per_segment
@@ -223,6 +224,70 @@ def test_distance_and_size_come_together():
             angles = [math.cos((m - n) * frequency) for frequency in frequencies]
             expected = math.log(size * (2 - sum(angles) / len(angles))) if shown else 0
             assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_distances_are_those_of_a_model_that_was_cast_too():
+    model = LLAVA.model().to(torch.bfloat16)
+    columns = torch.arange(2000)[None]
+    added = Counts(torch.ones(1, 2000), by_distance=True).logits(family_of(model), 0, columns[:, -1:], columns)[0, 0]
+    cosines, _ = model.get_decoder().rotary_emb(torch.zeros(1), 1999 - columns)  # in single precision
+    torch.testing.assert_close(added, (2 - cosines[0].mean(-1)).log(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_of_which_nothing_is_dropped_is_left_alone_in_a_batch_too():
+    """Of InternVL's images of 27 and of 9 tokens, the first loses one."""
+    family, method = FAMILIES["internvl"], vitcop.Census(0.97, calibrate="distance")
+    model, rows = family.model(), [ONE_IMAGE, Prompt(1, seed=2)]
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
+        together = model(**batch(rows, family=family)).logits[:, -1]
+        assert pruning.report.stages[0].before == (27, 9) and pruning.report.stages[0].after == (26, 9)
+        for row, prompt in enumerate(rows):
+            torch.testing.assert_close(
+                together[row], model(**batch([prompt], family=family)).logits[0, -1], rtol=1e-4, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("calibrate", ["size", "distance"])
+def test_a_second_turn_that_is_padded_is_as_far_away_as_alone(calibrate, side):
+    model, prompts, turns = LLAVA.model(), [ONE_IMAGE, Prompt(1, seed=8)], [[9, 10, 11], [12]]
+    inputs = batch(prompts)
+    empty = [[0] * (3 - len(turn)) for turn in turns]
+    padded = [pad + turn if side == "left" else turn + pad for pad, turn in zip(empty, turns, strict=True)]
+    new = torch.tensor(padded)
+    mask = torch.cat([inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])), (new > 0).long()], 1)
+    after = torch.tensor([[20], [20]])
+    with torch.no_grad(), vitcop.prune(model, vitcop.VisionZip(0.5, positions="keep", calibrate=calibrate)):
+        cache = model(**inputs).past_key_values
+        first = model(input_ids=new, attention_mask=mask, past_key_values=cache).logits
+        mask = torch.cat([mask, torch.ones_like(after)], 1)
+        second = model(input_ids=after, attention_mask=mask, past_key_values=cache).logits
+        for row, (prompt, turn) in enumerate(zip(prompts, turns, strict=True)):
+            cache = model(**batch([prompt])).past_key_values
+            alone = model(input_ids=torch.tensor([turn]), past_key_values=cache).logits[0]
+            torch.testing.assert_close(first[row, new[row] > 0], alone, rtol=1e-4, atol=1e-5)
+            alone = model(input_ids=after[:1], past_key_values=cache).logits[0]
+            torch.testing.assert_close(second[row], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_distances_that_columns_do_not_tell_raise():
+    model, inputs = LLAVA.model(), batch([ONE_IMAGE])
+    places = torch.arange(inputs["input_ids"].shape[1])[None]
+    with torch.no_grad(), vitcop.prune(model, vitcop.VisionZip(0.5, positions="keep", calibrate="distance")):
+        model(**inputs, position_ids=places + 7)
+        with pytest.raises(vitcop.UnsupportedModelError, match="position_ids say something else"):
+            model(**inputs, position_ids=3 * places)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_angles_that_change_with_the_length_raise(kind):
+    model = LLAVA.model()
+    model.get_decoder().rotary_emb.rope_type = kind
+    with (
+        vitcop.prune(model, vitcop.VisionZip(0.5, positions="keep", calibrate="distance")),
+        pytest.raises(vitcop.UnsupportedModelError, match="do not change with the length"),
+    ):
+        model(**batch([ONE_IMAGE]))
 
 
 def test_distances_need_kept_positions():

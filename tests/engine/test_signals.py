@@ -38,7 +38,7 @@ class Reading(ThreeStages):
                 seen[ahead] = tokens.attention(ahead=ahead), tokens.attention(weights, ahead=ahead)
         self.read.append(seen)
         selection = super().select(tokens, budget)
-        if self.calibrate == "size" and tokens.layer == 0:
+        if self.calibrate != "none" and tokens.layer == 0:
             return merged(selection.keep, tokens.lengths, budget)
         return selection
 
@@ -71,7 +71,9 @@ class WithOlmoe(Llava):
 
 
 HOWS = (("keep", 0, "none"), ("compact", 0, "none"), ("keep", 1, "none"), ("keep", 0, "size"))
-ROWS = [(name, *how) for name in FAMILIES for how in HOWS]
+ROWS = [(name, *how) for name in FAMILIES for how in HOWS] + [
+    (name, "keep", 0, "distance") for name in ("llava", "gemma3", "internvl")
+]
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])

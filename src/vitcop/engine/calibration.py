@@ -51,5 +51,5 @@ class Counts:
 
 
 def _turned(columns: Int[Tensor, "batch tokens"], frequencies: Float[Tensor, " planes"]) -> Tensor:
-    angles = columns[..., None].to(frequencies.dtype) * frequencies
+    angles = columns[..., None].float() * frequencies.float()  # a model that was cast has half-precision frequencies
     return torch.cat([angles.cos(), angles.sin()], -1)

@@ -91,7 +91,10 @@ class Decode(Forward):
         return layout.counts is None and self._real(layout) is None
 
     def _mask(self, layer: int, layout: Layout, hidden_states: Tensor) -> Any:
-        tail = self.request.ends[:, None] + torch.arange(self.tail + self.new, device=self.request.ends.device)
+        steps = torch.arange(self.tail + self.new, device=self.request.ends.device)[None]
+        if self.tail_mask is not None:  # padding of a later turn is no distance
+            steps = count_positions(self.tail_mask).to(steps.device)
+        tail = self.request.ends[:, None] + steps
         return layer_mask(
             self.family,
             layer,

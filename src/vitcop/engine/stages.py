@@ -18,6 +18,7 @@ from ..models import ModelFamily
 from ..models.base import Call
 from ..models.decoder import Rotary, keep_projected, refuse_rows
 from ..ops.gather import gather_slots
+from ..ops.segments import upload
 from ..report import Report, StageReport
 from ..selection.choice import choose, refuse_choice
 from ..selection.pruner import Pruner
@@ -49,6 +50,7 @@ class Stages:
         cache: that of the prompt, once the first layer was reached.
         done, selections, doubts: what happened at each stage, and what has to be true of it, to be looked at when
             nothing waits for it any more.
+        shifts: by how much positions are ahead of prompt columns, and where there is a token; None if it is all one.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Stages:
         self.done: list[StageReport] = []
         self.selections: list[tuple[Selection, tuple[int, ...], tuple[int, ...]]] = []
         self.doubts: list[Tensor] = []
+        self.shifts: tuple[Tensor, Tensor] | None = None
 
     def enter(self, kwargs: Call) -> Call:
         """Apply stage 0 to what enters the language model."""
@@ -97,6 +100,8 @@ class Stages:
             mask = entering_mask(self.family, self.layout, self.layout.mask, lambda n: self._mask(n, hidden_states))
             kwargs |= {"inputs_embeds": hidden_states, "attention_mask": mask}
         positions = self._positions(kwargs.get("position_ids"), entering, slots)
+        if self.method.calibrate == "distance":
+            self.shifts = positions.values - self.layout.columns, self.layout.alive
         width, real = entering.width, self.prompts.placeholders.real
         self.request = Request(
             prompt_length=width,
@@ -143,10 +148,16 @@ class Stages:
         """Raise if a stage saw or selected what it must not; all at once, so that none waits for the device."""
         known = all(_agree(*doubt.cpu()) for doubt in self.doubts)
         valid = all(selection.to("cpu").allows(lengths, budget) for selection, lengths, budget in self.selections)
-        if not (known and valid) and self.cache is not None and self.cache.request is not None:
+        even = self.shifts is None or _even(*self.shifts)
+        if not (known and valid and even) and self.cache is not None and self.cache.request is not None:
             self.cache.request = replace(self.cache.request, num_layers=0)  # never to be continued
         if not known:
             refuse_rows(self.family.decoder.config)
+        if not even:
+            raise UnsupportedModelError(
+                "calibrate='distance' takes tokens to be as far apart as they stand in the prompt, and position_ids "
+                "say something else; use calibrate='size'."
+            )
         if not valid:
             embeddings = self.prompts.embeddings.flatten(0, 1)
             refuse_choice(self.method, embeddings[self.prompts.visual], self.prompts.lengths)
@@ -229,8 +240,16 @@ class Stages:
         if self.method.calibrate == "none" or (selection.merge is None and not by_distance):
             return  # those that are dropped here are gone from the layout's counts already
         counts = merge_counts(counts, selection)
+        # A prompt of which nothing has been dropped is left alone here as well.
+        pruned = {
+            row
+            for row, budgets, n in zip(self.placed.rows, self.schedule, self.prompts.lengths, strict=True)
+            if min(left for first, left in budgets.items() if first <= layer) < n
+        }
+        told = upload([float(row in pruned) for row in self.placed.rows], counts.device)
         stands_for = torch.zeros_like(self.layout.columns, dtype=counts.dtype)
-        stands_for = stands_for.flatten().index_copy(0, self.tokens.slots, counts).view_as(stands_for)
+        stands_for = stands_for.flatten().index_copy(0, self.tokens.slots, counts * told[self.tokens.images])
+        stands_for = stands_for.view_as(self.layout.columns)
         self.tokens = replace(self.tokens, counts=counts)
         self.layout = self.layouts[layer] = replace(self.layout, counts=Counts(stands_for, by_distance))
 
@@ -306,6 +325,12 @@ def _whole(prompts: Prompts) -> Layout:
     real, lengths = prompts.placeholders.real, prompts.placeholders.prompt_lengths
     columns = torch.arange(width, device=device).expand(batch, width)
     return Layout(columns, None if min(lengths) == width else real.to(device))
+
+
+def _even(shifts: Tensor, alive: Tensor) -> bool:
+    """Whether all tokens of a prompt are shifted by the same."""
+    lowest, highest = (shifts.masked_fill(~alive, bound) for bound in (2**40, -(2**40)))
+    return bool((lowest.amin(1) >= highest.amax(1)).all())
 
 
 def _agree(distance: Tensor, norm: Tensor) -> bool:

@@ -92,17 +92,15 @@ class Ranking(Selector):
 
     signal: LanguageSignal = "key_norm"
 
-    def insignificance(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
-        """How little each token matters, never negative, so that sums over clusters favour small ones: its key norm,
-        or what it lacks of its image's largest: of saliency, where keys are normalised, or of attention.
+    def significance(self, tokens: VisualTokens) -> Float[Tensor, " visual"] | None:
+        """How much each token matters: its attention, or its saliency, where keys are normalised; None where small key
+        norms do.
         """
-        if self.signal == "key_norm" and not tokens.normalised_keys:
-            return key_norm(tokens.keys)
-        if self.signal == "key_norm":
-            matters = tokens.saliency
-        else:
-            matters = tokens.attention() if self.signal == "last_query" else attention_of_text(tokens, type(self))
-        return lack_of_largest(matters, tokens.lengths)
+        if self.signal == "last_query":
+            return tokens.attention()
+        if self.signal == "question":
+            return attention_of_text(tokens, ViTCoP)
+        return tokens.saliency if tokens.normalised_keys else None
 
     def selection_flops(self, stage: StageShape) -> int:
         """Rows of attention, if it looks at these."""
@@ -129,7 +127,10 @@ class MergeClusters(Ranking):
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         if "cluster" not in tokens.labels:
             raise VitcopError("MergeClusters needs clusters; put SalientClusters before it.")
-        return merge_clusters(tokens, self.insignificance(tokens), budget)
+        significance = self.significance(tokens)
+        if significance is None:
+            return merge_clusters(tokens, key_norm(tokens.keys), budget)
+        return merge_clusters(tokens, lack_of_largest(significance, tokens.lengths), budget)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,9 @@ class MostSignificant(Ranking):
     """
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
-        return Selection(smallest_per_segment(self.insignificance(tokens), tokens.lengths, budget))
+        significance = self.significance(tokens)
+        insignificance = key_norm(tokens.keys) if significance is None else -significance
+        return Selection(smallest_per_segment(insignificance, tokens.lengths, budget))
 
 
 @dataclass(frozen=True)
@@ -322,8 +325,10 @@ def check_reach(cutoff: float | None, radius: float) -> None:
 
 
 def lack_of_largest(values: Float[Tensor, " rows"], lengths: tuple[int, ...]) -> Float[Tensor, " rows"]:
-    """What each value, none of which is negative, lacks of its segment's largest."""
-    padded = pad_segments(values, lengths)
+    """What each value, none of which is negative, lacks of its segment's largest: never negative, so that sums over
+    clusters favour small ones.
+    """
+    padded = pad_segments(values.double(), lengths)  # of large ones, small differences would be lost
     return unpad_segments(padded.amax(1, keepdim=True) - padded, lengths)
 
 

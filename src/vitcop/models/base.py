@@ -247,23 +247,30 @@ class ModelFamily(ABC):
         """The angles by which the rotary embedding of a decoder layer turns its planes from one position to the next.
 
         Raises:
-            UnsupportedModelError: positions have several axes, or there is no such embedding.
+            UnsupportedModelError: positions have several axes, angles depend on the length of the prompt, or some
+                channels are not turned.
         """
-        rotary = getattr(self.decoder, "rotary_emb", None)
-        if self.keeps_positions or rotary is None:
+        rotary, attention = getattr(self.decoder, "rotary_emb", None), getattr(self.layers[layer], "self_attn", None)
+        kind = self.layer_kinds[layer]
+        frequencies = getattr(rotary, f"{kind}_inv_freq", getattr(rotary, "inv_freq", None))
+        types = getattr(rotary, "rope_type", None)
+        changing = {"dynamic", "longrope"} & set(types.values() if isinstance(types, dict) else [types])
+        turned = 2 * len(frequencies) if frequencies is not None and getattr(attention, "use_rope", True) else 0
+        if frequencies is None or self.keeps_positions or changing or turned != getattr(attention, "head_dim", None):
             raise UnsupportedModelError(
-                f"calibrate='distance' needs rotary positions of one axis, which {self.model.config.model_type!r} does "
-                "not have; use calibrate='size'."
+                "calibrate='distance' needs a rotary embedding of one axis that turns all channels by angles which do "
+                f"not change with the length, and this {self.model.config.model_type!r} has another; use "
+                "calibrate='size'."
             )
-        of_kind = getattr(rotary, f"{self.layer_kinds[layer]}_inv_freq", None)
-        return rotary.inv_freq if of_kind is None else of_kind
+        return frequencies
 
     def check_calibration(self, calibrate: Calibrate | None) -> None:
         """Raise if attention cannot be calibrated in this way, by the decoder or by its backend."""
         if calibrate == "none":
             return
         if calibrate == "distance":
-            self.rotary_frequencies(0)
+            for layer in range(len(self.layers)):
+                self.rotary_frequencies(layer)
         backend = self.decoder.config._attn_implementation
         # On a CPU, flex attention reads beyond the end of a mask of floats: that of torch 2.13 corrupts memory.
         if "flash" in backend or "flex" in backend:

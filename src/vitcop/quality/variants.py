@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from ..methods.census import Census
 from ..methods.fastv import FastV
 from ..methods.scope import SCOPE
-from ..methods.vitcop import MergeClusters, MostSignificant, Ranking, SalientClusters, ViTCoP, lack_of_largest
+from ..methods.vitcop import MergeClusters, MostSignificant, Ranking, SalientClusters, ViTCoP
 from ..ops.saliency import key_norm
 from ..selection.pruner import Pruner, Selector, question
 from ..selection.schedule import solve
@@ -57,8 +57,8 @@ class MergeByMean(MergeClusters):
 class LargestMatter(Ranking):
     """Ranks by key norm the other way round, also where keys are normalised."""
 
-    def insignificance(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
-        return lack_of_largest(key_norm(tokens.keys), tokens.lengths)
+    def significance(self, tokens: VisualTokens) -> Float[Tensor, " visual"]:
+        return key_norm(tokens.keys)
 
 
 class MergeByLargestNorms(LargestMatter, MergeClusters):
@@ -124,7 +124,7 @@ class CensusAsked(Census):
         shown = normalize(tokens.hidden_states.float(), dim=-1).split(tokens.lengths)
         words = normalize(text.embeddings.float(), dim=-1).split(text.lengths)
         cosines = [visual @ behind.mT for visual, behind in zip(shown, words, strict=True)]
-        nearer = [(cosine - cosine.mean(0)) / cosine.std(0).clamp(min=1e-6) for cosine in cosines]
+        nearer = [(cosine - cosine.mean(0)) / cosine.std(0, correction=0).clamp(min=1e-6) for cosine in cosines]
         relevance = torch.cat([deviations.amax(1) for deviations in nearer])
         return super().weights(tokens) * (relevance.clamp(min=0) + 0.1) ** self.alpha
 
