@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from setting import NEW_TOKENS, Question, checkpoint
@@ -56,20 +57,14 @@ def engine(name: str, method: vitcop.Pruner | None, **settings: Any) -> Iterator
         cleanup_dist_env_and_memory()
 
 
-@dataclass(frozen=True)
-class Change:
-    """Has a model prune by a method from now on; it is sent to each process."""
-
-    method: vitcop.Pruner
-
-    def __call__(self, model: Any) -> None:
-        model.served = replace(model.served, method=self.method)
-
-
 def prune_by(llm: LLM, method: vitcop.Pruner) -> None:
     """From now on by another method, which leaves as many tokens."""
-    llm.apply_model(Change(method))
+    llm.apply_model(partial(_change, method))
     forget(llm)
+
+
+def _change(method: vitcop.Pruner, model: Any) -> None:
+    model.served = replace(model.served, method=method)
 
 
 def forget(llm: LLM) -> None:

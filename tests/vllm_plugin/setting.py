@@ -91,8 +91,9 @@ def checkpoint(name: str) -> str:
     text.layer_types = ["full_attention"] * 4 if getattr(text, "layer_types", None) else None
     if "mrope_section" in (text.rope_parameters or {}):
         text.rope_parameters |= {"mrope_section": [4, 6, 6]}
-    if hasattr(config.vision_config, "out_hidden_size"):
-        config.vision_config.out_hidden_size = WIDTH
+    width = {"qwen2_vl": "hidden_size", "qwen2_5_vl": "out_hidden_size"}.get(name)
+    if width is not None:
+        setattr(config.vision_config, width, WIDTH)
     torch.manual_seed(0)
     model = type(stock)._from_config(config, attn_implementation="sdpa").eval()
     model.save_pretrained(folder)

@@ -12,6 +12,7 @@ from engines import SMALL, ask, engine, tokens
 from setting import checkpoint, questions
 from transformers import AutoConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
 
 import vitcop
 from vitcop.models import Grids
@@ -124,7 +125,7 @@ def test_the_log_says_what_is_left_of_the_first_picture(llm, call, caplog):
     logger.addHandler(caplog.handler)
     model = model_of(llm)
     served, model.served = model.served, Served(vitcop.Random(1 / 3, positions="compact"), model.served.family)
-    with caplog.at_level(logging.INFO, logger), torch.inference_mode():
+    with caplog.at_level(logging.INFO, logger.name), torch.inference_mode():
         model.embed_multimodal(**call, **{LEFT: torch.tensor([12])})
     model.served = served
     logger.removeHandler(caplog.handler)
@@ -135,7 +136,7 @@ def test_videos_and_pictures_that_touch_are_refused():
     with engine("qwen2_5_vl", METHOD) as llm:
         video = np.zeros((4, 64, 64, 3), dtype=np.uint8), {"fps": 1, "frames_indices": [*range(4)]}
         prompt = {"prompt": "look at <|video_pad|>", "multi_modal_data": {"video": video}}
-        with pytest.raises(ValueError, match="At most 0 video"):
+        with pytest.raises(VLLMValidationError, match="At most 0 video"):
             llm.generate(prompt)
         touching = {"prompt": "look at <|image_pad|><|image_pad|>"}
         pictures = {"image": [*questions("qwen2_5_vl")[3].pictures]}
