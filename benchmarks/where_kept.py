@@ -55,7 +55,7 @@ def main() -> None:
         sys.exit(f"{name}: the models are testbed and builtin.")
     else:
         model = LlavaForConditionalGeneration.from_pretrained(builtin.MODEL_PATH)
-        processor = AutoProcessor.from_pretrained(builtin.MODEL_PATH)
+        processor = AutoProcessor.from_pretrained(builtin.MODEL_PATH, trust_remote_code=False)
     asked = defaultdict(list)
     for case in Suite.of("photos" if name == "testbed" else "builtin", 10 * SCENES, seed=1).cases:
         asked[case.scene].append(case)

@@ -25,7 +25,7 @@ TEXT = {
 
 def make(folder: Path) -> None:
     """The model in the box, made larger: 576 visual tokens, 193 million weights."""
-    config = AutoConfig.from_pretrained(MODEL_PATH)
+    config = AutoConfig.from_pretrained(MODEL_PATH, trust_remote_code=False)
     config.vision_config.update(VISION | PICTURE)
     config.text_config.update(TEXT)
     config.image_seq_length = (PICTURE["image_size"] // PICTURE["patch_size"]) ** 2
@@ -36,7 +36,7 @@ def make(folder: Path) -> None:
     weights = {name: weight.clone() for name, weight in load_file(file).items()}
     older = {name.replace("vision_tower.", "vision_tower.vision_model."): weight for name, weight in weights.items()}
     save_file(older, file, {"format": "pt"})
-    processor = AutoProcessor.from_pretrained(MODEL_PATH)
+    processor = AutoProcessor.from_pretrained(MODEL_PATH, trust_remote_code=False)
     processor.patch_size = PICTURE["patch_size"]
     side = PICTURE["image_size"]
     processor.image_processor.size = {"shortest_edge": side}

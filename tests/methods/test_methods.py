@@ -229,7 +229,7 @@ def test_methods_that_read_the_question_need_one(name):
     model, inputs = tiny.LLAVA.model(), tiny.batch([tiny.ONE_IMAGE])
     end = int((inputs["input_ids"] == IMAGE).nonzero()[-1, 1]) + 1
     inputs["input_ids"] = inputs["input_ids"][:, :end]
-    needs = name in ("sparsevlm", "deft", "hawk", "cdpruner", "mmtok")
+    needs = name in ("sparsevlm", "deft", "hawk", "cdpruner", "mmtok", "vitcop_question")
     refused = pytest.raises(vitcop.VitcopError, match="put the question there") if needs else nullcontext()
     with torch.no_grad(), vitcop.prune(model, tiny.METHODS[name]) as pruning, refused:
         model(**inputs)

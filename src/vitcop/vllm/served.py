@@ -187,7 +187,9 @@ def _family_without_weights(config: PretrainedConfig) -> ModelFamily:
     known_family(config.model_type)
     own = copy.deepcopy(config)  # of which transformers makes its own, with settings that are no business of vLLM's
     with torch.device("meta"):
-        return family_of(AutoModelForImageTextToText.from_config(own, attn_implementation="eager"))
+        return family_of(
+            AutoModelForImageTextToText.from_config(own, attn_implementation="eager", trust_remote_code=False)
+        )
 
 
 def _checked_architecture(family: ModelFamily, architectures: list[str]) -> str:

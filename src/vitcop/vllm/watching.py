@@ -15,7 +15,7 @@ from ..engine.arguments import bound
 from ..errors import UnsupportedModelError
 
 
-@dataclass
+@dataclass(eq=False)
 class Seen:
     """One call of an attention.
 
