@@ -13,7 +13,7 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
 {table}
 
 * **takes**: what becomes visual tokens. Pictures of all sizes, none or several in a prompt, and pictures and videos
-  in one batch.
+  in one batch, unless the table says otherwise.
 * **saliency**: what stage I of ViTCoP ranks by; always computed in the layer whose features the model uses, unless
   the table says otherwise, one grid (picture, tile or frame) at a time, and never by a norm. Attention received is
   the mean over all heads and queries; it is streamed, and no map of all patches by all patches is made.
@@ -29,6 +29,8 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   have placeholders, in front of those of the patches; the processor writes as many where its
   `num_additional_image_tokens` is 1 and the number of registers. They show no place of the picture and hold what the
   encoder has gathered of all of it, so that they are separators. [CLS] attends to them, which is no patch's saliency.
+* Prompts of GLM-V have the placeholder of pictures for videos as well, between other markers; which of the two they
+  are is told by what comes along. `EarlyViTCoP` needs the `bos_token_id` that the configs of its decoders leave out.
 * In every family, decoders that normalise their keys (QK-norm: Qwen3, Gemma 3) have ViTCoP's stages II and III rank
   by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
 

@@ -155,6 +155,25 @@ QWEN2 = {
 }
 # It counts the pixels of all frames.
 QWEN3 = QWEN2 | {"videos": ("Qwen3VLVideoProcessor", QWEN | {"size": {"shortest_edge": 64, "longest_edge": 5120}})}
+# So do both of GLM's, which take a picture for two frames.
+GLM = {
+    "tokens": {
+        "<|image|>": IMAGE,
+        "<|video|>": VIDEO,
+        "<|begin_of_image|>": START,
+        "<|end_of_image|>": END,
+        "<|begin_of_video|>": 57,
+        "<|end_of_video|>": 56,
+    },
+    "image": "<|begin_of_image|><|image|><|end_of_image|>",
+    "video": "<|begin_of_video|><|video|><|end_of_video|>",
+    "wide": 2 * 7,
+    "tall": 5 * 3,
+    "frames": (FRAMES // 2 * 3 * 5,),
+    "mixes": False,
+}
+GLM_IMAGES = QWEN | {"size": {"shortest_edge": 64, "longest_edge": 2560}}
+GLM_VIDEOS = QWEN | {"size": {"shortest_edge": 64, "longest_edge": 5120}, "do_sample_frames": False}
 PROCESSORS = {
     "llava": Written(
         ("LlavaProcessor", {"patch_size": 14} | CLIP),
@@ -265,4 +284,13 @@ PROCESSORS = {
     "qwen2_vl": Written(("Qwen2VLProcessor", {}), **QWEN2),
     "qwen2_5_vl": Written(("Qwen2_5_VLProcessor", {}), **QWEN2),
     "qwen3_vl": Written(("Qwen3VLProcessor", {}), **QWEN3),
+    "glm4v": Written(
+        ("Glm4vProcessor", {}), ("Glm4vImageProcessor", GLM_IMAGES), videos=("Glm4vVideoProcessor", GLM_VIDEOS), **GLM
+    ),
+    "glm46v": Written(
+        ("Glm46VProcessor", {}),
+        ("Glm46VImageProcessor", GLM_IMAGES),
+        videos=("Glm46VVideoProcessor", GLM_VIDEOS),
+        **GLM,
+    ),
 }

@@ -23,14 +23,17 @@ GREEDY = {"do_sample": False, "max_new_tokens": 5, "suppress_tokens": [IMAGE, VI
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text of a few random tokens around each of some images and videos, whose sizes differ as far as they can."""
+    """Text of a few random tokens around each of some images and videos, whose sizes differ as far as they can.
+
+    Where a family takes videos alone, they take the place of the images.
+    """
 
     images: int
     seed: int
     videos: int = 0
 
     def visuals(self, family: TinyFamily) -> list[Visual]:
-        kinds = ["image"] * self.images + ["video"] * self.videos
+        kinds = list(family.kinds[:1]) * self.images + ["video"] * self.videos
         if self.seed % 2:
             kinds.reverse()
         return [
@@ -56,7 +59,7 @@ RAGGED = (Prompt(images=2, seed=2), Prompt(images=0, seed=3), ONE_IMAGE)
 
 def ragged(family: TinyFamily) -> tuple[Prompt, ...]:
     """A batch of all that a family takes: several images, none, one; a video, alone and beside an image."""
-    videos = (Prompt(0, seed=4, videos=1), Prompt(1, seed=5, videos=1)) if "video" in family.kinds else ()
+    videos = (Prompt(0, seed=4, videos=1), Prompt(1, seed=5, videos=1)) if len(family.kinds) > 1 else ()
     return (*RAGGED, *videos)
 
 

@@ -56,6 +56,7 @@ BILLIONS = {
     "llava-onevision-0.5b": 0.894,
     "qwen2.5-vl-7b": 8.292,
     "qwen3-vl-8b": 8.767,
+    "glm-4.1v-9b": 10.293,
     "internvl3-8b": 7.944,
 }
 """Parameters of the checkpoints that the shapes are named after."""
@@ -353,7 +354,7 @@ def tiny(config):
             if hasattr(part, name):
                 setattr(part, name, value)
         if "mrope_section" in (getattr(part, "rope_parameters", None) or {}):
-            part.rope_parameters["mrope_section"] = [2, 3, 3]
+            part.rope_parameters |= {"mrope_section": [2, 3, 3], "partial_rotary_factor": 1.0}
         if getattr(part, "layer_types", None):
             part.layer_types = part.layer_types[:4]
     return config

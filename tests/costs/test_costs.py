@@ -22,7 +22,7 @@ from transformers import (
 
 import vitcop
 from vitcop.costs.plan import Planner
-from vitcop.models import Size, family_of, qwen2_vl, qwen3_vl
+from vitcop.models import Size, family_of, glm4v, qwen2_vl, qwen3_vl
 
 VITCOP = METHODS["vitcop"]
 QWEN_SIZE = {"shortest_edge": 64, "longest_edge": 5120}
@@ -67,8 +67,9 @@ OTHERS = {
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch):
     """Settings of processors as small as the tiny models."""
-    monkeypatch.setattr(qwen2_vl.Qwen2VLImageProcessorPil, "size", QWEN_SIZE)
-    for module in (qwen2_vl, qwen3_vl):
+    for processor in (qwen2_vl.Qwen2VLImageProcessorPil, glm4v.Glm4vImageProcessorPil):
+        monkeypatch.setattr(processor, "size", QWEN_SIZE)
+    for module in (qwen2_vl, qwen3_vl, glm4v):
         monkeypatch.setattr(module, "VIDEO_SIZE", QWEN_SIZE)
     # Their processor always makes the longer side four tiles long.
     monkeypatch.setattr(families.idefics3, "TILES", (5, 17))

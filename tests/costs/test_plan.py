@@ -8,6 +8,7 @@ import torch
 from families import FAMILIES
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedModel
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
@@ -149,7 +150,7 @@ def test_every_family_has_a_usual_size(name):
     assert json.loads(json.dumps(plan.to_dict()))["average_retention"] == pytest.approx(0.5, abs=0.05)
 
 
-QWEN = Qwen2VLImageProcessorPil(patch_size=4)
+QWEN, GLM = Qwen2VLImageProcessorPil(patch_size=4), Glm4vImageProcessorPil(patch_size=4)
 PIXTRAL = PixtralImageProcessorPil
 TILED = Idefics3ImageProcessorPil(size={"longest_edge": 4 * 48}, max_image_size={"longest_edge": 48})
 CROPPED = GotOcr2ImageProcessorPil(size={"height": 84, "width": 84}, crop_to_patches=True)
@@ -160,6 +161,7 @@ UNPADDED = LlavaOnevisionImageProcessorPil(
 # What a processor makes of pictures, without the rest of it that needs torchvision: patches that the encoder gets.
 PATCHES = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), (QWEN, lambda made: len(made["pixel_values"]))),
+    "glm4v": (GLM, lambda made: len(made["pixel_values"])),
     "llava with pixtral": (
         PIXTRAL(size={"longest_edge": 32}, patch_size=4),
         lambda made: int((made["image_sizes"][0] // 4).prod()),

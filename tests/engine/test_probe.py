@@ -57,6 +57,22 @@ def test_probed_keys_are_those_of_the_stock_decoder(name, layer, attention):
         torch.testing.assert_close(key_norm(found), key_norm(held), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl", "glm4v", "glm4v with videos"])
+def test_positions_alone_are_those_of_a_prompt_less_its_text(name):
+    """On each of their axes, also where text stands between the frames of a video."""
+    family = FAMILIES[name]
+    for kind in family.kinds:
+        visual, method = family.visual(kind, 0, seed=1), Probing()
+        model, ids = family.model(), torch.tensor([[START, *family.tokens(visual), 5, 6, 7]])
+        inputs = {"input_ids": ids} | family.token_kinds(ids) | family.inputs([[visual]])
+        with torch.no_grad(), vitcop.prune(model, method) as pruning:
+            model(**inputs)
+            alone = pruning._family.positions_alone(method.read[0][0])
+        given = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
+        positions, visible = model.model.get_rope_index(**given)[0][:, 0], (ids[0] == IMAGE) | (ids[0] == VIDEO)
+        assert torch.equal((positions - (~visible).cumsum(0))[:, visible].T[::3], alone)
+
+
 def unmixed(name):
     """Images and videos that are nothing but visual tokens in a prompt."""
     family = FAMILIES[name]

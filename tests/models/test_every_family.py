@@ -48,11 +48,11 @@ def test_decoding_equals_a_longer_prompt(name, method, attention, prompts):
 
 
 @pytest.mark.parametrize("method", ["vitcop", "three_stages", "three_stages_compact"])
-@pytest.mark.parametrize("name", [name for name in FAMILIES if "qwen" not in name])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith(("qwen", "glm"))])
 def test_what_comes_behind_a_prompt_that_ends_in_a_picture(name, method):
     """Its last tokens may have been dropped, but they have been there.
 
-    Qwen's dense models disagree with themselves there: `generate` counts other positions than the forward does.
+    Qwen's and GLM's dense models disagree with themselves there: `generate` counts other positions than the forward.
     """
     family = FAMILIES[name]
     model, inputs = family.model(), batch([ONE_IMAGE], family=family)
@@ -87,7 +87,7 @@ def test_second_turn_on_the_same_cache(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_interleaved_caches_do_not_mix(name):
-    """Also where the model remembers the positions of its last prompt, as Qwen's do."""
+    """Also where the model remembers the positions of its last prompt, as Qwen's and GLM's do."""
     family = FAMILIES[name]
     model, inputs = family.model(), [batch([p], family=family) for p in (Prompt(1, seed=21), Prompt(2, seed=22))]
     with torch.no_grad(), vitcop.prune(model, VITCOP):
@@ -108,6 +108,8 @@ def test_beams_keep_their_own_tokens(name):
     model, prompts = family.model(), (Prompt(1, seed=2), Prompt(1, seed=5))
     if not hasattr(model, "_expand_multimodal_outputs"):
         pytest.skip("this transformers repeats the images of prompts one by one, dense as well")
+    if name.startswith("glm") and "video" in family.kinds:
+        pytest.skip("transformers loses the videos of GLM's prompts where it repeats these, dense as well")
     asked = GREEDY | {"num_beams": 2}
     with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
         together = model.generate(**batch(prompts, family=family), **asked)
@@ -252,8 +254,8 @@ def test_grids_are_known_before_the_encoder_runs(name, monkeypatch):
         for grids, seen in zip(before, observation.images, strict=True):
             assert grids.shapes == seen.shapes
             assert torch.equal(grids.segments, seen.segments) and torch.equal(grids.places, seen.places)
-        placeholder = getattr(model.config, f"{modality}_token_id")
-        assert sum(grids.placeholders for grids in before) == (inputs["input_ids"] == placeholder).sum()
+        found = family_of(model).placeholders(inputs)[modality]
+        assert sum(grids.placeholders for grids in before) == found.sum()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

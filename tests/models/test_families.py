@@ -19,19 +19,20 @@ def test_the_table_is_up_to_date():
     assert committed.read_text(encoding="utf-8") == page(), "make docs"
 
 
-def test_every_family_has_a_tiny_model_for_each_of_its_encoders():
-    built = {(model.config.model_type, model.config.vision_config.model_type) for model in map(built_model, FAMILIES)}
-    assert {model_type for model_type, _ in built} == set(KNOWN)
+def test_every_family_has_a_tiny_model_for_each_of_its_encoders_and_of_what_it_takes():
+    configs = {name: built_model(name).config for name in FAMILIES}
+    assert {config.model_type for config in configs.values()} == set(KNOWN)
     for model_type, family in KNOWN.items():
-        encoders = {encoder for of_type, encoder in built if KNOWN[of_type] is family}
+        own = [name for name, config in configs.items() if KNOWN[config.model_type] is family]
+        encoders = {configs[name].vision_config.model_type for name in own}
         assert encoders == set(getattr(family, "encoders", encoders)), model_type
+        assert {kind for name in own for kind in FAMILIES[name].kinds} == set(family.modalities), model_type
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_table_says_what_the_models_are(name):
     tiny, model = FAMILIES[name], built_model(name)
     family = family_of(model)
-    assert family.modalities == tiny.kinds
     assert not tiny.has_cls or "[CLS]" in family.described.saliency
     assert ("DeepStack" in family.described.first_layer) == (family.first_stage_layer > 1)
     assert family.first_stage_layer == len(getattr(model.config.vision_config, "deepstack_visual_indexes", [0]))
@@ -60,14 +61,17 @@ REFUSED = {
     "sliding windows in the decoder": lambda model: with_text(model, layer_types=["sliding_attention"] * 8),
     "flash attention": lambda model: with_text(model, _attn_implementation="flash_attention_2"),
     "stages between the layers of DeepStack": lambda model: None,
+    "pictures and videos in one batch": lambda model: None,
 }
+# What comes along with such a forward, of no matter what sizes.
+BROUGHT = {"pictures and videos in one batch": dict.fromkeys(("pixel_values", "pixel_values_videos"), torch.zeros(1))}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_the_table_says_raises(name):
     for refused in KNOWN[built_model(name).config.model_type].described.refuses:
         model = FAMILIES[name].model()
-        inputs = batch([ONE_IMAGE], family=FAMILIES[name])
+        inputs = batch([ONE_IMAGE], family=FAMILIES[name]) | BROUGHT.get(refused, {})
         REFUSED[refused](model)
         method = vitcop.Random(0.9, layer=1) if "stages" in refused else vitcop.Random()
         with torch.no_grad(), pytest.raises(vitcop.VitcopError), vitcop.prune(model, method):

@@ -9,11 +9,25 @@ import pytest
 import torch
 from families import FAMILIES
 from families.base import IMAGE, VIDEO
-from processors import FRAMES, GRID, IDEFICS, PROCESSORS, QWEN, RETENTION, SIZES, TILES, VIDEOS, WORDS, square
+from processors import (
+    FRAMES,
+    GLM_IMAGES,
+    GLM_VIDEOS,
+    GRID,
+    IDEFICS,
+    PROCESSORS,
+    QWEN,
+    RETENTION,
+    SIZES,
+    TILES,
+    VIDEOS,
+    WORDS,
+    square,
+)
 
 import vitcop
 from vitcop.costs.plan import Planner
-from vitcop.models import family_of, qwen2_vl, qwen3_vl
+from vitcop.models import family_of, glm4v, qwen2_vl, qwen3_vl
 from vitcop.quality import Subject, Suite
 from vitcop.quality.contenders import Contest
 from vitcop.quality.reader import Reader
@@ -150,6 +164,8 @@ def test_planned_tokens_are_those_of_the_processor(name, visual, monkeypatch):
     monkeypatch.setattr(qwen2_vl.Qwen2VLImageProcessorPil, "size", QWEN["size"])
     monkeypatch.setattr(qwen2_vl, "VIDEO_SIZE", QWEN["size"])
     monkeypatch.setattr(qwen3_vl, "VIDEO_SIZE", QWEN["size"] | {"longest_edge": 5120})
+    monkeypatch.setattr(glm4v.Glm4vImageProcessorPil, "size", GLM_IMAGES["size"])
+    monkeypatch.setattr(glm4v, "VIDEO_SIZE", GLM_VIDEOS["size"])
     width, height = SIZES[visual]
     frames = FRAMES if visual in VIDEOS else None
     planner = Planner.of(FAMILIES[name].model().config, height=height, width=width, frames=frames)
@@ -158,7 +174,7 @@ def test_planned_tokens_are_those_of_the_processor(name, visual, monkeypatch):
     ids = inputs["input_ids"][0]
     placeholders = int(((ids == IMAGE) | (ids == VIDEO)).sum())
     assert planner.geometry.image.placeholders == placeholders
-    if name == "qwen3_vl" and frames:
+    if name in ("qwen3_vl", "glm4v", "glm46v") and frames:
         return  # time stamps are words of their own number
     words = len(WORDS) - 1
     assert planner.geometry.markers == len(ids) - placeholders - words + BREAKS.get(name, {}).get(visual, 0)

@@ -38,6 +38,10 @@ REFUSED = {
     "qwen3_vl_moe": "DeepStack",
     "llava_next_video": "not been tested",
     "video_llava": "not been tested",
+    "glm4v": "not been tested",
+    "glm4v with videos": "not been tested",
+    "glm46v": "not been tested",
+    "glm4v_moe": "not been tested",
 }
 
 

@@ -78,6 +78,6 @@ class RandomProcessor:
             count = self.family.geometry(Size(images.height, images.width)).image.placeholders
         made.pop("num_patches", None)  # which InternVL's processor keeps for itself
         ids = torch.full((1, count), self.image_token_id)
-        if self.family.model.config.model_type.startswith("qwen"):
+        if self.family.keeps_positions:  # whose axes go by what is a picture
             made["mm_token_type_ids"] = torch.ones_like(ids)
         return BatchFeature({"input_ids": ids} | made)

@@ -203,7 +203,7 @@ class _Run:
 
     def _placeholders(self, prompt: Prompt) -> int:
         """Of each prompt."""
-        return int(self.family.placeholders(prompt.inputs["input_ids"], None)["image"][0].sum())
+        return int(self.family.placeholders(prompt.inputs)["image"][0].sum())
 
     def _least(self, tokens: Sequence[int], batch: int) -> float:
         config, itemsize = self.family.decoder.config, self.model.dtype.itemsize

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import (
     CLIPVisionConfig,
+    Glm4vConfig,
     InternVLConfig,
     LlamaConfig,
     LlavaConfig,
@@ -20,6 +21,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.internvl import InternVLVisionConfig
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -166,6 +168,12 @@ def _qwen3_vl() -> PretrainedConfig:
     return Qwen3VLConfig(vision_config=vision, text_config=text)
 
 
+def _glm4v() -> PretrainedConfig:
+    """What the config class has by default, but for the rotary embedding of half a head."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [8, 12, 12]}
+    return Glm4vConfig(vision_config={}, text_config={"rope_parameters": rope})
+
+
 def _internvl3() -> PretrainedConfig:
     """InternViT-300M-448px, and Qwen2.5-7B."""
     vision = InternVLVisionConfig(
@@ -203,5 +211,6 @@ SHAPES: dict[str, Shape] = {
     "llava-onevision-0.5b": Shape(_onevision, LlavaOnevisionImageProcessorPil),
     "qwen2.5-vl-7b": Shape(_qwen2_5_vl, _qwen2_5_processor),
     "qwen3-vl-8b": Shape(_qwen3_vl, _qwen3_processor),
+    "glm-4.1v-9b": Shape(_glm4v, Glm4vImageProcessorPil),
     "internvl3-8b": Shape(_internvl3, _internvl_processor),
 }

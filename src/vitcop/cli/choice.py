@@ -26,6 +26,7 @@ SHAPES = (
     "llava-onevision-0.5b",
     "qwen2.5-vl-7b",
     "qwen3-vl-8b",
+    "glm-4.1v-9b",
     "internvl3-8b",
 )
 """Names of `bench.SHAPES`, whose import takes seconds."""

@@ -57,7 +57,12 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     tokens, pairs = sum(stretches), sum(n * n for n in stretches)
     windowed = sum(n * n for n in windows) * modules.windowed
     full = len(modules.layers) - modules.windowed
-    convolutions = [module for module in modules.tower.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)]
+    projecting = {module for part in modules.projector for module in part.modules()}
+    convolutions = [
+        module
+        for module in modules.tower.modules()
+        if isinstance(module, nn.Conv2d | nn.Conv3d) and module not in projecting
+    ]
     tower = 2 * _weights(convolutions) * geometry.patches
     tower += 2 * _weights(modules.layers) * tokens + 4 * width * (pairs * full + windowed)
     tower += sum(_pooling_flops(modules.tower, n) for n in stretches)
@@ -85,7 +90,8 @@ def layer_flops(config: PretrainedConfig, layer: int, tokens: int, *, causal: bo
     Counts the four attention projections, the MLP, and the two products of the full n x n attention. For layer input
     size h, head size d, H query and K key-value heads, MLP size m and n tokens:
     `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`. With E experts of size e, k of which see a token, `3 h m` is
-    `3 h k e + h E`, router included; without a gate it is `2 h m`. A sliding window counts as full attention.
+    `3 h k e + h E`, router included, and `3 h e` more for each expert that all see; without a gate it is `2 h m`. A
+    sliding window counts as full attention.
 
     Args:
         config: of the language model.
@@ -132,11 +138,13 @@ def _mlp_weights(config: PretrainedConfig, layer: int, tokens: int = 1) -> int:
     """Weights of the MLP in a layer that so many tokens can meet; of experts, each token meets a few."""
     hidden = config.hidden_size
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
-    dense_layers = getattr(config, "mlp_only_layers", None) or ()
+    leading = range(getattr(config, "first_k_dense_replace", None) or 0)
+    dense_layers = getattr(config, "mlp_only_layers", None) or leading
     if experts and layer not in dense_layers and (layer + 1) % getattr(config, "decoder_sparse_step", 1) == 0:
         width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
         shared = getattr(config, "shared_expert_intermediate_size", None)  # one that sees all, and its gate
         always = 3 * hidden * shared + hidden if shared else 0
+        always += 3 * hidden * width * (getattr(config, "n_shared_experts", None) or 0)
         met = min(experts, tokens * config.num_experts_per_tok)
         return 3 * hidden * met * width + hidden * experts + always
     return (2 if config.model_type in UNGATED else 3) * hidden * config.intermediate_size

@@ -322,8 +322,7 @@ class Pruning:
         mask, thread = call.get("attention_mask"), self._thread
         flat = mask if isinstance(mask, Tensor) and mask.shape == tokens.shape[:2] else None
         drafted = max((columns_behind(prompts, tokens) for prompts in thread.prompts), default=0)
-        found = self._family.placeholders(call.get("input_ids"), call.get("inputs_embeds"))
-        placeholders = Placeholders.of(found, flat, drafted)
+        placeholders = Placeholders.of(self._family.placeholders(call), flat, drafted)
         if not placeholders.any:
             return None
         thread.report = None

@@ -202,18 +202,19 @@ class ModelFamily(ABC):
         attention = self.layers[0].self_attn
         return any(hasattr(attention, name) for name in ("k_norm", "k_layernorm", "key_layernorm"))
 
-    def placeholders(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None
-    ) -> dict[str, Bool[Tensor, "batch seq"]]:
+    def placeholders(self, call: Call) -> dict[str, Bool[Tensor, "batch seq"]]:
         """Where the prompt has a placeholder of each modality.
+
+        Args:
+            call: arguments of the base model, with `input_ids` or `inputs_embeds` in them.
 
         Raises:
             UnsupportedModelError: the placeholders cannot be told from text in `inputs_embeds`.
         """
         tokens = {modality: getattr(self.model.config, f"{modality}_token_id") for modality in self.modalities}
-        if input_ids is not None:
+        if (input_ids := call.get("input_ids")) is not None:
             return {modality: input_ids == token for modality, token in tokens.items()}
-        assert inputs_embeds is not None
+        inputs_embeds = call["inputs_embeds"]
         embedding = self.model.get_input_embeddings()
         device = inputs_embeds.device
         masks = {

@@ -276,7 +276,7 @@ def without_cls(watched: Watched, pictures: int) -> Patches:
 
 
 def with_rotary(watched: Watched, queries: Tensor, keys: Tensor, lengths: Sequence[int]) -> Patches:
-    """Patches of an encoder with rotary positions, by the attention they receive: Pixtral, Qwen's.
+    """Patches of an encoder with rotary positions, by the attention they receive: Pixtral, Qwen's, GLM's.
 
     Args:
         queries, keys: as they were projected, (patches, heads, head_dim).

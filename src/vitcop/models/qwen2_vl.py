@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -26,7 +27,7 @@ VIDEO_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768}
 class Qwen2VL(ModelFamily):
     """One grid per picture, or per two frames of a video."""
 
-    model_types = ("qwen2_vl", "qwen2_5_vl")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
     modalities = ("image", "video")
     described = Description(
         saliency="attention received in the last full-attention layer, mean over the patches of a token",
