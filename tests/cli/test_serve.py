@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from vitcop import EntrancePruner, ScorePruner
 
 @dataclass(frozen=True)
-class Mine(ScorePruner, EntrancePruner):
+class OfOnesOwn(ScorePruner, EntrancePruner):
     default_positions = "compact"
     weight: float = 2.0
 
@@ -95,10 +95,10 @@ def test_positions_with_several_axes_are_asked_for(tmp_path):
 
 
 def test_a_method_of_ones_own_is_named_so_that_workers_find_it(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "own.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    said = overrides(printed(BOX, "--method", "mine.py:Mine"))["vitcop"]
-    assert said["method"] == f"{tmp_path / 'mine.py'}:Mine" and said["weight"] == 2.0
+    said = overrides(printed(BOX, "--method", "own.py:OfOnesOwn"))["vitcop"]
+    assert said["method"] == f"{tmp_path / 'own.py'}:OfOnesOwn" and said["weight"] == 2.0
 
 
 def test_what_is_printed_is_what_runs(vllm):
@@ -128,6 +128,7 @@ def test_the_wheel_for_cpus_is_started_by_its_module(vllm, tmp_path):
         ((BOX, "--retention", "9"), "at most 1"),
         ((BOX, "--positions", "both"), "Known: compact, default, keep."),
         ((BOX, "--", "--hf-overrides", "{}"), "add yours to it in the command that --print gives"),
+        ((BOX, "--", "--hf-over", "{}"), "add yours"),
         ((BOX, "--", "--hf_overrides.vitcop.method", "random"), "add yours"),
         ((BOX, "--", "--model=other"), "name the model there alone"),
         (("--", "--port", "8001"), "vitcop serve MODEL -- --port"),

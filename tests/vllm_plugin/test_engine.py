@@ -42,6 +42,7 @@ def config_of(name, **settings):
         ("llava", {"compilation_config": {"compile_mm_encoder": True}}, "leave out compile_mm_encoder"),
         ("qwen2_5_vl", {"mm_encoder_tp_mode": "data"}, "leave out --mm-encoder-tp-mode data"),
         ("llava", {"enable_mm_embeds": True}, "leave out --enable-mm-embeds"),
+        ("llava", {"enable_prompt_embeds": True}, "leave out --enable-prompt-embeds"),
         ("llava", {"enable_lora": True, "enable_tower_connector_lora": True}, "--enable-tower-connector-lora"),
         ("qwen2_5_vl", {"video_pruning_rate": None}, "add --video-pruning-rate 0.5"),
     ],
@@ -125,14 +126,16 @@ def test_the_log_says_what_is_left_of_the_first_picture(llm, call, caplog):
     logger.addHandler(caplog.handler)
     model = model_of(llm)
     served, model.served = model.served, Served(vitcop.Random(1 / 3, positions="compact"), model.served.family)
+    model._told = False
     with caplog.at_level(logging.INFO, logger.name), torch.inference_mode():
         model.embed_multimodal(**call, **{LEFT: torch.tensor([12])})
     model.served = served
     logger.removeHandler(caplog.handler)
     assert "leaves 12 of the 36 placeholders of the first picture" in caplog.text
+    assert '"retention": 0.33' in caplog.text
 
 
-def test_videos_and_pictures_that_touch_are_refused():
+def test_videos_and_pictures_that_touch_or_end_the_prompt_are_refused():
     with engine("qwen2_5_vl", METHOD) as llm:
         video = np.zeros((4, 64, 64, 3), dtype=np.uint8), {"fps": 1, "frames_indices": [*range(4)]}
         prompt = {"prompt": "look at <|video_pad|>", "multi_modal_data": {"video": video}}
@@ -140,5 +143,7 @@ def test_videos_and_pictures_that_touch_are_refused():
             llm.generate(prompt)
         touching = {"prompt": "look at <|image_pad|><|image_pad|>"}
         pictures = {"image": [*questions("qwen2_5_vl")[3].pictures]}
-        with pytest.raises(ValueError, match="without anything between them"):
+        with pytest.raises(ValueError, match="without anything between it and the next one"):
             llm.generate(touching | {"multi_modal_data": pictures})
+        with pytest.raises(ValueError, match="or the end: write the markers"):
+            llm.generate({"prompt": "look at <|image_pad|>", "multi_modal_data": {"image": pictures["image"][:1]}})

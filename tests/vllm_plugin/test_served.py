@@ -137,6 +137,27 @@ def test_a_config_that_is_not_ours_is_refused(changes, message):
         configured(config_of("llava", **changes))
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_code_is_run_only_for_who_starts_the_server(nested, tmp_path):
+    file, settings = tmp_path / f"downloaded_{nested}.py", VISIONZIP.to_dict()
+    file.write_text(f"from vitcop import VisionZip\n\n\nclass Downloaded{nested}(VisionZip):\n    pass\n")
+    method = settings | {"method": f"{file}:Downloaded{nested}"}
+    if nested:
+        stage = {"selector": method, "layer": 0, "share": 0.5}
+        method = {
+            "method": "pipeline",
+            "stages": [stage],
+            "retention": 0.5,
+            "positions": "compact",
+            "calibrate": "none",
+        }
+    config = config_of("llava")
+    config.vitcop = method
+    with pytest.raises(vitcop.VitcopError, match="files of the model name a method whose code would be run"):
+        configured(config, {"architectures": config.architectures})
+    assert configured(config, {"vitcop": method}).method.positions == "compact"
+
+
 def test_siglip_with_its_pooling_head_is_refused_on_the_backend():
     config = config_of("llava with siglip", architectures=[BACKEND])
     configured(copy.deepcopy(config))

@@ -83,6 +83,8 @@ def _check_model(model: str) -> None:
 def _check_flags(flags: list[str]) -> None:
     for flag in flags:
         name = flag.replace("_", "-").partition("=")[0].partition(".")[0]
+        if name.startswith("--hf-o") and "--hf-overrides".startswith(name):  # vLLM takes what is short for it, too
+            name = "--hf-overrides"
         if name in OURS:
             raise VitcopError(f"{name} {OURS[name]}.")
 

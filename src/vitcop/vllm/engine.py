@@ -27,6 +27,8 @@ def check_engine(config: Any, *, several_axes: bool) -> None:
             "A data-parallel vision encoder shows each process a part of the pictures",
             "leave out --mm-encoder-tp-mode data, which shares out its heads",
         )
+    if config.model_config.enable_prompt_embeds:
+        _refuse("Prompts that come embedded hold no placeholders", "leave out --enable-prompt-embeds")
     if multimodal.enable_mm_embeds:
         _refuse("Pictures that come encoded would enter the decoder unpruned", "leave out --enable-mm-embeds")
     if config.lora_config is not None and config.lora_config.enable_tower_connector_lora:

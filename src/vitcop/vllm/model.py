@@ -27,9 +27,10 @@ class PrunedModel:
 
     served: Served
     _probe: Probe | None = None
+    _told = False
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        served = configured(vllm_config.model_config.hf_config)
+        served = configured(vllm_config.model_config.hf_config, vllm_config.model_config.hf_overrides)
         check_engine(vllm_config, several_axes=served.family.keeps_positions)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.served = served
@@ -59,12 +60,12 @@ class PrunedModel:
                 f"{counts} tokens are left of pictures whose prompts hold {told.flatten().tolist()}: front end and "
                 "workers have different methods or versions of vitcop."
             )
-        logger.info_once(
-            "vitcop: %r leaves %s of the %s placeholders of the first picture.",
-            self.served.method,
-            counts[0],
-            len(features[0]),
-        )
+        if not self._told:
+            self._told = True
+            method = self.served.method.to_json()
+            logger.info(
+                "vitcop: %s leaves %s of the %s placeholders of the first picture.", method, counts[0], len(features[0])
+            )
         return self._placed(call, left)
 
     def _features(self, call: Call) -> list[Tensor]:

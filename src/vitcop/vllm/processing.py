@@ -33,7 +33,7 @@ class PrunedProcessor:
 
     @property
     def _served(self) -> Served:
-        return configured(self.info.get_hf_config())
+        return self.info.served
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> list[Any]:
         updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
@@ -75,20 +75,24 @@ class PrunedProcessor:
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         prompt = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         if self._served.family.keeps_positions:
-            _check_apart(prompt["mm_placeholders"])
+            _check_apart(prompt["mm_placeholders"], len(prompt["prompt_token_ids"]))
         return prompt
 
 
 class PrunedInfo:
     """Mixed into a processing info of vLLM, before its own class."""
 
-    get_hf_config: Any
+    ctx: Any
+
+    @property
+    def served(self) -> Served:
+        """The method, and the family without weights."""
+        return configured(self.ctx.model_config.hf_config, self.ctx.model_config.hf_overrides)
 
     @property
     def model_id(self) -> str:
         """Goes into the hashes of pictures, so that shared caches tell methods and retentions apart."""
-        method = configured(self.get_hf_config()).method
-        return f"{super().model_id}#{method.to_json()}"  # type: ignore[misc]
+        return f"{super().model_id}#{self.served.method.to_json()}"  # type: ignore[misc]
 
     def get_supported_mm_limits(self) -> dict[str, int | None]:
         """Of pictures alone: videos are refused."""
@@ -98,7 +102,7 @@ class PrunedInfo:
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> dict[str, int]:
         """Of pruned pictures, so that memory is profiled for as many of them as will be encoded together."""
         dense = super().get_mm_max_tokens_per_item(seq_len, {"image": 1})  # type: ignore[misc]
-        return {"image": configured(self.get_hf_config()).most_placeholders(dense and dense["image"])}
+        return {"image": self.served.most_placeholders(dense and dense["image"])}
 
 
 def pruned_processing(processor: type, info: type, dummy_inputs: type) -> Any:
@@ -113,12 +117,17 @@ def _mixed(mixin: type, own: type) -> type:
     return type(f"Vitcop{own.__name__}", (mixin, own), {})
 
 
-def _check_apart(placeholders: Mapping[str, Any]) -> None:
-    """Raise where two pictures touch: whose rows and columns are which is told by the text between them."""
+def _check_apart(placeholders: Mapping[str, Any], length: int) -> None:
+    """Raise where two pictures touch, or one ends the prompt: whose rows and columns are which, and where an answer
+    goes on, is told by the text between and behind them.
+
+    Args:
+        length: of the prompt.
+    """
     ranges = sorted((place.offset, place.length) for places in placeholders.values() for place in places)
-    for (offset, length), (following, _) in pairwise(ranges):
-        if offset + length == following:
+    for (offset, count), (following, _) in pairwise([*ranges, (length, 0)]):
+        if offset + count == following:
             raise VitcopError(
-                "Two pictures stand in the prompt without anything between them: write the markers that this model has "
-                "around a picture, as its chat template does."
+                "A picture stands in the prompt without anything between it and the next one, or the end: write the "
+                "markers that this model has around a picture, as its chat template does."
             )

@@ -86,11 +86,15 @@ class Served:
 _known: dict[int, tuple[PretrainedConfig, Served]] = {}  # configs are kept, so that their numbers stay theirs
 
 
-def configured(config: PretrainedConfig) -> Served:
+def configured(config: PretrainedConfig, overrides: object = None) -> Served:
     """What a config with the attribute "vitcop" says is served; worked out once for each config.
 
+    Args:
+        overrides: vLLM's `hf_overrides`, which who starts it has written. To read a method of one's own is to run its
+            code, so that none is read that the files of the model name.
+
     Raises:
-        VitcopError: it names no method.
+        VitcopError: it names no method, or one of one's own that nobody has asked for.
         UnsupportedModelError: the method, the model, or the one on the other cannot be served.
     """
     if id(config) not in _known:
@@ -99,6 +103,12 @@ def configured(config: PretrainedConfig) -> Served:
             raise VitcopError(
                 f"The config says no method by {SETTING!r}; start vLLM by `vitcop serve`, or with --hf-overrides "
                 '\'{"architectures": [...], "vitcop": {"method": "visionzip", "retention": 0.111}}\'.'
+            )
+        asked_for = isinstance(overrides, dict) and overrides.get(SETTING) == settings
+        if _names_code(settings) and not asked_for:
+            raise VitcopError(
+                "The files of the model name a method whose code would be run, and the command that started vLLM does "
+                "not: start it by `vitcop serve MODEL --method ...`, if you trust that code."
             )
         served = Served(Pruner.from_dict(settings), _family_without_weights(config))
         architecture = _checked_architecture(served.family, config.architectures or [])
@@ -181,6 +191,13 @@ def check_method(method: Pruner, family: ModelFamily, *, native: bool = True) ->
                 "Transformers backend: use a method that looks at the encoder alone, such as VisionZip."
             ) from error
         check_probe(family, 1)
+
+
+def _names_code(settings: object) -> bool:
+    """Whether settings of a method, or of one of its stages, name a class in a file or a module."""
+    if isinstance(settings, dict):
+        return ":" in str(settings.get("method", "")) or any(map(_names_code, settings.values()))
+    return isinstance(settings, list | tuple) and any(map(_names_code, settings))
 
 
 def _family_without_weights(config: PretrainedConfig) -> ModelFamily:
