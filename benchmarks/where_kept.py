@@ -12,10 +12,10 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import vitcop
-from vitcop import builtin, testbed
+from vitcop import builtin
+from vitcop.cli.common import TESTBED, load
 from vitcop.inputs.prompts import prompt_about
 from vitcop.quality import Case, Suite
 
@@ -49,20 +49,16 @@ def look(model: Any, processor: Any, method: vitcop.Pruner, scenes: list[list[Ca
 def main() -> None:
     """Print the table of a model, "testbed" or the one in the box."""
     name, methods = sys.argv[1], sys.argv[2].split(",")
-    if name == "testbed":
-        model, processor = testbed.build()
-    elif name != "builtin":
-        sys.exit(f"{name}: the models are testbed and builtin.")
-    else:
-        model = LlavaForConditionalGeneration.from_pretrained(builtin.MODEL_PATH)
-        processor = AutoProcessor.from_pretrained(builtin.MODEL_PATH, trust_remote_code=False)
+    if name not in (TESTBED, "builtin"):
+        sys.exit(f"{name}: the models are {TESTBED} and builtin.")
+    model, processor = load(TESTBED if name == TESTBED else str(builtin.MODEL_PATH), "image", "cpu", "float32")
     asked = defaultdict(list)
-    for case in Suite.of("photos" if name == "testbed" else "builtin", 10 * SCENES, seed=1).cases:
+    for case in Suite.of("photos" if name == TESTBED else "builtin", 10 * SCENES, seed=1).cases:
         asked[case.scene].append(case)
     scenes = [cases[:QUESTIONS] for cases in asked.values() if len(cases) >= QUESTIONS][:SCENES]
     print("| | tokens left | mean row | things, times chance | same for two questions |\n" + "| ---: " * 5 + "|")
     for method in methods:
-        found = look(model.eval(), processor, vitcop.Pruner.named(method)(retention=1 / 9), scenes)
+        found = look(model, processor, vitcop.Pruner.named(method)(retention=1 / 9), scenes)
         print(f"| {method} | {found[0]:.0f} | " + " | ".join(f"{value:.2f}" for value in found[1:]) + " |", flush=True)
 
 

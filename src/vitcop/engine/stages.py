@@ -240,18 +240,20 @@ class Stages:
         if self.method.calibrate == "none" or (selection.merge is None and not by_distance):
             return  # those that are dropped here are gone from the layout's counts already
         counts = merge_counts(counts, selection)
-        # A prompt of which nothing has been dropped is left alone here as well.
+        shown = counts * self._pruned_by(layer)[self.tokens.images] if by_distance else counts
+        stands_for = torch.zeros_like(self.layout.columns, dtype=counts.dtype)
+        stands_for = stands_for.flatten().index_copy(0, self.tokens.slots, shown).view_as(stands_for)
+        self.tokens = replace(self.tokens, counts=counts)
+        self.layout = self.layouts[layer] = replace(self.layout, counts=Counts(stands_for, by_distance))
+
+    def _pruned_by(self, layer: int) -> Tensor:
+        """Of each image, 1 if its prompt has lost a token up to `layer`, and 0 if it is left alone until then."""
         pruned = {
             row
             for row, budgets, n in zip(self.placed.rows, self.schedule, self.prompts.lengths, strict=True)
             if min(left for first, left in budgets.items() if first <= layer) < n
         }
-        told = upload([float(row in pruned) for row in self.placed.rows], counts.device)
-        stands_for = torch.zeros_like(self.layout.columns, dtype=counts.dtype)
-        stands_for = stands_for.flatten().index_copy(0, self.tokens.slots, counts * told[self.tokens.images])
-        stands_for = stands_for.view_as(self.layout.columns)
-        self.tokens = replace(self.tokens, counts=counts)
-        self.layout = self.layouts[layer] = replace(self.layout, counts=Counts(stands_for, by_distance))
+        return upload([float(row in pruned) for row in self.placed.rows], self.layout.columns.device)
 
     def _pack(
         self, layer: int, hidden_states: Tensor, alive: Tensor, tokens: VisualTokens, lengths: tuple[int, ...]
