@@ -17,6 +17,7 @@ from vllm.model_executor.models.transformers.base import Base
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 import vitcop
+from vitcop.vllm import engine as checks
 from vitcop.vllm.served import engine_arguments
 
 GREEDY = SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True, allowed_token_ids=list(range(62)))
@@ -38,6 +39,8 @@ def _load_model(self: Any, *args: Any, original: Any = CPUModelRunner.load_model
 
 
 CPUModelRunner.load_model = _load_model
+# Set right above.
+ASKS_FOR_POSITIONS, checks.asks_for_positions = checks.asks_for_positions, lambda config: True
 # Marks classes of transformers as to be compiled, of which there are models in this process that are not vLLM's.
 Base._decorate_cls_for_torch_compile = lambda *args, **kwargs: None
 
@@ -76,7 +79,10 @@ def forget(llm: LLM) -> None:
 
 def ask(llm: LLM, asked: list[Question]) -> list[Any]:
     """vLLM's outputs for questions that come at once."""
-    prompts = [{"prompt": question.text, "multi_modal_data": {"image": [*question.pictures]}} for question in asked]
+    prompts: list[Any] = []
+    for question in asked:
+        pictures = {"multi_modal_data": {"image": [*question.pictures]}} if question.pictures else {}
+        prompts.append({"prompt": question.text} | pictures)
     return llm.generate(prompts, GREEDY, use_tqdm=False)
 
 

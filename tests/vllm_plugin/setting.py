@@ -118,13 +118,13 @@ class Question:
 
 
 def questions(name: str) -> list[Question]:
-    """With one picture of each size, and with two, among whose tokens a block of the KV cache ends."""
-    sizes = [("wide",), ("tall",), ("large",), ("wide", "tall"), ("tall", "small"), ("small", "small")]
+    """With one picture of each size, with two, among whose tokens a block of the KV cache ends, and with none."""
+    sizes = [("wide",), ("tall",), ("large",), ("wide", "tall"), ("tall", "small"), ("small", "small"), ()]
     asked = []
     for number, names in enumerate(sizes):
         pictures = [_picture(10 * number + n, *SIZES[size]) for n, size in enumerate(names)]
         before = "what and " * 12 if len(names) > 1 else ""
-        text = f"{before}look at {' and '.join([WRITTEN[name].image] * len(names))} what"
+        text = f"{before}look at {' and '.join([WRITTEN[name].image] * len(names)) or 'it'} what"
         asked.append(Question(text, tuple(pictures)))
     return asked
 
@@ -151,7 +151,7 @@ class Reference:
         return self._answers[method]
 
     def _answer(self, question: Question) -> list[int]:
-        inputs = self._processor(images=list(question.pictures), text=[question.text], return_tensors="pt")
+        inputs = self._processor(images=list(question.pictures) or None, text=[question.text], return_tensors="pt")
         settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "suppress_tokens": [IMAGE, VIDEO]}
         output = self.model.generate(**inputs, **settings)
         return output[0, inputs["input_ids"].shape[1] :].tolist()

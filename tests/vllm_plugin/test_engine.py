@@ -8,16 +8,17 @@ import torch
 
 pytest.importorskip("vllm", reason="needs vLLM; `make test-vllm` installs it in an environment of its own")
 
-from engines import SMALL, ask, engine, tokens
+from engines import ASKS_FOR_POSITIONS, SMALL, ask, engine, tokens
+from families import FAMILIES
 from setting import checkpoint, questions
 from transformers import AutoConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 
 import vitcop
-from vitcop.models import Grids
-from vitcop.vllm.engine import check_engine
-from vitcop.vllm.processing import LEFT
+from vitcop.models import Grids, family_of
+from vitcop.vllm import engine as checks
+from vitcop.vllm.processing import TOLD
 from vitcop.vllm.served import Served, engine_arguments
 
 METHOD = vitcop.VisionZip(retention=1 / 3)
@@ -45,13 +46,21 @@ def config_of(name, **settings):
         ("llava", {"enable_prompt_embeds": True}, "leave out --enable-prompt-embeds"),
         ("llava", {"enable_lora": True, "enable_tower_connector_lora": True}, "--enable-tower-connector-lora"),
         ("qwen2_5_vl", {"video_pruning_rate": None}, "add --video-pruning-rate 0.5"),
+        ("internvl", {"tensor_parallel_size": 2}, "leave out --tensor-parallel-size"),
     ],
 )
 def test_engines_whose_encoder_cannot_be_watched_are_refused(name, settings, message):
-    several_axes = name == "qwen2_5_vl"
-    check_engine(config_of(name), several_axes=several_axes)
+    family = family_of(FAMILIES[name].model())
+    checks.check_engine(config_of(name), family)
     with pytest.raises(vitcop.UnsupportedModelError, match=message):
-        check_engine(config_of(name, **settings), several_axes=several_axes)
+        checks.check_engine(config_of(name, **settings), family)
+
+
+def test_a_runner_that_does_not_ask_for_positions_anew_is_refused(monkeypatch):
+    monkeypatch.setattr(checks, "asks_for_positions", ASKS_FOR_POSITIONS)
+    checks.check_engine(config_of("llava"), family_of(FAMILIES["llava"].model()))
+    with pytest.raises(vitcop.UnsupportedModelError, match="runner for CPUs"):
+        checks.check_engine(config_of("qwen2_5_vl"), family_of(FAMILIES["qwen2_5_vl"].model()))
 
 
 @pytest.mark.parametrize(
@@ -89,21 +98,29 @@ def call(llm, monkeypatch):
     return calls[0]
 
 
+def told(placeholders, method=METHOD):
+    """What a front end tells of a picture."""
+    fingerprint = Served(method, family_of(FAMILIES["llava"].model())).fingerprint
+    return {TOLD: torch.tensor([[placeholders, fingerprint]])}
+
+
 def test_a_count_that_differs_from_the_prompt_raises(llm, call):
     with torch.inference_mode():
-        (left,) = model_of(llm).embed_multimodal(**call, **{LEFT: torch.tensor([12])})
+        (left,) = model_of(llm).embed_multimodal(**call, **told(12))
         assert len(left) == 12
         with pytest.raises(vitcop.VitcopError, match="whose prompts hold"):
-            model_of(llm).embed_multimodal(**call, **{LEFT: torch.tensor([13])})
+            model_of(llm).embed_multimodal(**call, **told(13))
         with pytest.raises(vitcop.VitcopError, match="a front end that does not prune"):
             model_of(llm).embed_multimodal(**call)
+        with pytest.raises(vitcop.VitcopError, match="different methods or versions"):
+            model_of(llm).embed_multimodal(**call, **told(12, vitcop.DivPrune(retention=1 / 3)))
 
 
 def test_an_encoder_that_is_not_seen_raises(llm, call, monkeypatch):
     features = model_of(llm)._features(call)
     monkeypatch.setattr(model_of(llm), "_features", lambda call: features)  # as CUDA graphs would have it
     with pytest.raises(vitcop.UnsupportedModelError, match="ran unseen"):
-        model_of(llm).embed_multimodal(**call, **{LEFT: torch.tensor([12])})
+        model_of(llm).embed_multimodal(**call, **told(12))
 
 
 def test_a_front_end_that_counts_otherwise_refuses_the_prompt_alone(llm, monkeypatch):
@@ -118,7 +135,8 @@ def test_a_front_end_that_counts_otherwise_refuses_the_prompt_alone(llm, monkeyp
 
 
 def test_hashes_of_pictures_tell_methods_apart(llm):
-    assert METHOD.to_json() in llm.llm_engine.renderer.mm_processor.info.model_id
+    served = llm.llm_engine.renderer.mm_processor.info
+    assert METHOD.to_json() in served.model_id and vitcop.__version__ in served.model_id
 
 
 def test_the_log_says_what_is_left_of_the_first_picture(llm, call, caplog):
@@ -128,7 +146,7 @@ def test_the_log_says_what_is_left_of_the_first_picture(llm, call, caplog):
     served, model.served = model.served, Served(vitcop.Random(1 / 3, positions="compact"), model.served.family)
     model._told = False
     with caplog.at_level(logging.INFO, logger.name), torch.inference_mode():
-        model.embed_multimodal(**call, **{LEFT: torch.tensor([12])})
+        model.embed_multimodal(**call, **told(12))
     model.served = served
     logger.removeHandler(caplog.handler)
     assert "leaves 12 of the 36 placeholders of the first picture" in caplog.text

@@ -15,7 +15,7 @@ from setting import Reference, watching_methods
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "internvl"])
+@pytest.mark.parametrize("name", ["llava", "llava_next", "llava with registers", "qwen2_vl"])
 def test_two_processes_answer_as_one(name):
     paths = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(

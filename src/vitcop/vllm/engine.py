@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from ..errors import UnsupportedModelError
+from ..models import ModelFamily
+
+ENCODED_WHOLE = frozenset({"internvl"})
+"""Model types whose encoder counts on all of its heads, which vLLM's Transformers backend shares out nevertheless."""
 
 
-def check_engine(config: Any, *, several_axes: bool) -> None:
+def check_engine(config: Any, family: ModelFamily) -> None:
     """Raise unless an engine runs the vision encoder so that it can be watched at work.
 
     Args:
         config: vLLM's `VllmConfig`.
-        several_axes: whether positions have several axes.
+        family: of the model, without weights.
 
     Raises:
         UnsupportedModelError: it does not; the message names the flag.
@@ -36,11 +40,28 @@ def check_engine(config: Any, *, several_axes: bool) -> None:
             "Adapters of the vision encoder are counted out by the tokens of the prompt, of which it makes more",
             "leave out --enable-tower-connector-lora",
         )
-    if several_axes and not multimodal.is_multimodal_pruning_enabled():
+    model_type, ranks = family.model.config.model_type, config.parallel_config.tensor_parallel_size
+    if model_type in ENCODED_WHOLE and ranks > 1:
+        _refuse(
+            f"vLLM's Transformers backend gives each process a part of the heads of this {model_type!r} encoder, which "
+            "cannot run on a part",
+            "leave out --tensor-parallel-size, or use several GPUs by --data-parallel-size",
+        )
+    if family.keeps_positions and not asks_for_positions(config):
+        _refuse(
+            "Tokens of this model stay at their rows and columns, and vLLM's runner for CPUs does not ask for these",
+            "serve it on a GPU, or LLaVA here",
+        )
+    if family.keeps_positions and not multimodal.is_multimodal_pruning_enabled():
         _refuse(
             "Tokens of this model stay at their rows and columns, and vLLM asks for these only where it prunes videos",
             "add --video-pruning-rate 0.5, which does nothing else, since videos are refused",
         )
+
+
+def asks_for_positions(config: Any) -> bool:
+    """Whether the runner asks a model for positions anew, once pictures are encoded."""
+    return bool(config.device_config.device_type != "cpu")
 
 
 def _refuse(what: str, way_out: str) -> NoReturn:

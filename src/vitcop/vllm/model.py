@@ -12,7 +12,7 @@ from ..errors import VitcopError
 from ..models import Observation
 from ..models.base import Call
 from .engine import check_engine
-from .processing import LEFT
+from .processing import TOLD
 from .served import Served, configured
 
 logger = init_logger("vllm.vitcop")
@@ -31,34 +31,40 @@ class PrunedModel:
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         served = configured(vllm_config.model_config.hf_config, vllm_config.model_config.hf_overrides)
-        check_engine(vllm_config, several_axes=served.family.keeps_positions)
+        check_engine(vllm_config, served.family)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        self.served = served
+        self.served, self._fingerprint = served, served.fingerprint
 
     def embed_multimodal(self, **call: Any) -> list[Tensor]:
         """What the method leaves of each picture.
 
         Args:
-            call: as vLLM's own class takes it, and how many placeholders the prompts hold.
+            call: as vLLM's own class takes it, and what the front end tells (`TOLD`).
 
         Raises:
-            VitcopError: these are not as many as are left.
+            VitcopError: another method left these, or they are not as many as are left.
         """
         if not call:
             return []
-        told = call.pop(LEFT, None)
+        told = call.pop(TOLD, None)
         if told is None:
             raise VitcopError(
                 "Pictures arrive from a front end that does not prune: start all processes by `vitcop serve`, with the "
                 "plug-in installed in each of their environments."
             )
+        placeholders, fingerprints = told.unbind(-1)
+        if any(fingerprint != self._fingerprint for fingerprint in fingerprints.tolist()):
+            raise VitcopError(
+                "Front end and workers prune by different methods or versions of vitcop: start all of them by the same "
+                "command, in the same environment."
+            )
         features, observation = self._encoded(call)
         left = prune_features(self.served.method, self.served.family, observation, features, probe=self._probe)
         counts = [len(image.features) for image in left]
-        if counts != told.flatten().tolist():
+        if counts != placeholders.tolist():
             raise VitcopError(
-                f"{counts} tokens are left of pictures whose prompts hold {told.flatten().tolist()}: front end and "
-                "workers have different methods or versions of vitcop."
+                f"{counts} tokens are left of pictures whose prompts hold {placeholders.tolist()}; please report this, "
+                "with the model and the sizes of the pictures."
             )
         if not self._told:
             self._told = True

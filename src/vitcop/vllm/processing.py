@@ -18,8 +18,9 @@ from ..errors import UnsupportedModelError, VitcopError
 from ..models import Grids
 from .served import Served, configured
 
-LEFT = "vitcop_placeholders"
-"""Argument of a picture, beside its pixels, by which the model is told how many placeholders its prompt holds."""
+TOLD = "vitcop"
+"""Argument of a picture, beside its pixels: how many placeholders its prompt holds, and the fingerprint of what left
+them, so that the model can tell whether it would."""
 
 
 class PrunedProcessor:
@@ -41,9 +42,10 @@ class PrunedProcessor:
         for item in out_mm_kwargs.get("image", []):
             ((_, call),) = group_and_batch_mm_items([item])
             image = self._served.image(call)
-            left = torch.tensor(self._served.placeholders_left(image))
-            item[LEFT] = MultiModalFieldElem(left, MultiModalBatchedField(keep_on_cpu=True))
-            images.append((image, int(left)))
+            left = self._served.placeholders_left(image)
+            told = torch.tensor([left, self._served.fingerprint])
+            item[TOLD] = MultiModalFieldElem(told, MultiModalBatchedField(keep_on_cpu=True))
+            images.append((image, left))
         return [
             replace(update, replacement=partial(self._shortened, update.content, images))
             if update.modality == "image"
@@ -91,8 +93,8 @@ class PrunedInfo:
 
     @property
     def model_id(self) -> str:
-        """Goes into the hashes of pictures, so that shared caches tell methods and retentions apart."""
-        return f"{super().model_id}#{self.served.method.to_json()}"  # type: ignore[misc]
+        """Goes into the hashes of pictures, so that shared caches tell methods, retentions and versions apart."""
+        return f"{super().model_id}#{self.served.identity}"  # type: ignore[misc]
 
     def get_supported_mm_limits(self) -> dict[str, int | None]:
         """Of pictures alone: videos are refused."""

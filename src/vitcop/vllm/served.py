@@ -6,12 +6,14 @@ Nothing here imports vLLM, so that `vitcop serve` can say so before it does.
 from __future__ import annotations
 
 import copy
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
+from .. import __version__
 from ..engine.probe import check_probe
 from ..entrance import check_entrance, placeholders_left
 from ..errors import UnsupportedModelError, VitcopError, unknown_name
@@ -49,6 +51,16 @@ class Served:
 
     method: Pruner
     family: ModelFamily
+
+    @property
+    def identity(self) -> str:
+        """Version of vitcop and method, by which parts of a server know whether they prune alike."""
+        return f"vitcop {__version__} {self.method.to_json()}"
+
+    @property
+    def fingerprint(self) -> int:
+        """The identity in 63 bits."""
+        return int.from_bytes(hashlib.sha256(self.identity.encode()).digest()[:8], "big") >> 1
 
     def image(self, call: Call) -> Grids:
         """The grids of a picture, from a call of the encoder for it alone."""
