@@ -239,7 +239,7 @@ def check_entrance(
     """
     image = Grids.full(REHEARSED)
     count = image.num_tokens
-    budgets = method.budgets(count, num_layers)
+    budgets = method.of_image(count).budgets(count, num_layers)
     _check_alone(method, budgets)
     generator = torch.Generator("cpu").manual_seed(0)
 

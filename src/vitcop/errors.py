@@ -50,3 +50,9 @@ def check_retention(retention: object) -> None:
         raise BudgetError(
             f"retention is a share of the visual tokens, a number above 0 and at most 1; got {retention!r:.20}."
         )
+
+
+def check_tokens(tokens: int) -> None:
+    """Raise unless `tokens` is a number of tokens that can be kept."""
+    if tokens < 1:
+        raise BudgetError(f"tokens is the most visual tokens of an image, at least 1; got {tokens}.")

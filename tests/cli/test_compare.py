@@ -129,6 +129,20 @@ def test_several_pictures_are_all_counted_and_all_down_sampled(tiny_qwen, tmp_pa
     Image.open(tmp_path / "sheet.png").verify()
 
 
+def test_a_number_of_tokens_leaves_small_pictures_alone(tiny_qwen, tmp_path):
+    files = tmp_path / "small.png", tmp_path / "large.png"
+    for file, size in zip(files, (24, 32), strict=True):
+        Image.new("RGB", (size, size)).save(file)  # of 9 and 16 tokens
+    images = [option for file in files for option in ("--image", file)]
+    result = compare(*images, "--methods", "random", "--tokens", 10, "--json", tmp_path / "rows.json")
+    assert result.exit_code == 0, result.output
+    rows = rows_of(result.stdout)
+    assert rows["random"][0] == f"{(9 + 10) / (9 + 16):.1%}"
+    assert rows["downsample"][0] == f"{(9 + 9) / (9 + 16):.1%}"
+    held = json.loads((tmp_path / "rows.json").read_text())
+    assert held["tokens"] == 10 and "retention" not in held
+
+
 def test_a_video_is_compared_but_not_down_sampled(tiny_qwen, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", greys(4))
     options = ["--frames", 4, "--methods", "random", "--retention", "1/2", "--sheet", tmp_path / "sheet.png"]
@@ -148,6 +162,8 @@ def test_a_video_is_compared_but_not_down_sampled(tiny_qwen, tmp_path):
         (["--positions", "0"], "Known: both, compact, default, keep."),
         (["--retention", "2"], "above 0 and at most 1"),
         (["--retention", "abc"], "'abc'"),
+        (["--retention", "1/9", "--tokens", "64"], "--retention and --tokens exclude each other"),
+        (["--tokens", "0"], "at least 1; got 0"),
         (["--sheet", "missing/sheet.png"], "--sheet cannot be written: there is no folder missing"),
     ],
 )

@@ -82,6 +82,11 @@ def test_the_command_says_all_of_the_method():
     assert vitcop.Pruner.from_dict(said["vitcop"]) == vitcop.Random(retention=1 / 3, positions="compact")
 
 
+def test_pictures_are_served_with_a_number_of_tokens_at_most():
+    said = overrides(printed(BOX, "--tokens", 64))["vitcop"]
+    assert vitcop.Pruner.from_dict(said) == vitcop.VisionZip(tokens=64)
+
+
 def test_vllm_gets_its_own_flags_as_they_are():
     flags = ["--port", "8001", "--limit-mm-per-prompt", '{"image": 2}', "--chat-template", "a file.jinja", "-tp", "2"]
     assert printed(BOX, "--", *flags)[-len(flags) :] == flags

@@ -1,6 +1,7 @@
 """A row of a batch equals the row alone, and at retention 1 the model is bit for bit the unpatched one."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,6 +84,23 @@ def test_a_small_picture_keeps_one_token_beside_others():
         model(**batch(prompts[:1], family=family))
         with pytest.raises(vitcop.BudgetError, match="one of 15 visual tokens in each stage"):
             model(**inputs)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if hasattr(METHODS[name], "retention")])
+def test_a_number_of_tokens_is_the_share_that_it_is_of_each_picture(method):
+    family, tokens = FAMILIES["qwen2_vl"], {7: 20, 2: 15}
+    model, prompts = family.model(), [Prompt(images=1, seed=seed) for seed in tokens]
+    with torch.no_grad():
+        for most in (10, 16):
+            with vitcop.prune(model, replace(METHODS[method], retention=1.0, tokens=most)) as pruning:
+                together, report = model(**batch(prompts, family=family)).logits[:, -1], pruning.report
+            for row, (prompt, count) in enumerate(zip(prompts, tokens.values(), strict=True)):
+                own = replace(METHODS[method], retention=min(1.0, most / count))
+                with vitcop.prune(model, own) as pruning:
+                    alone = model(**batch([prompt], family=family)).logits[0, -1]
+                assert_same_logits(together[row], alone)
+                assert report.visual_tokens(row) == pruning.report.visual_tokens()
+                assert abs(report.average_retention(row) * count - min(most, count)) <= 1
 
 
 def test_text_row_is_untouched():

@@ -62,6 +62,20 @@ def test_settings_survive_json(name):
     assert json.loads(method.to_json())["method"] == name
 
 
+def test_a_number_of_tokens_stands_for_the_retention():
+    method = vitcop.ViTCoP(tokens=64)
+    assert method.share_of(576) == 64 / 576 and method.share_of(60) == 1
+    assert vitcop.Pruner.from_json(method.to_json()) == method and repr(method) == "ViTCoP(tokens=64)"
+    budgets = vitcop.ViTCoP(retention=64 / 576).budgets(576, 32)
+    assert checked_budgets(method, 576, 32, 1) == budgets and set(checked_budgets(method, 60, 32, 1).values()) == {60}
+    with pytest.raises(vitcop.BudgetError, match="give one"):
+        vitcop.ViTCoP(retention=0.5, tokens=64)
+    with pytest.raises(vitcop.BudgetError, match="at least 1; got 0"):
+        vitcop.ViTCoP(tokens=0)
+    with pytest.raises(vitcop.BudgetError, match="no setting `retention`"):
+        tiny.ThreeStages(tokens=64)
+
+
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(vitcop.VitcopError, match="Did you mean 'vitcop'"):
         vitcop.Pruner.from_dict({"method": "vitcap"})

@@ -61,6 +61,7 @@ RIGHT = {
     "layer": (4, None),
     "layers": ([4, 9, 14], (4, 9, 14), None),
     "head_weights": ([0.5, 0.0], (1.0, 2.0), None),
+    "tokens": (64, None),
     "seed": (7, 10**400),
     "recycle": (True, False),
     "signal": ("key_norm", "last_query", "question"),

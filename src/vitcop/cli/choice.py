@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import VitcopError, unknown_name
+from ..errors import VitcopError, check_retention, check_tokens, unknown_name
 from ..selection.registry import check
-from .common import TESTBED, read_list
+from ..shares import read_share
+from .common import RETENTION, TESTBED, read_list
 
 if TYPE_CHECKING:
     from ..selection.pruner import Positions, Pruner
@@ -50,7 +52,40 @@ def check_method(text: str) -> None:
     check(text)
 
 
-def make_method(text: str, retention: float, positions: Positions | None = None) -> Pruner:
+@dataclass(frozen=True)
+class Amount:
+    """How much is kept of a picture, as options say it: see `Pruner`.
+
+    Attributes:
+        retention, tokens: of which one is given.
+    """
+
+    retention: float | None = None
+    tokens: int | None = None
+
+    @classmethod
+    def read(cls, retention: str | None, tokens: int | None) -> Amount:
+        """What `--retention` and `--tokens` say; without both, the share that commands keep by themselves.
+
+        Raises:
+            VitcopError: it is nothing that can be kept, or both are given.
+        """
+        if tokens is None:
+            share = read_share(RETENTION if retention is None else retention)
+            check_retention(share)
+            return cls(share)
+        if retention is not None:
+            raise VitcopError("--retention and --tokens exclude each other; give one of them.")
+        check_tokens(tokens)
+        return cls(tokens=tokens)
+
+    @property
+    def settings(self) -> dict[str, int | float]:
+        """Of a method."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def make_method(text: str, amount: Amount, positions: Positions | None = None) -> Pruner:
     """The method that an option names; without positions, with those it has by default.
 
     Raises:
@@ -58,7 +93,7 @@ def make_method(text: str, retention: float, positions: Positions | None = None)
     """
     from ..selection.pruner import Pruner
 
-    return Pruner.from_dict({"method": text, "retention": retention, "positions": positions})
+    return Pruner.from_dict({"method": text, **amount.settings, "positions": positions})
 
 
 def read_positions(text: str, *, both: bool = True) -> tuple[Positions | None, ...]:

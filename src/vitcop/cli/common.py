@@ -57,8 +57,14 @@ ModelOption = Annotated[
         show_default="the small one in the box",
     ),
 ]
+RETENTION = "1/9"
 RetentionOption = Annotated[
-    str, typer.Option(help="Share of the visual tokens to keep, averaged over the decoder layers.")
+    str | None,
+    typer.Option(help="Share of the visual tokens to keep, averaged over the decoder layers.", show_default=RETENTION),
+]
+TokensOption = Annotated[
+    int | None,
+    typer.Option(help="Visual tokens to keep of a picture at most, averaged over the decoder layers, instead."),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda if it is there")]
 DtypeOption = Annotated[

@@ -15,15 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import builtin
-from ..errors import BudgetError, VitcopError, check_retention, reason
+from ..errors import BudgetError, VitcopError, reason
 from ..figures import figure
 from ..inputs.downsample import downsample
 from ..inputs.video import Clip
 from ..methods import METHODS
 from ..pictures.sheet import Entry, contact_sheet
-from ..shares import read_share
 from ..tables import add_columns, add_prose, output, show
-from .choice import METHOD_HELP, PositionsOption, import_methods, make_method, read_methods, read_positions
+from .choice import METHOD_HELP, Amount, PositionsOption, import_methods, make_method, read_methods, read_positions
 from .common import (
     MAX_NEW_TOKENS,
     Chat,
@@ -36,6 +35,7 @@ from .common import (
     QuestionArgument,
     RetentionOption,
     Subject,
+    TokensOption,
     VideoOption,
     load,
     modality_of,
@@ -64,7 +64,8 @@ def compare(
     model: ModelOption = str(builtin.MODEL_PATH),
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    retention: RetentionOption = "1/9",
+    retention: RetentionOption = None,
+    tokens: TokensOption = None,
     methods: Annotated[
         str, typer.Option(help=f"Methods, with commas: {ALL} of vitcop's own, or each {METHOD_HELP}.")
     ] = ALL,
@@ -79,8 +80,7 @@ def compare(
     if question is None:
         question = question_about(image, video)
     with one_line_errors():
-        share = read_share(retention)
-        check_retention(share)
+        amount = Amount.read(retention, tokens)
         names = read_methods("--methods", methods, words={ALL: METHODS})
         numberings = read_positions(positions)
         subject = read_subject(image, video, frames)
@@ -93,7 +93,7 @@ def compare(
             loaded = load(model, modality_of(subject), device, dtype)
             chat = Chat.about(subject, question, *loaded, max_new_tokens)
             progress.remove_task(loading)
-            rows = list(_rows(subject, question, chat, names, numberings, share, progress))
+            rows = list(_rows(subject, question, chat, names, numberings, amount, progress))
     with one_line_errors():
         try:
             with printing():
@@ -105,7 +105,7 @@ def compare(
                     contact_sheet(entries, [question]).save(sheet)
             if json_file:
                 values = [row.to_dict() for row in rows]
-                asked = {"model": model, "question": question, "retention": share}
+                asked = {"model": model, "question": question, **amount.settings}
                 write_json("--json", json_file, asked | {"rows": values})
 
 
@@ -177,7 +177,7 @@ def _rows(
     chat: Chat,
     names: Sequence[str],
     numberings: Sequence[Positions | None],
-    share: float,
+    amount: Amount,
     progress: Progress,
 ) -> Iterator[_Outcome | _Refusal]:
     """The dense model, then each method, then down-sampling."""
@@ -201,7 +201,7 @@ def _rows(
     for name in names:
         for positions in numberings:
             try:
-                row = outcome(name, subject, chat, make_method(name, share, positions))
+                row = outcome(name, subject, chat, make_method(name, amount, positions))
             except VitcopError as error:  # of the method: the row before has shown that the model can be pruned
                 yield _Refusal(name, str(error))
                 break
@@ -216,7 +216,7 @@ def _rows(
                 break
             yield replace(row, name=f"{name}, {positions}")
     try:
-        smaller = _downsampled(subject, chat, share)
+        smaller = _downsampled(subject, chat, [make_method("random", amount).share_of(n) for n in dense.whole])
     except BudgetError as error:
         yield _Refusal(DOWNSAMPLE, str(error))
     else:
@@ -224,10 +224,10 @@ def _rows(
         yield outcome(DOWNSAMPLE, smaller, own, everything, dense.whole)
 
 
-def _downsampled(subject: Subject, chat: Chat, share: float) -> Subject:
+def _downsampled(subject: Subject, chat: Chat, shares: Sequence[float]) -> Subject:
     if isinstance(subject, Clip):
         raise BudgetError("Down-sampling is for pictures; of a video, take fewer --frames.")
-    return tuple(downsample(picture, chat.processor, share)[0] for picture in subject)
+    return tuple(downsample(picture, chat.processor, share)[0] for picture, share in zip(subject, shares, strict=True))
 
 
 def _table(question: str, rows: Sequence[_Outcome | _Refusal]) -> Table:

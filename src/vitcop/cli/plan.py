@@ -10,11 +10,10 @@ import typer
 from rich.table import Table
 
 from .. import builtin
-from ..errors import VitcopError, check_retention
+from ..errors import VitcopError
 from ..figures import figure
-from ..shares import read_share
 from ..tables import add_columns
-from .choice import METHOD_HELP, SHAPES, PositionsOption, check_method, check_shape, make_method
+from .choice import METHOD_HELP, SHAPES, Amount, PositionsOption, check_method, check_shape, make_method
 from .common import (
     BATCH,
     MAX_NEW_TOKENS,
@@ -24,6 +23,7 @@ from .common import (
     DtypeOption,
     FolderOption,
     LengthOption,
+    RetentionOption,
     one_line_errors,
     read_config,
     read_size,
@@ -34,7 +34,6 @@ from .target import CANDIDATES, Inquiry, plan_quality
 if TYPE_CHECKING:
     from ..costs.plan import Plan
 
-RETENTION = "1/9"
 METHOD, TEXT_TOKENS = "vitcop", 64
 
 
@@ -48,13 +47,8 @@ def plan(
         ),
     ] = str(builtin.MODEL_PATH),
     method: Annotated[str, typer.Option(help=f"How to choose the tokens to keep: {METHOD_HELP}.")] = METHOD,
-    retention: Annotated[
-        str | None,
-        typer.Option(
-            help="Share of the visual tokens to keep, averaged over the decoder layers.", show_default=RETENTION
-        ),
-    ] = None,
-    tokens: Annotated[float | None, typer.Option(help="Visual tokens to average instead.")] = None,
+    retention: RetentionOption = None,
+    tokens: Annotated[int | None, typer.Option(help="Visual tokens to average instead.")] = None,
     flops: Annotated[
         float | None, typer.Option(help="Share of the dense prefill FLOPs to stay within instead.")
     ] = None,
@@ -107,14 +101,13 @@ def plan(
         if inquiry.given:
             raise VitcopError(f"{inquiry.given[0]} goes with --quality; give one, such as --quality 0.97.")
         check_file("--json", json_file)
-        share = read_share(RETENTION if retention is None else retention)
-        check_retention(share)
+        amount = Amount.read(retention, None)
         check_method(method)
         check_shape(model)
         width, height = (None, None) if image_size is None else read_size(image_size)
         from ..costs.plan import Planner
 
-        pruner = make_method(method, share)
+        pruner = make_method(method, amount)
         config = _config(model)
         planner = Planner.of(config, height=height, width=width, frames=frames, text_tokens=text_tokens)
         if tokens is not None:

@@ -14,12 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import builtin
-from ..errors import check_retention
 from ..figures import figure
 from ..pictures.overlay import overlay_of_prompt
-from ..shares import read_share
 from ..tables import add_columns, add_prose, output, show
-from .choice import METHOD_HELP, check_method, make_method, read_positions
+from .choice import METHOD_HELP, Amount, check_method, make_method, read_positions
 from .common import (
     MAX_NEW_TOKENS,
     Chat,
@@ -31,6 +29,7 @@ from .common import (
     ModelOption,
     QuestionArgument,
     RetentionOption,
+    TokensOption,
     VideoOption,
     load,
     modality_of,
@@ -58,7 +57,8 @@ def run(
     model: ModelOption = str(builtin.MODEL_PATH),
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    retention: RetentionOption = "1/9",
+    retention: RetentionOption = None,
+    tokens: TokensOption = None,
     method: Annotated[str, typer.Option(help=f"How to choose the tokens to keep: {METHOD_HELP}.")] = "vitcop",
     positions: Annotated[
         str,
@@ -75,8 +75,7 @@ def run(
     if question is None:
         question = question_about(image, video)
     with one_line_errors():
-        share = read_share(retention)
-        check_retention(share)
+        amount = Amount.read(retention, tokens)
         check_method(method)
         (numbering,) = read_positions(positions, both=False)
         subject = read_subject(image, video, frames)
@@ -87,7 +86,7 @@ def run(
             loading = progress.add_task("Loading", total=None)
             from .. import prune
 
-            pruner = make_method(method, share, numbering)
+            pruner = make_method(method, amount, numbering)
             loaded = load(model, modality_of(subject), device, dtype)
             chat = Chat.about(subject, question, *loaded, max_new_tokens)
             progress.remove_task(loading)

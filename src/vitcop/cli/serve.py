@@ -13,10 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import VitcopError, check_retention
-from ..shares import read_share
-from .choice import METHOD_HELP, check_method, make_method, read_positions
-from .common import TESTBED, RetentionOption, one_line_errors, read_config
+from ..errors import VitcopError
+from .choice import METHOD_HELP, Amount, check_method, make_method, read_positions
+from .common import TESTBED, RetentionOption, TokensOption, one_line_errors, read_config
 from .outputs import printing
 
 OURS = {
@@ -34,7 +33,8 @@ def serve(
     method: Annotated[
         str, typer.Option(help=f"How to choose the tokens to keep: {METHOD_HELP}, if it prunes at the entrance alone.")
     ] = "visionzip",
-    retention: RetentionOption = "1/9",
+    retention: RetentionOption = None,
+    tokens: TokensOption = None,
     positions: Annotated[
         str,
         typer.Option(help="Positions of what is left: keep, compact (numbered anew), or the method's default."),
@@ -43,8 +43,7 @@ def serve(
 ) -> None:
     """Serve a pruned model by vLLM's OpenAI-compatible server."""
     with one_line_errors():
-        share = read_share(retention)
-        check_retention(share)
+        amount = Amount.read(retention, tokens)
         check_method(method)
         (numbering,) = read_positions(positions, both=False)
         _check_model(model)
@@ -56,7 +55,7 @@ def serve(
             )
         from ..vllm.served import engine_arguments
 
-        pruner = make_method(method, share, numbering)
+        pruner = make_method(method, amount, numbering)
         arguments = engine_arguments(read_config(model), pruner)
     command = [*_server(model), *_written(arguments), *(flags or [])]
     if print_:

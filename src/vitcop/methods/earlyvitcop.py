@@ -102,7 +102,8 @@ class EarlyViTCoP(EntrancePruner):
 
     @property
     def _clusters(self) -> SalientClusters:
-        return SalientClusters(self.centre_fraction or centre_fraction_at(self.retention), self.cutoff, self.radius)
+        fraction, tokens = self.centre_fraction, self.tokens if self.centre_fraction is None else None
+        return SalientClusters(fraction or centre_fraction_at(self.retention), self.cutoff, self.radius, tokens)
 
     def _salient(self, num_tokens: int, kept: int) -> int:
         """Tokens that step 1 leaves of an image of which so many are kept in the end."""

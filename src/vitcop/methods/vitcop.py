@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import BudgetError, VitcopError
+from ..errors import BudgetError, VitcopError, check_tokens
 from ..ops.cluster import density_peaks, num_centres
 from ..ops.saliency import key_norm
 from ..ops.segments import (
@@ -42,22 +42,30 @@ class SalientClusters(Selector):
 
     Attributes:
         centre_fraction, cutoff, radius: as in `ViTCoP`.
+        tokens: of an image, on average over the decoder layers; if given, the share that these are of it gives its
+            `centre_fraction`, as in `ViTCoP`.
     """
 
     centre_fraction: float = 0.12
     cutoff: float | None = None
     radius: float = 0.6
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("centre_fraction", self.centre_fraction)
         check_reach(self.cutoff, self.radius)
+        if self.tokens is not None:
+            check_tokens(self.tokens)
 
     def select(self, tokens: VisualTokens, budget: tuple[int, ...]) -> Selection:
         shares = tokens.shares_of_grids(budget)
         quotas = [quota for share in shares for quota in share]
         rows = tokens.smallest_of_grids(-tokens.saliency, quotas)
-        centres = [[num_centres(self.centre_fraction, quota) if quota else 0 for quota in share] for share in shares]
+        centres = [
+            [num_centres(fraction, quota) if quota else 0 for quota in share]
+            for fraction, share in zip(map(self._fraction, tokens.lengths), shares, strict=True)
+        ]
         cluster = density_peaks(
             tokens.keys[rows].flatten(1),
             tokens.grid[rows],
@@ -78,6 +86,12 @@ class SalientClusters(Selector):
         """Saliency, and `2 n^2 w` for the distances between the n keys of width w that are kept of each grid."""
         shares = padded_lengths(share_out(stage.after, stage.grids))
         return stage.saliency + sum(2 * share**2 * stage.key_width for share in shares)
+
+    def _fraction(self, num_tokens: int) -> float:
+        """Clusters per token that is kept of an image."""
+        if self.tokens is None:
+            return self.centre_fraction
+        return centre_fraction_at(min(1.0, self.tokens / num_tokens))
 
 
 @dataclass(frozen=True)
@@ -252,8 +266,8 @@ class ViTCoP(Pruner):
     @property
     def stages(self) -> tuple[Selector, ...]:
         """The three stages, each of which can be a stage of a `Pipeline` as well."""
-        centre_fraction = self.centre_fraction or centre_fraction_at(self.retention)
-        clusters = SalientClusters(centre_fraction, self.cutoff, self.radius)
+        fraction, tokens = self.centre_fraction, self.tokens if self.centre_fraction is None else None
+        clusters = SalientClusters(fraction or centre_fraction_at(self.retention), self.cutoff, self.radius, tokens)
         return clusters, MergeClusters(self.shallow_signal), MostSignificant(self.deep_signal)
 
     def _stage_layers(self, num_layers: int, first_layer: int) -> tuple[int, int]:

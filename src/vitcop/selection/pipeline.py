@@ -20,8 +20,8 @@ class Stage:
 
     Attributes:
         selector: what chooses: a method that makes the same choice at every stage (`VisionZip()`, `KNorm()`), or a
-            stage of another (`SalientClusters()`). A method's own retention, layers, positions and calibration do not
-            count.
+            stage of another (`SalientClusters()`). A method's own retention, tokens, layers, positions and
+            calibration do not count.
         layer: the decoder layer before which it runs; 0 is the entrance.
         share: tokens that it leaves, of all, as the pipeline's retention finds it in proportion to the other stages.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import BudgetError, VitcopError, check_retention, unknown_name
+from ..errors import BudgetError, VitcopError, check_retention, check_tokens, unknown_name
 from ..ops.segments import upload
 from . import registry
 from .schedule import average_retention
@@ -187,6 +187,8 @@ class Pruner(Selector):
     averaged over all decoder layers.
 
     Attributes:
+        tokens: at most so many of an image's visual tokens are alive, on average, in the place of `retention`, which is
+            1 then; an image that has no more is left as it is. `share_of` says what share that is.
         positions: "keep" leaves each token that stage 0 keeps at its position in the unpruned prompt; "compact" numbers
             these tokens and the text anew, without gaps. None is the method's `default_positions`. The two are the same
             where nothing is dropped at the entrance, and where the family always keeps positions.
@@ -198,6 +200,7 @@ class Pruner(Selector):
     Raises:
         VitcopError: a method that merges nothing is told to count what it merges, or one that numbers positions anew to
             count by distance.
+        BudgetError: `tokens` is given beside `retention`.
     """
 
     described: ClassVar[Description]
@@ -210,6 +213,7 @@ class Pruner(Selector):
     default_calibrate: ClassVar[Calibrate] = "none"
     """What `calibrate` is unless it is given."""
 
+    tokens: int | None = dataclasses.field(default=None, kw_only=True)
     positions: Positions | None = dataclasses.field(default=None, kw_only=True)
     calibrate: Calibrate | None = dataclasses.field(default=None, kw_only=True)
 
@@ -231,6 +235,8 @@ class Pruner(Selector):
         """The method as one would write it: what is at its default is left out."""
         defaults = {name: field.default for name, field in given(type(self)).items()}
         defaults |= {"positions": self.default_positions, "calibrate": self.default_calibrate}
+        if self.tokens is not None:
+            defaults["retention"] = 1.0
         settings = ((name, repr(getattr(self, name)), repr(default)) for name, default in defaults.items())
         changed = (f"{name}={value}" for name, value, default in settings if value != default)
         return f"{type(self).__qualname__}({', '.join(changed)})"
@@ -241,6 +247,8 @@ class Pruner(Selector):
         if self.calibrate is None:
             object.__setattr__(self, "calibrate", self.default_calibrate)
         super().__post_init__()
+        if self.tokens is not None:
+            self._take_all_but_for(self.tokens)
         described = getattr(self, "described", None)
         if self.calibrate != "none" and described is not None and not described.merges:
             raise VitcopError(
@@ -274,6 +282,33 @@ class Pruner(Selector):
             known = ", ".join(map(str, sorted(schedules)))
             raise VitcopError(f"Preset {name!r} of {cls.name} is for {known} tokens; got {tokens}.")
         return cls(**settings | {"retention": preset_retention(schedules[tokens])})
+
+    def share_of(self, num_tokens: int) -> float:
+        """Share of the visual tokens of an image that is to be alive, averaged over the decoder layers.
+
+        Args:
+            num_tokens: that the image has.
+        """
+        return self.retention if self.tokens is None else min(1.0, self.tokens / num_tokens)
+
+    def of_image(self: P, num_tokens: int) -> P:
+        """The method as it prunes images of so many visual tokens, by its `retention` alone."""
+        if self.tokens is None:
+            return self
+        return dataclasses.replace(self, tokens=None, retention=self.share_of(num_tokens))  # type: ignore[call-arg]
+
+    def _take_all_but_for(self, tokens: int) -> None:
+        """Set the retention to 1 for images that have no more tokens than these."""
+        fields = given(type(self))
+        if "retention" not in fields:
+            raise BudgetError(f"{self.name} has no setting `retention` that tokens={tokens} could stand for.")
+        check_tokens(tokens)
+        if self.retention not in (1, fields["retention"].default):
+            raise BudgetError(
+                f"retention={self.retention:.4g} is a share of the visual tokens of an image and tokens={tokens} a "
+                "number of them; give one."
+            )
+        object.__setattr__(self, "retention", 1.0)
 
     @abstractmethod
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
@@ -313,6 +348,7 @@ def checked_budgets(
     Raises:
         BudgetError: it is none, or is refused.
     """
+    method = method.of_image(num_tokens)
     budgets = dict(sorted(method.budgets(num_tokens, num_layers, first_layer).items()))
     for layer in budgets:
         if layer != 0 and not first_layer <= layer < num_layers:
