@@ -119,6 +119,15 @@ def test_nothing_dropped_costs_what_the_dense_prompt_costs(planner):
         assert getattr(planner, solve)(vitcop.ViTCoP(), most).method.retention == 1
 
 
+def test_the_encoder_is_the_wall(planner):
+    plan = planner.plan(vitcop.ViTCoP())
+    flops = plan.dense_flops
+    encoder = flops.vision + flops.projector
+    text = 32 * (2 * 64 * (4 * 4096**2 + 3 * 4096 * 11008) + 4 * 64**2 * 4096)
+    assert plan.encoder_share == encoder / flops.total
+    assert plan.most_speedup == flops.total / (encoder + text) > flops.total / plan.flops.total
+
+
 def test_the_dense_cache_by_hand(planner):
     plan = planner.plan(vitcop.ViTCoP())
     assert plan.dense_kv_bytes == 32 * (576 + 64) * 2 * 4096 * 2  # layers, tokens, keys and values, width, bytes

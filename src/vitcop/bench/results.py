@@ -130,6 +130,12 @@ class Block:
         rows = [row for row in self.rows if row.method != DOWNSAMPLE]
         return Spread.of([seconds for row in rows for seconds in row.samples["vision"]])
 
+    @property
+    def encoder_share(self) -> float:
+        """Of the time that the dense model takes until the first token."""
+        dense = self.rows[0]
+        return dense.seconds("vision").median / dense.seconds("first_token").median
+
     def tokens_per_second(self, row: Row) -> float:
         """Decoded by the whole batch."""
         return self.batch / row.seconds("decode").median
@@ -146,7 +152,7 @@ class Benchmark:
         """As plain values, ready for JSON; what follows from the samples is there as well, for who reads it."""
         blocks = []
         for block in self.blocks:
-            values = dataclasses.asdict(block)
+            values = dataclasses.asdict(block) | {"encoder_share": block.encoder_share}
             for row, value in zip(block.rows, values["rows"], strict=True):
                 value["seconds"] = {phase: dataclasses.asdict(row.seconds(phase)) for phase in row.samples}
                 value["speedup"] = {phase: dataclasses.asdict(block.speedup(row, phase)) for phase in SPED_UP}

@@ -30,6 +30,11 @@ def tables(benchmark: Benchmark) -> Iterator[RenderableType]:
         yield _gains(block, title)
         for refusal in block.refusals:
             yield Text(f"{refusal.method}: {refusal.reason}", style="italic")
+        share = block.encoder_share
+        yield Text(
+            f"The vision encoder takes {share:.0%} of the dense model's time until the first token, which comes at "
+            f"most {1 / share:.2g} times sooner, whatever is dropped behind it."
+        )
         same = block.same_work
         if same.highest > _QUIET * same.lowest:
             times = f"{_digits(same.lowest * 1000)} to {_digits(same.highest * 1000)} ms"

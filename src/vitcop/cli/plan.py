@@ -146,6 +146,8 @@ def _table(plan: Plan) -> Table:
         "Besides, "
         f"{_counted(others, 'separator or marker', 'separators and markers')} and "
         f"{_counted(plan.text_tokens, 'text token')} (--text-tokens). FLOPs of matrix products; see docs/costs.md."
+        f"\n\nVision tower and projector are {plan.encoder_share:.1%} of the dense prompt's FLOPs, and pruning leaves "
+        f"them alone: until the first token at most {plan.most_speedup:.3g} times fewer FLOPs, whatever is dropped."
     )
     table = Table(caption=caption, caption_justify="left")
     add_columns(table, "")

@@ -56,6 +56,7 @@ class Plan:
         visual_tokens: alive in each decoder layer.
         stages: decoder layer before which a stage stands -> visual tokens alive from there on.
         dense_flops, flops: until the first token.
+        least_flops: of a prompt whose visual tokens are all dropped before the decoder.
         dense_kv_bytes, kv_bytes: of the prompt's keys and values, unquantised.
         bytes_per_value: of a key or value.
     """
@@ -68,6 +69,7 @@ class Plan:
     stages: dict[int, int]
     dense_flops: Flops
     flops: Flops
+    least_flops: Flops
     dense_kv_bytes: int
     kv_bytes: int
     bytes_per_value: int
@@ -97,6 +99,16 @@ class Plan:
         return self.flops.total / self.dense_flops.total
 
     @property
+    def encoder_share(self) -> float:
+        """Of the dense prompt's operations, those of the vision tower and the projector, which pruning leaves alone."""
+        return (self.dense_flops.vision + self.dense_flops.projector) / self.dense_flops.total
+
+    @property
+    def most_speedup(self) -> float:
+        """How many times fewer operations the first token can need, whatever is dropped behind the encoder."""
+        return self.dense_flops.total / self.least_flops.total
+
+    @property
     def kv_share(self) -> float:
         """Of the dense prompt's."""
         return self.kv_bytes / self.dense_kv_bytes
@@ -116,6 +128,8 @@ class Plan:
             "average_retention": self.average_retention,
             "prefill_flops": {"dense": _flops_dict(self.dense_flops), "pruned": _flops_dict(self.flops)},
             "flops_share": self.flops_share,
+            "encoder_share": self.encoder_share,
+            "most_speedup": self.most_speedup,
             "kv_cache_bytes": {"dense": self.dense_kv_bytes, "pruned": self.kv_bytes},
             "kv_share": self.kv_share,
             "bytes_per_value": self.bytes_per_value,
@@ -206,7 +220,7 @@ class Planner:
         for layer, count in stages.items():
             alive[layer:] = [count] * (layers - layer)
         dense, pruned = [self.prompt_tokens] * layers, [others + count for count in alive]
-        vision = self._vision
+        tower, projector = self._vision.tower, self._vision.projector
         return Plan(
             method=method,
             size=self.size,
@@ -214,14 +228,15 @@ class Planner:
             text_tokens=self.text_tokens,
             visual_tokens=tuple(alive),
             stages=stages,
-            dense_flops=Flops(vision.tower, vision.projector, prefill_flops(config, dense), 0),
-            flops=Flops(vision.tower, vision.projector, prefill_flops(config, pruned), self._selection(method, stages)),
+            dense_flops=Flops(tower, projector, prefill_flops(config, dense), 0),
+            flops=Flops(tower, projector, prefill_flops(config, pruned), self._selection(method, stages)),
+            least_flops=Flops(tower, projector, prefill_flops(config, [others] * layers), 0),
             dense_kv_bytes=kv_cache_bytes(config, dense, self._bytes_per_value),
             kv_bytes=kv_cache_bytes(config, pruned, self._bytes_per_value),
             bytes_per_value=self._bytes_per_value,
         )
 
-    def for_tokens(self, method: Pruner, tokens: float) -> Plan:
+    def for_tokens(self, method: Pruner, tokens: int | float) -> Plan:
         """The method at the retention that averages `tokens` visual tokens over the decoder layers.
 
         Raises:
