@@ -47,9 +47,8 @@ def test_report_accounts_for_every_token():
 
 
 def cells_of(html: str) -> list[list[str]]:
-    """Of each row of the one table."""
-    table = ElementTree.fromstring(html)
-    assert table.tag == "table"
+    """Of each row of the first table."""
+    table = ElementTree.fromstring(html).find("table")
     return [[cell.text or "" for cell in row] for row in table.iter("tr")]
 
 
@@ -57,11 +56,16 @@ def test_a_notebook_shows_a_table_that_no_name_can_break():
     entering = stage(0, index=[0, 1, 2, 3, 4, 5], keep=[0, 2, 3])
     report = replace(report_of(Grids.full((2, 3)), entering, stage(2, index=[0, 2, 3], keep=[1])), method="<b>&")
     html = report._repr_html_()
-    assert ElementTree.fromstring(html).find("caption").text == report.summary and report.summary.startswith("<b>&: ")
+    assert ElementTree.fromstring(html).find("table/caption").text == report.summary and report.summary.startswith(
+        "<b>&: "
+    )
     assert cells_of(html) == [
         ["", "row", "tokens", "from layer 0", "from layer 2", "average"],
         ["image 0", "0", "6", "3", "1", "33.3%"],
     ]
+    said = [title.text for title in ElementTree.fromstring(html).iter("title")]
+    assert said[:3] == ["layer 0: 3 of 6", "layer 1: 3 of 6", "layer 2: 1 of 6"]
+    assert said[-2:] == [f"{figure(held / 1e6)} MB" for held in report.kv_cache_bytes]
 
 
 @pytest.mark.parametrize("images", [8, 64])

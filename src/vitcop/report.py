@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from itertools import accumulate
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from . import html
 from .costs.closed_forms import kv_cache_bytes, prefill_flops
 from .figures import figure
 from .models.grids import Grids
@@ -229,11 +229,13 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """The same as a table, as notebooks show it."""
+        """The same as a table and as figures, as notebooks show it."""
         layers, rows = self._table()
         head = ["", "row", "tokens", *(f"from layer {layer}" for layer in layers), "average"]
-        lines = [_html_row("th", head), *(_html_row("td", row) for row in rows)]
-        return f"<table><caption>{escape(self.summary)}</caption>{''.join(lines)}</table>"
+        of_images = [self.visual_tokens(image) for image in range(len(self.images))]
+        alive = list(map(sum, zip(*of_images, strict=True)))
+        figures = figures_of(alive, sum(self.image_lengths), self.prefill_flops, self.kv_cache_bytes)
+        return f"<div>{html.table(head, rows, self.summary)}{figures}</div>"
 
     def _table(self) -> tuple[list[int], list[list[object]]]:
         """Layers before which stages stand; of each image its name, row, tokens, what each stage left, and average."""
@@ -250,5 +252,18 @@ def _slices(lengths: Sequence[int]) -> list[slice]:
     return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
 
-def _html_row(tag: str, cells: Sequence[object]) -> str:
-    return f"<tr>{''.join(f'<{tag}>{escape(str(cell))}</{tag}>' for cell in cells)}</tr>"
+def figures_of(alive: Sequence[int], total: int, flops: tuple[int, int], held: tuple[int, int]) -> str:
+    """What a prompt kept and what that saved, as HTML.
+
+    Args:
+        alive: visual tokens in each decoder layer.
+        total: visual tokens before pruning.
+        flops: of the decoder layers, dense and pruned.
+        held: bytes of keys and values, dense and pruned.
+    """
+    names = "dense", "pruned"
+    return (
+        html.steps(f"Visual tokens alive in each decoder layer, of {total}", alive, total)
+        + html.bars("Decoder prefill", [(n, v, f"{figure(v / 1e9)} GFLOP") for n, v in zip(names, flops, strict=True)])
+        + html.bars("KV cache", [(n, v, f"{figure(v / 1e6)} MB") for n, v in zip(names, held, strict=True)])
+    )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench, compare, eval, methods, plan, run, serve
+from . import bench, compare, eval, methods, plan, report, run, serve
 
 # What is not a user's to mend is told by Python's own traceback: rich would draw hundreds of lines of other libraries.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -33,3 +33,4 @@ app.command()(plan.plan)
 app.command()(bench.bench)
 app.command("eval")(eval.eval_)
 app.command()(serve.serve)
+app.command()(report.report)
