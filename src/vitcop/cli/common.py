@@ -7,37 +7,27 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import builtin
 from ..errors import UnsupportedModelError, VitcopError, one_line, reason, unknown_name
+from ..inputs.chat import Chat, Subject
 from ..inputs.pictures import read_picture
-from ..inputs.prompts import prompt_about
-from ..inputs.video import Clip, middles, read_clip
-from ..pictures.overlay import as_seen, tiles_as_seen, tiles_of_pictures
-
-if TYPE_CHECKING:
-    from ..report import Report
+from ..inputs.video import read_clip
 
 TESTBED = "testbed"
 """The model that `vitcop.testbed` makes; of a folder that is called so, the name is ./testbed."""
 FRAMES = 16
-MAX_NEW_TOKENS = 64
 BATCH = 25
 DEVICES, DTYPES = ("cpu", "cuda"), ("float32", "bfloat16", "float16")
 GENERAL_QUESTION = "What is in this picture?"
 PICTURES_QUESTION = "What is in these pictures?"
 VIDEO_QUESTION = "What happens in this video?"
-
-Subject = tuple[Image.Image, ...] | Clip
-"""What a question is about: pictures, or a video."""
 
 QuestionArgument = Annotated[
     str | None, typer.Argument(help="What to ask.", show_default="one that suits the picture or video")
@@ -150,11 +140,6 @@ def read_subject(images: list[Path] | None, video: Path | None, frames: int | No
     return read_clip(video, FRAMES if frames is None else frames)
 
 
-def modality_of(subject: Subject) -> str:
-    """What transformers calls the kind of the subject."""
-    return "video" if isinstance(subject, Clip) else "image"
-
-
 def progress_bars() -> Progress:
     """Bars on stderr, if that is a terminal, which vanish when they are done."""
     # Even a disabled bar ends with an empty line where it cannot draw, and a quiet console does not.
@@ -176,6 +161,15 @@ class TokenBar:
         pass  # its owner takes it away, also after a refusal
 
 
+def ask(chat: Chat, progress: Progress, text: str) -> str:
+    """What a model says, with a bar that moves with every token."""
+    bar = TokenBar(progress, text, chat.max_new_tokens)
+    try:
+        return chat.answer(bar)
+    finally:
+        progress.remove_task(bar.task)
+
+
 class CountingBar:
     """A progress bar that is told what comes next, and how much there is in all."""
 
@@ -184,54 +178,6 @@ class CountingBar:
 
     def __call__(self, text: str, total: int) -> None:
         self.progress.update(self.task, description=text, total=total, advance=1)
-
-
-@dataclass(frozen=True)
-class Chat:
-    """A loaded model, and a question about pictures or a video as it takes it."""
-
-    model: Any
-    processor: Any
-    inputs: Any
-    max_new_tokens: int
-
-    @staticmethod
-    def about(
-        subject: Subject, question: str, model: Any, processor: Any, max_new_tokens: int = MAX_NEW_TOKENS
-    ) -> Chat:
-        modality = modality_of(subject)
-        prompt = prompt_about(question, processor, modality, 1 if isinstance(subject, Clip) else len(subject))
-        try:
-            inputs = processor(text=prompt, return_tensors="pt", **_visual_arguments(subject))
-        except Exception as error:  # a processor does what the settings of a checkpoint say, and can raise anything
-            raise VitcopError(
-                f"The model cannot take the question {question!r} on this {modality}: {reason(error)}"
-            ) from error
-        return Chat(model, processor, inputs.to(model.device, dtype=model.dtype), max_new_tokens)
-
-    def answer(self, progress: Progress, text: str) -> str:
-        bar = TokenBar(progress, text, self.max_new_tokens)
-        try:
-            output = self.generate(self.max_new_tokens, streamer=bar)
-        finally:
-            progress.remove_task(bar.task)
-        new = output[:, self.inputs["input_ids"].shape[1] :]
-        return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
-
-    def generate(self, max_new_tokens: int, **options: Any) -> Any:
-        return self.model.generate(**self.inputs, **options, max_new_tokens=max_new_tokens, do_sample=False)
-
-
-def _visual_arguments(subject: Subject) -> dict[str, Any]:
-    """Pictures or a video as the processors of transformers take them."""
-    if isinstance(subject, Clip):
-        # They may not take frames away again, but some write into the prompt when each frame was.
-        return {
-            "videos": [list(subject.frames)],
-            "video_metadata": [subject.metadata],
-            "do_sample_frames": False,
-        }
-    return {"images": list(subject)}
 
 
 def choose_device(device: str | None, dtype: str | None) -> str:
@@ -345,15 +291,3 @@ def loading_errors(name: str) -> Iterator[None]:
             ) from error
         where = "" if Path(name).exists() else "there is no such folder, and the hub gave: "
         raise VitcopError(f"Cannot load the model {name!r}: {where}{reason(error)}") from error
-
-
-def pictures_of_grids(subject: Subject, chat: Chat, report: Report) -> list[list[Image.Image]]:
-    """What each grid covers of each picture, or of the video."""
-    counts = [len(image.shapes) for image in report.images]
-    if isinstance(subject, Clip):
-        frames = (subject.frames[number] for number in middles(counts[0], len(subject.frames)))
-        return [[as_seen(frame, chat.processor.video_processor) for frame in frames]]
-    if max(counts) == 1:
-        return [[as_seen(picture, chat.processor.image_processor)] for picture in subject]
-    tiles = tiles_of_pictures(chat.inputs["pixel_values"], counts)
-    return [tiles_as_seen(each, chat.processor.image_processor) for each in tiles]

@@ -17,15 +17,15 @@ from rich.text import Text
 from .. import builtin
 from ..errors import BudgetError, VitcopError, reason
 from ..figures import figure
+from ..inputs.chat import MAX_NEW_TOKENS, Chat, Subject, modality_of
 from ..inputs.downsample import downsample
 from ..inputs.video import Clip
 from ..methods import METHODS
+from ..pictures.seen import pictures_of_grids
 from ..pictures.sheet import Entry, contact_sheet
 from ..tables import add_columns, add_prose, output, show
 from .choice import METHOD_HELP, Amount, PositionsOption, import_methods, make_method, read_methods, read_positions
 from .common import (
-    MAX_NEW_TOKENS,
-    Chat,
     DeviceOption,
     DtypeOption,
     FramesOption,
@@ -34,13 +34,11 @@ from .common import (
     ModelOption,
     QuestionArgument,
     RetentionOption,
-    Subject,
     TokensOption,
     VideoOption,
+    ask,
     load,
-    modality_of,
     one_line_errors,
-    pictures_of_grids,
     progress_bars,
     question_about,
     read_subject,
@@ -189,7 +187,7 @@ def _rows(
         name: str, subject: Subject, chat: Chat, pruner: Pruner, whole: tuple[int, ...] | None = None
     ) -> _Outcome:
         with prune(chat.model, pruner) as pruning:
-            answer = chat.answer(progress, f"Answering: {name}")
+            answer = ask(chat, progress, f"Answering: {name}")
         assert pruning.report is not None
         return _Outcome(name, answer, subject, chat, pruning.report, whole or pruning.report.image_lengths)
 

@@ -12,11 +12,11 @@ from rich.table import Table
 from .. import builtin
 from ..errors import VitcopError
 from ..figures import figure
+from ..inputs.chat import MAX_NEW_TOKENS
 from ..tables import add_columns
 from .choice import METHOD_HELP, SHAPES, Amount, PositionsOption, check_method, check_shape, make_method
 from .common import (
     BATCH,
-    MAX_NEW_TOKENS,
     TESTBED,
     BatchOption,
     DeviceOption,

@@ -15,12 +15,12 @@ from rich.text import Text
 
 from .. import builtin
 from ..figures import figure
+from ..inputs.chat import MAX_NEW_TOKENS, Chat, modality_of
 from ..pictures.overlay import overlay_of_prompt
+from ..pictures.seen import pictures_of_grids
 from ..tables import add_columns, add_prose, output, show
 from .choice import METHOD_HELP, Amount, check_method, make_method, read_positions
 from .common import (
-    MAX_NEW_TOKENS,
-    Chat,
     DeviceOption,
     DtypeOption,
     FramesOption,
@@ -31,10 +31,9 @@ from .common import (
     RetentionOption,
     TokensOption,
     VideoOption,
+    ask,
     load,
-    modality_of,
     one_line_errors,
-    pictures_of_grids,
     progress_bars,
     question_about,
     read_subject,
@@ -91,7 +90,7 @@ def run(
             chat = Chat.about(subject, question, *loaded, max_new_tokens)
             progress.remove_task(loading)
             with prune(chat.model, pruner) as pruning:
-                answer = chat.answer(progress, "Answering")
+                answer = ask(chat, progress, "Answering")
             report = pruning.report
             assert report is not None
             asked = {
@@ -103,7 +102,7 @@ def run(
             }
             heading = [question, f"{report.method}: {answer}"]
             if compare:
-                dense_answer = chat.answer(progress, "Answering without pruning")
+                dense_answer = ask(chat, progress, "Answering without pruning")
                 seconds = _seconds_to_first_token(chat, pruner, progress)
                 asked |= {"dense_answer": dense_answer, "seconds_to_first_token": seconds}
                 heading.append(f"dense: {dense_answer}")

@@ -8,9 +8,10 @@ from pathlib import Path
 import typer
 
 from ..errors import VitcopError
+from ..inputs.chat import MAX_NEW_TOKENS
 from ..shares import read_share
 from .choice import SHAPES, import_methods, read_methods, read_positions
-from .common import BATCH, MAX_NEW_TOKENS, CountingBar, load, progress_bars, resumable, title_of
+from .common import BATCH, CountingBar, load, progress_bars, resumable, title_of
 from .outputs import check_file, deliver, make_folder
 
 CANDIDATES = "vitcop,census,visionzip,cdpruner,pyramiddrop"
