@@ -41,10 +41,10 @@ def remembering(model):
 
 
 class Qwen35(Qwen3VL):
-    """Layers attend wherever methods look ahead but at the first."""
+    """The layers attend before which methods look ahead, but for the first."""
 
     name = "qwen3_5"
-    kinds_of_layers = "saasaaas"
+    kinds_of_layers = "saasasaa"
     refuses = frozenset({"hawk"})
 
     @property

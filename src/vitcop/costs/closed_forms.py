@@ -93,13 +93,14 @@ def layer_flops(config: PretrainedConfig, layer: int, tokens: int, *, causal: bo
 
     Counts the four attention projections, the MLP, and the two products of the full n x n attention. For layer input
     size h, head size d, H query and K key-value heads, MLP size m and n tokens:
-    `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`, and `2 n h H d` more where attention is gated. With E experts of size e, k of which see a token, `3 h m` is
-    `3 h k e + h E`, router included, and `3 h e` more for each expert that all see; without a gate it is `2 h m`. A
-    sliding window counts as full attention. A gated delta net in the place of attention has keys of width k and
-    values of width v in all, V heads of sizes k' and v', a convolution over w tokens, and reads c = 64 tokens at a time,
-    the last of them padded to N in all:
-    `2 n h (2 k + 3 v + 2 V) + 2 (n + w - 1) w (2 k + v) + 2 N V (2 c k' + c v' + 3 k' v')`. The two triangular systems
-    of each chunk, which are solved and not multiplied, are left out.
+    `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`, and `2 n h H d` more where attention is gated. With E experts of
+    size e, k of which see a token, `3 h m` is `3 h k e + h E`, router included, and `3 h e` more for each expert that
+    all see; without a gate it is `2 h m`. A sliding window counts as full attention.
+
+    In the place of attention, a gated delta net has V heads with keys of size k and values of size v, widths P of all
+    keys and R of all values that it projects, a convolution over w tokens, and reads c = 64 tokens at a time, for which
+    the prompt is padded to N: `2 n h (2 P + 3 R + 2 V) + 2 (n + w - 1) w (2 P + R) + 2 N V (2 c k + c v + 3 k v)`. The
+    two triangular systems of each chunk, which are solved and not multiplied, are left out.
 
     Args:
         config: of the language model.

@@ -125,10 +125,10 @@ class PrunedCache(Cache):
             )
         return tails.pop()
 
-    def release(self, *, completed: bool) -> None:
-        """End the forward that uses the cache. One that was interrupted leaves states that nothing can be behind."""
+    def release(self, *, interrupted: bool) -> None:
+        """End the forward that uses the cache. Interrupted between layers, it leaves states that nothing can follow."""
         self.running, self.last_keys = False, None
-        if not completed and self.request is not None and any(map(_is_state, self.layers)):
+        if interrupted and self.request is not None and any(map(_is_state, self.layers)):
             self.request = replace(self.request, num_layers=0)
 
     def get_conv_state(self, *args: Any, **kwargs: Any) -> Tensor | None:
@@ -197,7 +197,7 @@ class PrunedCache(Cache):
             )
 
     def _check_layers(self, operation: str) -> None:
-        """Raise if a layer lacks this, or, quantised, has it from layers that keep all in `keys`, where it keeps little."""
+        """Raise if a layer lacks this, or is quantised and has it from layers that keep all in `keys`."""
         for layer in self.layers:
             if not hasattr(layer, operation):
                 raise UnsupportedModelError(

@@ -34,7 +34,7 @@ class Decode(Forward):
         self.tail_mask: Tensor | None = None
         self.layout = self.request.layouts[0]
         self.masks: dict[str, Any] = {}
-        self.completed = False
+        self.interrupted = False
         cache.running = True
 
     def start(self, call: Call) -> Call:
@@ -67,6 +67,7 @@ class Decode(Forward):
         return call | {"position_ids": positions, "attention_mask": None}
 
     def enter(self, kwargs: Call) -> Call:
+        self.interrupted = True  # until it is over
         layout, embeds = self.request.layouts[0], kwargs["inputs_embeds"]
         mask = entering_mask(self.family, layout, self._real(layout), lambda layer: self._mask(layer, layout, embeds))
         return kwargs | {"attention_mask": mask}
@@ -91,10 +92,10 @@ class Decode(Forward):
         return hidden_states, kwargs | {"attention_mask": self.masks[kind]}
 
     def finish(self) -> None:
-        self.completed = True
+        self.interrupted = False
 
     def release(self) -> None:
-        self.cache.release(completed=self.completed)
+        self.cache.release(interrupted=self.interrupted)
 
     def _needs_none(self, layout: Layout) -> bool:
         return layout.counts is None and self._real(layout) is None

@@ -106,8 +106,7 @@ class LayerInput:
 
 @dataclass(frozen=True, eq=False)
 class Attended:
-    """A decoder layer whose keys and attention are shown: the layer before a stage, or, where that has none, the nearest
-    one before it.
+    """A decoder layer whose keys and attention a stage sees: the nearest before it that has any.
 
     Attributes:
         got: its arguments.

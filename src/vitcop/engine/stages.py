@@ -52,7 +52,7 @@ class Stages:
         done, selections, doubts: what happened at each stage, and what has to be true of it, to be looked at when
             nothing waits for it any more.
         shifts: by how much positions are ahead of prompt columns, and where there is a token; None if it is all one.
-        completed: whether all layers have run.
+        interrupted: whether some layers have run, and not all.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Stages:
         self.selections: list[tuple[Selection, tuple[int, ...], tuple[int, ...]]] = []
         self.doubts: list[Tensor] = []
         self.shifts: tuple[Tensor, Tensor] | None = None
-        self.completed = False
+        self.interrupted = False
 
     def enter(self, kwargs: Call) -> Call:
         """Apply stage 0 to what enters the language model."""
@@ -150,11 +150,11 @@ class Stages:
         for hook in self.hooks:
             hook.remove()
         if self.cache is not None:
-            self.cache.release(completed=self.completed)
+            self.cache.release(interrupted=self.interrupted)
 
     def check(self) -> None:
         """Raise if a stage saw or selected what it must not; all at once, so that none waits for the device."""
-        self.completed = True
+        self.interrupted = False
         known = all(_agree(*doubt.cpu()) for doubt in self.doubts)
         valid = all(selection.to("cpu").allows(lengths, budget) for selection, lengths, budget in self.selections)
         even = self.shifts is None or _even(*self.shifts)
@@ -209,7 +209,7 @@ class Stages:
             )
         self.cache = adopt(cache, self.family)
         self.cache.request = self.request
-        self.cache.running = True
+        self.cache.running = self.interrupted = True
 
     def _stage(self, layer: int, entering: Tensor, source: StageSource) -> tuple[Tensor, Tensor | None]:
         """Select, merge and repack. Returns the new hidden states and the slots they gather, None if all stayed."""

@@ -208,7 +208,7 @@ class ModelFamily(ABC):
         return any(hasattr(attention, name) for name in ("k_norm", "k_layernorm", "key_layernorm"))
 
     def keys_before(self, layer: int) -> int:
-        """Number of the decoder layer whose keys a stage before `layer` sees: the nearest one before it that has any."""
+        """Number of the decoder layer whose keys a stage before `layer` sees: the nearest before it that attends."""
         return max(number for number in self.attending if number < layer)
 
     def attending_layer(self, layer: int) -> nn.Module:
@@ -398,7 +398,8 @@ class ModelFamily(ABC):
 
 def _check_decoder(decoder: PreTrainedModel, has_windows: bool, has_states: bool) -> None:
     """Raise unless layers attend in a way we can follow, and get their cache, mask and positions by name."""
-    config, layers = decoder.config, getattr(decoder, "layers", ())
+    config = decoder.config
+    layers: Sequence[nn.Module] = getattr(decoder, "layers", ())
     kinds = set(getattr(config, "layer_types", None) or ())
     known = {"full_attention"} | ({"sliding_attention"} if has_windows else set()) | (STATES if has_states else set())
     if kinds - known or (not kinds and getattr(config, "sliding_window", None)):

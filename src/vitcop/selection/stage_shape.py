@@ -52,8 +52,8 @@ class StageShape:
     def row(self, queries: int = 1) -> int:
         """Floating point operations of softmax rows in the layer before, whose keys are in the cache.
 
-        With q queries, n tokens in that layer, hidden width h and query width w: `2 q h w + 2 q n w`, and `check`. Where
-        gates are projected along, the first is twice that.
+        With q queries, n tokens in that layer, hidden width h and query width w: `2 q h w + 2 q n w`, and `check`.
+        Where gates are projected along, the first is twice that.
         """
         return self._rows(queries, self.shown) + self.check
 
