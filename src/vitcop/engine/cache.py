@@ -131,9 +131,16 @@ class PrunedCache(Cache):
         if interrupted and self.request is not None and any(map(_is_state, self.layers)):
             self.request = replace(self.request, num_layers=0)
 
+    # A layer with a state asks one of these, by the version of transformers, before it folds a token in.
+
     def get_conv_state(self, *args: Any, **kwargs: Any) -> Tensor | None:
         self._check_running()
         return super().get_conv_state(*args, **kwargs)
+
+    def has_previous_state(self, layer_idx: int | None = None, *args: Any, **kwargs: Any) -> bool:
+        if layer_idx is not None:
+            self._check_running()
+        return super().has_previous_state(layer_idx, *args, **kwargs)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
