@@ -68,6 +68,8 @@ def test_a_cache_without_a_place_for_states_raises(model, inputs):
     with torch.no_grad(), vitcop.prune(model, METHOD):
         with pytest.raises(vitcop.UnsupportedModelError, match=r"use DynamicCache\(config=model.config\)"):
             model(**inputs, past_key_values=DynamicCache())
+        with pytest.raises(vitcop.UnsupportedModelError, match=r"use DynamicCache\(config=model.config\)"):
+            model(**inputs, past_key_values=DynamicCache(config=FAMILIES["qwen2_vl"].model().config))
         given = DynamicCache(config=model.config)
         expected = model(**inputs).logits
         assert torch.equal(model(**inputs, past_key_values=given).logits, expected)

@@ -235,10 +235,11 @@ def check_prunable(cache: Cache, family: ModelFamily) -> None:
     growing = layers is not None and all(
         isinstance(layer, DynamicLayer) or (family.has_states and _is_state(layer)) for layer in layers
     )
-    if growing and family.has_states and not layers:
+    with_keys = [number for number, layer in enumerate(layers or ()) if not _is_state(layer)]
+    if growing and family.has_states and with_keys != list(family.attending):
         raise UnsupportedModelError(
-            "This decoder folds tokens into states in some of its layers, for which an empty DynamicCache has no "
-            "place; use DynamicCache(config=model.config)."
+            "Some layers of this decoder fold tokens into states, for which this cache has no place; use "
+            "DynamicCache(config=model.config)."
         )
     if not growing or not issubclass(kind, DynamicLayer) or (any(cache.is_sliding) and not family.has_windows):
         kinds = {type(layer).__name__ for layer in layers or ()} or {type(cache).__name__}
