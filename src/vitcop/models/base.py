@@ -196,7 +196,7 @@ class ModelFamily(ABC):
         self.decoder: PreTrainedModel = model.get_decoder()
         _check_decoder(self.decoder, self.has_windows, self.has_states)
         self.layers: nn.ModuleList = self.decoder.layers
-        self.layer_kinds = layer_kinds(self.decoder.config)[: len(self.layers)]
+        self.layer_kinds = layer_kinds(self.decoder.config)
         self.attending = attending(self.decoder.config)
         self.first_stage_layer = self.attending[0] + 1
         self.check_attention()
