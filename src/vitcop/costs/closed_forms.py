@@ -137,7 +137,8 @@ def layer_bytes(config: PretrainedConfig, layer: int, tokens: int, bytes_per_val
 def kv_cache_bytes(config: PretrainedConfig, tokens_per_layer: Sequence[int], bytes_per_value: int) -> int:
     """Bytes of the keys and values of one prompt: `2 K d` values per token and layer that attends."""
     _, _, keys = decoder_widths(config)
-    return sum(tokens_per_layer[layer] for layer in attending(config)) * 2 * keys * bytes_per_value
+    kept = attending(config)
+    return sum(n for layer, n in enumerate(tokens_per_layer) if layer in kept) * 2 * keys * bytes_per_value
 
 
 def decoder_widths(config: PretrainedConfig) -> tuple[int, int, int]:
