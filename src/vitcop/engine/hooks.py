@@ -330,7 +330,7 @@ class Pruning:
         check_mask(mask, tokens, placeholders)
         check_head(thread.asked, self._family.decoder.config, placeholders)
         if cache is not None:
-            check_prunable(cache, self._family.has_windows)
+            check_prunable(cache, self._family)
         prefill = Prefill(self._family, self.method, call, placeholders, self._small_images)
         for modality, observation in (_observations_in(call) or thread.encoded).items():
             prefill.observations[modality].append(observation)
