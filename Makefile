@@ -58,10 +58,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The tables of families and methods, from their registries.
+# The tables of families and methods, from their registries, and of what others measured.
 docs: $(VENV)/.installed
 	$(BIN)/python docs/models_page.py > docs/models.md
 	$(BIN)/python docs/methods_page.py > docs/methods.md
+	$(BIN)/python docs/floors_page.py > docs/floors.md
 
 # The README's table and the plots, from the runs in benchmarks/runs.
 results: $(VENV)/.dev

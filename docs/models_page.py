@@ -31,8 +31,13 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   encoder has gathered of all of it, so that they are separators. [CLS] attends to them, which is no patch's saliency.
 * Prompts of GLM-V have the placeholder of pictures for videos as well, between other markers; which of the two they
   are is told by what comes along. `EarlyViTCoP` needs the `bos_token_id` that the configs of its decoders leave out.
-* In every family, decoders that normalise their keys (QK-norm: Qwen3, Gemma 3) have ViTCoP's stages II and III rank
-  by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
+* Three of four decoder layers of Qwen3.5 (and Qwen3.6, which is of the same types) fold tokens into a state and keep no
+  keys: layers 3, 7, 11 and so on attend. What a stage sees of the layer before is that of the nearest one that attends,
+  so that none stands before layer 4. What is dropped is not read by recurrent layers behind the stage either.
+  `PyramidDrop` looks at the layer about to run, and needs `layers` that attend, such as `[7, 15, 23]`; `HAWK`, which
+  looks at layer 0, raises. A token that was merged counts for one in states, whatever `calibrate` says.
+* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, Gemma 3) have ViTCoP's stages II and
+  III rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
 
 One budget covers one picture or one video: tiles and frames share it in proportion to the visual tokens they really
 have. Separators (newlines, row breaks, markers, a frame's [CLS], registers) are text and always stay.

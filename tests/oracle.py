@@ -1,7 +1,11 @@
-"""What a pruned model must answer: as a dense one whose attention mask hides what was dropped, layer by layer."""
+"""What a pruned model must answer: as a dense one whose attention mask hides what was dropped, layer by layer.
+
+Where a layer folds tokens into a state, no mask hides them: there, each layer is called with what is left.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +48,9 @@ def masked_dense_logits(
     alive = alive_columns(report, ids.shape).to(ids.device)
     entered = alive[0] if method.positions == "compact" else _mask(inputs).bool()
     kept_by_family = KNOWN[model.config.model_type].keeps_positions
+    if KNOWN[model.config.model_type].has_states:
+        with torch.no_grad():
+            return _layer_by_layer(model, inputs, alive)
     far = Far(model, ids, report) if method.calibrate == "distance" else None
     positions = None if kept_by_family else count_positions(entered)
     with torch.no_grad():
@@ -59,6 +66,57 @@ def alive_columns(report: vitcop.Report, shape: tuple[int, int]) -> Tensor:
         for row, columns in enumerate(report.positions_at(layer).cpu()):
             alive[layer, row, columns[columns >= 0]] = True
     return alive
+
+
+def _layer_by_layer(model: PreTrainedModel, inputs: dict[str, Tensor], alive: Tensor) -> list[Tensor]:
+    """Logits of the prompts and of the decoded tokens, by the layers of the dense model, of one row after another.
+
+    Each layer gets the tokens that are alive in it and no others, without padding, at their places in the prompt.
+    """
+    decoder: Any = model.get_decoder()
+    entering: dict[str, Tensor] = {}
+    hook = decoder.register_forward_pre_hook(lambda module, args, kwargs: entering.update(kwargs), with_kwargs=True)
+    model(**inputs)
+    hook.remove()
+    last = _mask(inputs).sum(1) - 1 + model.model.rope_deltas[:, 0]
+    rows = []
+    for row, own in enumerate(alive.unbind(1)):
+        cache = DynamicCache(config=decoder.config)
+        embeddings, positions = entering["inputs_embeds"][row, None], entering["position_ids"][:, row, None]
+        logits = [_through_layers(model, embeddings, positions, own, cache)]
+        for step in range(1, STEPS + 1):
+            new = model.get_input_embeddings()(_token(inputs["input_ids"], step)[:1])
+            position = (last[row] + step).expand(3, 1, 1)
+            logits.append(_through_layers(model, new, position, own.new_ones(len(own), 1), cache))
+        rows.append(logits)
+    prompts, *decoded = zip(*rows, strict=True)
+    return [torch.cat(prompts), *(torch.stack(step) for step in decoded)]
+
+
+def _through_layers(
+    model: PreTrainedModel, states: Tensor, positions: Tensor, alive: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Logits (left, vocabulary) of the tokens that the last layer holds.
+
+    Args:
+        states: embeddings (1, seq, hidden).
+        positions: (3, 1, seq).
+        alive: (layers, seq).
+        cache: of what came before.
+    """
+    decoder: Any = model.get_decoder()
+    for index, layer in enumerate(decoder.layers):
+        here = alive[index]
+        states, positions, alive = states[:, here], positions[..., here], alive[:, here]
+        mask, kwargs = None, {"position_embeddings": decoder.rotary_emb(states, positions)}
+        if hasattr(layer, "self_attn"):
+            new = states.shape[1]
+            seen = cache.get_seq_length(layer.self_attn.layer_idx) + new
+            hidden = torch.ones(new, seen, dtype=torch.bool).triu(seen - new + 1)
+            mask = torch.zeros(1, 1, new, seen).masked_fill(hidden, torch.finfo(states.dtype).min)
+        name = "cache" if "cache" in inspect.signature(layer.forward).parameters else "past_key_values"
+        states = layer(states, attention_mask=mask, **kwargs, **{name: cache})
+    return model.lm_head(decoder.norm(states))[0]
 
 
 def _mask(inputs: dict[str, Tensor]) -> Tensor:

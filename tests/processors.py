@@ -284,6 +284,7 @@ PROCESSORS = {
     "qwen2_vl": Written(("Qwen2VLProcessor", {}), **QWEN2),
     "qwen2_5_vl": Written(("Qwen2_5_VLProcessor", {}), **QWEN2),
     "qwen3_vl": Written(("Qwen3VLProcessor", {}), **QWEN3),
+    "qwen3_5": Written(("Qwen3VLProcessor", {}), **QWEN3),
     "glm4v": Written(
         ("Glm4vProcessor", {}), ("Glm4vImageProcessor", GLM_IMAGES), videos=("Glm4vVideoProcessor", GLM_VIDEOS), **GLM
     ),

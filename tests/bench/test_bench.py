@@ -56,6 +56,7 @@ BILLIONS = {
     "llava-onevision-0.5b": 0.894,
     "qwen2.5-vl-7b": 8.292,
     "qwen3-vl-8b": 8.767,
+    "qwen3.5-9b": 9.410,
     "glm-4.1v-9b": 10.293,
     "internvl3-8b": 7.944,
 }
@@ -333,6 +334,15 @@ def test_experts_stand_in_the_layers_that_have_them_beside_one_that_sees_all():
     dense, experts = 3 * 64 * 96, 3 * 64 * 2 * 16 + 64 * 8 + 3 * 64 * 32 + 64  # router, shared expert and its gate
     flops = [closed_forms.layer_flops(config, layer, 1) for layer in range(4)]
     assert [count - flops[0] for count in flops] == [0, 2 * (experts - dense), 0, 0]
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5", "qwen3_5_moe"])
+def test_a_layer_reads_its_weights(name):
+    decoder = FAMILIES[name].model().get_decoder()
+    for number, layer in enumerate(decoder.layers):
+        weights = sum(weight.numel() for weight in layer.parameters() if weight.ndim > 1)
+        keys = 4 * 2 * 8 * 100 if hasattr(layer, "self_attn") else 0
+        assert layer_bytes(decoder.config, number, 100, 1) == weights + keys
 
 
 def test_heads_may_be_wider_than_the_hidden_state():

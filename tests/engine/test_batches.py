@@ -26,8 +26,10 @@ def decode(model, inputs, steps=3):
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, method) for name, family in FAMILIES.items() for method in METHODS if method not in family.refuses],
+)
 def test_row_equals_row_alone(name, method, padding):
     family = FAMILIES[name]
     model, prompts = family.model(), (*ragged(family), Prompt(images=1, seed=7))
@@ -154,6 +156,13 @@ def test_positions_behind_a_prompt_without_any_count_its_columns():
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-5)
 
 
+def held_by(layer):
+    """What a layer of a cache holds: keys and values, or the states into which it folds them."""
+    if hasattr(layer, "keys"):
+        return layer.keys, layer.values
+    return layer.conv_states[0], layer.recurrent_states[0]
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("prompts", ["one", "ragged"])
 @pytest.mark.parametrize("method", [vitcop.ViTCoP(1.0), vitcop.KNorm(1.0), vitcop.Random(1.0)], ids=lambda m: m.name)
@@ -169,8 +178,8 @@ def test_retention_one_is_the_identity(name, method, prompts, attention):
             pruned = model.generate(**inputs, **asked)
     assert torch.equal(torch.stack(dense.logits), torch.stack(pruned.logits))
     for layer, pruned_layer in zip(dense.past_key_values.layers, pruned.past_key_values.layers, strict=True):
-        assert torch.equal(layer.keys, pruned_layer.keys)
-        assert torch.equal(layer.values, pruned_layer.values)
+        for part, pruned_part in zip(held_by(layer), held_by(pruned_layer), strict=True):
+            assert torch.equal(part, pruned_part)
     assert pruning.report.average_retention() == 1
 
 

@@ -13,7 +13,7 @@ import vitcop
 from vitcop.models import family_of
 from vitcop.ops.saliency import key_norm
 
-NORMALISED = ("gemma3", "qwen3_vl", "qwen3_vl_moe")
+NORMALISED = ("gemma3", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 START = DECODER["bos_token_id"]
 
 
@@ -154,12 +154,22 @@ class TooLate(Probing):
         (WithGranite(), Probing(), "more than embeddings"),
         (FAMILIES["gemma3"], Probing(), "more than embeddings"),
         (FAMILIES["qwen3_vl"], Probing(), "more than embeddings"),
+        (FAMILIES["qwen3_5"], Probing(), "more than embeddings"),
         (WithPhi3(), Probing(), "rows cannot be worked out"),
         (LLAVA, TooLate(), "at the entrance alone"),
         (LLAVA, Probing(until=0), "one of 1 to 8"),
         (LLAVA, Probing(until=9), "one of 1 to 8"),
     ],
-    ids=["scaled embeddings", "windows", "deepstack", "fused", "between layers", "no layer", "beyond the last"],
+    ids=[
+        "scaled embeddings",
+        "windows",
+        "deepstack",
+        "states",
+        "fused",
+        "between layers",
+        "no layer",
+        "beyond the last",
+    ],
 )
 def test_what_cannot_be_probed_raises(family, method, reason):
     model = family.model()

@@ -2,13 +2,14 @@
 
 import inspect
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
 from families.base import DECODER, IMAGE, NUM_LAYERS, VIDEO
 from families.llava import Llava
 from peft import LoraConfig, get_peft_model
-from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, merged, ragged
+from tiny import FAMILIES, LLAVA, METHODS, ONE_IMAGE, ThreeStages, batch, merged, ragged
 from transformers import DynamicCache, OlmoeConfig, Phi3Config
 
 import vitcop
@@ -22,6 +23,7 @@ class Reading(ThreeStages):
 
     until: int = NUM_LAYERS
     since: int = 0
+    attends: tuple = tuple(range(NUM_LAYERS))
     read: list = field(default_factory=list)
 
     def budgets(self, num_tokens, num_layers, first_layer=1):
@@ -34,7 +36,7 @@ class Reading(ThreeStages):
         if tokens.layer:
             weights = torch.linspace(-1, 1, len(tokens.text.slots))
             seen["weights"] = weights.split(tokens.text.lengths)
-            for ahead in (False, True):
+            for ahead in (False, True) if tokens.layer in self.attends else (False,):
                 seen[ahead] = tokens.attention(ahead=ahead), tokens.attention(weights, ahead=ahead)
         self.read.append(seen)
         selection = super().select(tokens, budget)
@@ -44,11 +46,27 @@ class Reading(ThreeStages):
 
 
 def run(family, attention, method, inputs):
-    """What the method read, the attention weights of each layer and the report."""
+    """What the method read, the attention weights of each layer that attends, by its number, and the report."""
     model = family.model(attention)
     with torch.no_grad(), vitcop.prune(model, method) as pruning:
         output = model(**inputs, output_attentions=attention == "eager")
-    return method.read, output.attentions, pruning.report
+    weights = dict(zip(attending(model), output.attentions or (), strict=False))
+    return method.read, weights, pruning.report
+
+
+def attending(model):
+    """Numbers of the decoder layers that attend."""
+    return [number for number, layer in enumerate(model.get_decoder().layers) if hasattr(layer, "self_attn")]
+
+
+def nearest(layers, before):
+    """The last one of some layers before another."""
+    return max(layer for layer in layers if layer < before)
+
+
+def slots_of(columns, held):
+    """Where a layer that holds some prompt columns, of all tokens or of a row for each, has those of tokens."""
+    return (held == columns[:, None]).int().argmax(1)
 
 
 def text_behind(inputs, tokens, row, image):
@@ -80,29 +98,33 @@ ROWS = [(name, *how) for name in FAMILIES for how in HOWS] + [
 @pytest.mark.parametrize(("name", "positions", "since", "calibrate"), [*ROWS, ("llava with olmoe", "keep", 0, "none")])
 def test_rows_are_the_attention_that_the_decoder_pays(name, positions, since, calibrate, padding):
     family = FAMILIES[name] if name in FAMILIES else WithOlmoe()
-    inputs = batch(ragged(family), padding, family)
-    read, weights, report = run(family, "eager", Reading(positions=positions, since=since, calibrate=calibrate), inputs)
-    other, _, _ = run(family, "sdpa", Reading(positions=positions, since=since, calibrate=calibrate), inputs)
-    entered, _, _ = run(family, "sdpa", Reading(positions=positions, until=1), inputs)
+    inputs, attends = batch(ragged(family), padding, family), tuple(attending(family.model()))
+    reading = partial(Reading, positions=positions, since=since, calibrate=calibrate, attends=attends)
+    read, weights, report = run(family, "eager", reading(), inputs)
+    other, _, _ = run(family, "sdpa", reading(), inputs)
+    entered, _, _ = run(family, "sdpa", Reading(positions=positions, until=1, attends=attends), inputs)
     for seen, under_sdpa in zip(read, other, strict=True):
         if seen["tokens"].layer == 0:
             continue
         tokens, text = seen["tokens"], seen["text"]
         # A layer about to run has paid none yet: it does in a model that goes on without this stage.
-        before = Reading(positions=positions, until=tokens.layer, since=since, calibrate=calibrate)
-        _, undropped, _ = run(family, "eager", before, inputs)
-        columns = report.positions_at(tokens.layer - 1)
+        _, undropped, _ = run(family, "eager", reading(until=tokens.layer), inputs)
+        columns, shown = report.positions_at(tokens.layer - 1), nearest(weights, tokens.layer)
         slots = tokens.slots % columns.shape[1]
-        paid = {False: weights[tokens.layer - 1].mean(1), True: undropped[tokens.layer].mean(1)}
+        paid = {False: (weights[shown].mean(1), report.positions_at(shown))}
+        if tokens.layer in attends:
+            paid[True] = undropped[tokens.layer].mean(1), columns
         behind = text.slots.split(text.lengths)
         for image, row in enumerate(report.rows):
             own, asking = tokens.images == image, behind[image] % columns.shape[1]
             assert torch.equal(columns[row, asking], text_behind(inputs, entered[0]["tokens"], row, image))
-            for ahead, attention in paid.items():
+            for ahead, (attention, held) in paid.items():
                 last, weighted = (rows[own] for rows in seen[ahead])
-                end = columns[row].argmax()
-                torch.testing.assert_close(last, attention[row, end, slots[own]], rtol=1e-4, atol=1e-6)
-                expected = seen["weights"][image] @ attention[row][asking][:, slots[own]]
+                # Where they stood in that layer, which another stage may have left fewer of since.
+                looked_at = slots_of(columns[row, slots[own]], held[row])
+                looking = slots_of(columns[row, asking], held[row])
+                torch.testing.assert_close(last, attention[row, held[row].argmax(), looked_at], rtol=1e-4, atol=1e-6)
+                expected = seen["weights"][image] @ attention[row][looking][:, looked_at]
                 torch.testing.assert_close(weighted, expected, rtol=1e-4, atol=1e-6)
                 for rows, same in zip(seen[ahead], under_sdpa[ahead], strict=True):
                     torch.testing.assert_close(rows, same, rtol=1e-4, atol=1e-5)
@@ -140,14 +162,17 @@ def test_rows_under_dropout_are_those_that_the_layers_have_drawn():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_states_of_text_and_pictures_are_those_of_the_decoder(name, padding):
     family = FAMILIES[name]
-    model, inputs, method = family.model(), batch(ragged(family), padding, family), Reading()
-    entered = {}
-
-    def spy(layer, args, kwargs):
-        entered[layer.self_attn.layer_idx] = args[0]
+    model, inputs, entered = family.model(), batch(ragged(family), padding, family), {}
+    attends = tuple(attending(model))
+    method = Reading(attends=attends)
 
     decoder = model.get_decoder()
-    with torch.no_grad(), vitcop.prune(model, method):
+    number = {layer: index for index, layer in enumerate(decoder.layers)}
+
+    def spy(layer, args, kwargs):
+        entered[number[layer]] = args[0]
+
+    with torch.no_grad(), vitcop.prune(model, method) as pruning:
         hooks = [
             decoder.register_forward_pre_hook(
                 lambda d, a, k: entered.update(dense=k["inputs_embeds"]), prepend=True, with_kwargs=True
@@ -165,25 +190,31 @@ def test_states_of_text_and_pictures_are_those_of_the_decoder(name, padding):
                 assert torch.equal(table.hidden_states, states.flatten(0, 1)[table.slots])
                 assert torch.equal(table.embeddings, entered["dense"].flatten(0, 1)[places])
                 if tokens.layer:
-                    keys = cache.layers[tokens.layer - 1].keys
-                    if keys.shape[2] == states.shape[1]:  # a cache with a window has forgotten some
-                        at = table.slots // states.shape[1], table.slots % states.shape[1]
-                        assert torch.equal(table.keys, keys[at[0], :, at[1]])
+                    shown = nearest(attends, tokens.layer)
+                    keys, held = cache.layers[shown].keys, pruning.report.positions_at(shown)
+                    if keys.shape[2] == held.shape[1]:  # a cache with a window has forgotten some
+                        row, slot = table.slots // states.shape[1], table.slots % states.shape[1]
+                        column = pruning.report.positions_at(tokens.layer - 1)[row, slot]
+                        at = slots_of(column, held[row])
+                        assert torch.equal(table.keys, keys[row, :, at])
     assert method.read[0]["text"].keys is None
 
 
 @dataclass(frozen=True)
 class Ahead(vitcop.Pruner):
-    """Reads what three layers would project, and drops nothing before the last."""
+    """Reads what some layers would project, those that attend, and drops nothing before the last."""
 
+    attends: tuple = tuple(range(NUM_LAYERS))
     read: list = field(default_factory=list)
 
     def budgets(self, num_tokens, num_layers, first_layer=1):
         return {0: num_tokens, max(1, first_layer): num_tokens, 5: num_tokens, num_layers - 1: num_tokens - 1}
 
     def select(self, tokens, budget):
-        text = tokens.text
-        projected = [(tokens.queries_ahead(table.slots), tokens.keys_ahead(table.slots)) for table in (tokens, text)]
+        text, projected = tokens.text, []
+        if tokens.layer in self.attends:
+            tables = tokens, text
+            projected = [(tokens.queries_ahead(table.slots), tokens.keys_ahead(table.slots)) for table in tables]
         self.read.append((tokens, text, projected))
         return vitcop.Selection(smallest_per_segment(tokens.index, tokens.lengths, budget))
 
@@ -192,11 +223,13 @@ class Ahead(vitcop.Pruner):
 @pytest.mark.parametrize("name", [*FAMILIES, "llava with olmoe"])
 def test_what_a_layer_would_project_is_what_it_turns_by_its_rotary_embedding(name, padding, monkeypatch):
     family = FAMILIES[name] if name in FAMILIES else WithOlmoe()
-    model, inputs, method = family.model(), batch(ragged(family), padding, family), Ahead()
+    model, inputs = family.model(), batch(ragged(family), padding, family)
+    attends = attending(model)
+    method = Ahead(attends=tuple(attends))
     with torch.no_grad(), vitcop.prune(model, method):
         model(**inputs)
 
-    made, module = [], inspect.getmodule(type(model.get_decoder().layers[0].self_attn))
+    made, module = [], inspect.getmodule(type(model.get_decoder().layers[attends[0]].self_attn))
     rotate = module.apply_rotary_pos_emb
 
     def spy(queries, keys, *args, **kwargs):
@@ -206,11 +239,12 @@ def test_what_a_layer_would_project_is_what_it_turns_by_its_rotary_embedding(nam
     monkeypatch.setattr(module, "apply_rotary_pos_emb", spy)
     with torch.no_grad():
         model(**inputs)
-    assert len(made) == NUM_LAYERS and method.read[0][0].layer == 0
+    assert len(made) == len(attends) and method.read[0][0].layer == 0
     first_tokens, first_text, _ = method.read[0]
     for tokens, _, projected in method.read[:-1]:
-        for places, found in zip((first_tokens.slots[tokens.rows], first_text.slots), projected, strict=True):
-            for ours, dense in zip(found, made[tokens.layer], strict=True):
+        tables = first_tokens.slots[tokens.rows], first_text.slots
+        for places, found in zip(tables, projected, strict=bool(projected)):
+            for ours, dense in zip(found, made[attends.index(tokens.layer)], strict=True):
                 torch.testing.assert_close(ours, dense[places], rtol=1e-4, atol=1e-5)
 
 
@@ -254,6 +288,15 @@ def test_attention_that_cannot_be_worked_out_raises(change):
         refused = pytest.raises(vitcop.UnsupportedModelError, match="rows cannot be worked out")
         with torch.no_grad(), vitcop.prune(model, vitcop.HAWK(0.5)), refused:
             model(**batch([ONE_IMAGE]))
+
+
+@pytest.mark.parametrize(("name", "method"), [(name, m) for name, family in FAMILIES.items() for m in sorted(family.refuses)])
+def test_a_layer_that_does_not_attend_shows_nothing_ahead(name, method):
+    family = FAMILIES[name]
+    model, inputs = family.model(), batch([ONE_IMAGE], family=family)
+    refused = pytest.raises(vitcop.UnsupportedModelError, match="folds tokens into a state")
+    with torch.no_grad(), vitcop.prune(model, METHODS[method]), refused:
+        model(**inputs)
 
 
 def test_a_norm_by_another_name_raises():

@@ -65,6 +65,7 @@ class TinyFamily(ABC):
         sizes: how many sizes of images there are.
         frames_per_grid: pictures of a video that become one grid.
         shrunk_sizes: those of the sizes of which several patches are interpolated to one token.
+        refuses: methods of `tiny.METHODS` that look at layers of its decoder which do not attend.
     """
 
     name: str
@@ -74,6 +75,7 @@ class TinyFamily(ABC):
     sizes: int = 1
     frames_per_grid: int = 1
     shrunk_sizes: tuple[int, ...] = ()
+    refuses: frozenset[str] = frozenset()
 
     @abstractmethod
     def build(self, attention: str) -> PreTrainedModel:

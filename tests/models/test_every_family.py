@@ -210,7 +210,8 @@ class Recording(ThreeStages):
 def test_methods_are_told_what_the_family_knows(name):
     family = FAMILIES[name]
     model, inputs, method = family.model(), batch(ragged(family), family=family), Recording()
-    normalised = "k_norm" in dict(model.get_decoder().layers[0].self_attn.named_children())
+    layers = model.get_decoder().layers
+    normalised = any(name.endswith("self_attn.k_norm") for name, _ in layers.named_modules())
     with torch.no_grad(), vitcop.prune(model, method) as pruning:
         pruning._family.key_cutoff = 3.0
         model(**inputs)
@@ -278,11 +279,12 @@ def test_costs_are_the_counted_ones(name):
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning, counter:
         output = model(**inputs)
-    layers = re.compile(rf"{type(model).__name__}\.model\.\w+\.layers\.\d+")
-    counted = sum(sum(ops.values()) for name, ops in counter.get_flop_counts().items() if layers.fullmatch(name))
+    a_layer = re.compile(rf"{type(model).__name__}\.model\.\w+\.layers\.\d+")
+    counted = sum(sum(ops.values()) for name, ops in counter.get_flop_counts().items() if a_layer.fullmatch(name))
     dense, pruned = pruning.report.prefill_flops
     assert pruned == counted and dense > pruned
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+    layers = [layer for layer in output.past_key_values.layers if hasattr(layer, "keys")]
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     expected = pruning.report.kv_cache_bytes[1]
     assert expected == held or (expected > held and name == "gemma3")  # whose windows hold less
 

@@ -34,9 +34,12 @@ def test_the_table_says_what_the_models_are(name):
     tiny, model = FAMILIES[name], built_model(name)
     family = family_of(model)
     assert not tiny.has_cls or "[CLS]" in family.described.saliency
-    assert ("DeepStack" in family.described.first_layer) == (family.first_stage_layer > 1)
-    assert family.first_stage_layer == len(getattr(model.config.vision_config, "deepstack_visual_indexes", [0]))
-    assert family.normalises_keys == (model.config.model_type in ("gemma3", "qwen3_vl", "qwen3_vl_moe"))
+    deepstack = len(getattr(model.config.vision_config, "deepstack_visual_indexes", []))
+    attends = [hasattr(layer, "self_attn") for layer in model.get_decoder().layers]
+    assert ("DeepStack" in family.described.first_layer) == (deepstack > 0)
+    assert ("full-attention" in family.described.first_layer) == family.has_states == (not all(attends))
+    assert family.first_stage_layer == max(deepstack, attends.index(True) + 1)
+    assert family.normalises_keys == model.config.model_type.startswith(("gemma3", "qwen3_"))
 
 
 def built_model(name):
@@ -62,9 +65,15 @@ REFUSED = {
     "flash attention": lambda model: with_text(model, _attn_implementation="flash_attention_2"),
     "stages between the layers of DeepStack": lambda model: None,
     "pictures and videos in one batch": lambda model: None,
+    "looking ahead at a layer that does not attend": lambda model: None,
 }
 # What comes along with such a forward, of no matter what sizes.
 BROUGHT = {"pictures and videos in one batch": dict.fromkeys(("pixel_values", "pixel_values_videos"), torch.zeros(1))}
+# What such a forward is asked for.
+ASKED = {
+    "stages between the layers of DeepStack": vitcop.Random(0.9, layer=1),
+    "looking ahead at a layer that does not attend": vitcop.HAWK(),
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -73,7 +82,7 @@ def test_what_the_table_says_raises(name):
         model = FAMILIES[name].model()
         inputs = batch([ONE_IMAGE], family=FAMILIES[name]) | BROUGHT.get(refused, {})
         REFUSED[refused](model)
-        method = vitcop.Random(0.9, layer=1) if "stages" in refused else vitcop.Random()
+        method = ASKED.get(refused, vitcop.Random())
         with torch.no_grad(), pytest.raises(vitcop.VitcopError), vitcop.prune(model, method):
             model(**inputs)
 

@@ -42,6 +42,8 @@ REFUSED = {
     "glm4v with videos": "not been tested",
     "glm46v": "not been tested",
     "glm4v_moe": "not been tested",
+    "qwen3_5": "not been tested",
+    "qwen3_5_moe": "not been tested",
 }
 
 

@@ -17,6 +17,7 @@ from transformers import (
     PretrainedConfig,
     Qwen2_5_VLConfig,
     Qwen2Config,
+    Qwen3_5Config,
     Qwen3VLConfig,
     SiglipVisionConfig,
 )
@@ -168,6 +169,18 @@ def _qwen3_vl() -> PretrainedConfig:
     return Qwen3VLConfig(vision_config=vision, text_config=text)
 
 
+def _qwen3_5() -> PretrainedConfig:
+    """What the config class has by default, but for the rotary embedding and what the encoder hands on."""
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 1e7,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [11, 11, 10],
+        "mrope_interleaved": True,
+    }
+    return Qwen3_5Config(vision_config={"out_hidden_size": 4096}, text_config={"rope_parameters": rope})
+
+
 def _glm4v() -> PretrainedConfig:
     """What the config class has by default, but for the rotary embedding of half a head."""
     rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [8, 12, 12]}
@@ -211,6 +224,7 @@ SHAPES: dict[str, Shape] = {
     "llava-onevision-0.5b": Shape(_onevision, LlavaOnevisionImageProcessorPil),
     "qwen2.5-vl-7b": Shape(_qwen2_5_vl, _qwen2_5_processor),
     "qwen3-vl-8b": Shape(_qwen3_vl, _qwen3_processor),
+    "qwen3.5-9b": Shape(_qwen3_5, _qwen3_processor),
     "glm-4.1v-9b": Shape(_glm4v, Glm4vImageProcessorPil),
     "internvl3-8b": Shape(_internvl3, _internvl_processor),
 }

@@ -28,6 +28,7 @@ SHAPES = (
     "llava-onevision-0.5b",
     "qwen2.5-vl-7b",
     "qwen3-vl-8b",
+    "qwen3.5-9b",
     "glm-4.1v-9b",
     "internvl3-8b",
 )

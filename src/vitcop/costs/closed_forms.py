@@ -14,11 +14,15 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..models.base import VisionModules
+from ..models.decoder import attending
 from ..models.encoders import FUSED, KEYS, num_heads, projections
 from ..models.geometry import Geometry
 
 UNGATED = ("apertus", "arcee", "nemotron", "phi", "starcoder2")
 """`model_type` of decoders whose MLP is two products and no gate."""
+GATED_ATTENTION = ("qwen3_5_moe_text", "qwen3_5_text")
+"""`model_type` of decoders whose query projection makes a gate for each head as well."""
+_CHUNK = 64  # tokens that a gated delta net reads at a time
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,14 @@ def layer_flops(config: PretrainedConfig, layer: int, tokens: int, *, causal: bo
 
     Counts the four attention projections, the MLP, and the two products of the full n x n attention. For layer input
     size h, head size d, H query and K key-value heads, MLP size m and n tokens:
-    `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`. With E experts of size e, k of which see a token, `3 h m` is
-    `3 h k e + h E`, router included, and `3 h e` more for each expert that all see; without a gate it is `2 h m`. A
-    sliding window counts as full attention.
+    `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`, and `2 n h H d` more where attention is gated. With E experts of
+    size e, k of which see a token, `3 h m` is `3 h k e + h E`, router included, and `3 h e` more for each expert that
+    all see; without a gate it is `2 h m`. A sliding window counts as full attention.
+
+    In the place of attention, a gated delta net has V heads with keys of size k and values of size v, widths P of all
+    keys and R of all values that it projects, a convolution over w tokens, and reads c = 64 tokens at a time, for which
+    the prompt is padded to N: `2 n h (2 P + 3 R + 2 V) + 2 (n + w - 1) w (2 P + R) + 2 N V (2 c k + c v + 3 k v)`. The
+    two triangular systems of each chunk, which are solved and not multiplied, are left out.
 
     Args:
         config: of the language model.
@@ -99,16 +108,18 @@ def layer_flops(config: PretrainedConfig, layer: int, tokens: int, *, causal: bo
         tokens: that enter it.
         causal: leave out the masked half of attention, `2 n (n + 1) H d`, as kernels do that get no explicit mask.
     """
-    hidden, queries, keys = decoder_widths(config)
-    attention = 2 * hidden * queries + 2 * hidden * keys
+    mlp = 2 * tokens * _mlp_weights(config, layer)
+    if layer not in attending(config):
+        return mlp + _delta_net_flops(config, tokens)
+    _, queries, _ = decoder_widths(config)
     pairs = tokens * (tokens + 1) // 2 if causal else tokens * tokens
-    return 2 * tokens * (attention + _mlp_weights(config, layer)) + 4 * pairs * queries
+    return mlp + 2 * tokens * _attention_weights(config) + 4 * pairs * queries
 
 
 def layer_bytes(config: PretrainedConfig, layer: int, tokens: int, bytes_per_value: int) -> int:
     """Bytes that one decoder layer cannot help moving: its weights, and the keys and values, written and read once.
 
-    Of experts, as many as the tokens can meet. Hidden states are left out.
+    Of experts, as many as the tokens can meet. Hidden states, and those that recurrent layers keep, are left out.
 
     Args:
         config: of the language model.
@@ -116,15 +127,18 @@ def layer_bytes(config: PretrainedConfig, layer: int, tokens: int, bytes_per_val
         tokens: that enter it, over the whole batch.
         bytes_per_value: of weights, keys and values.
     """
-    hidden, queries, keys = decoder_widths(config)
-    weights = 2 * hidden * queries + 2 * hidden * keys + _mlp_weights(config, layer, tokens)
-    return weights * bytes_per_value + 2 * kv_cache_bytes(config, [tokens], bytes_per_value)
+    mlp = _mlp_weights(config, layer, tokens)
+    if layer not in attending(config):
+        return (mlp + _delta_net_weights(config)) * bytes_per_value
+    _, _, keys = decoder_widths(config)
+    return (mlp + _attention_weights(config) + 2 * tokens * 2 * keys) * bytes_per_value
 
 
 def kv_cache_bytes(config: PretrainedConfig, tokens_per_layer: Sequence[int], bytes_per_value: int) -> int:
-    """Bytes of the keys and values of one prompt: `2 K d` values per token and layer."""
+    """Bytes of the keys and values of one prompt: `2 K d` values per token and layer that attends."""
     _, _, keys = decoder_widths(config)
-    return sum(tokens_per_layer) * 2 * keys * bytes_per_value
+    kept = attending(config)
+    return sum(n for layer, n in enumerate(tokens_per_layer) if layer in kept) * 2 * keys * bytes_per_value
 
 
 def decoder_widths(config: PretrainedConfig) -> tuple[int, int, int]:
@@ -132,6 +146,45 @@ def decoder_widths(config: PretrainedConfig) -> tuple[int, int, int]:
     heads, key_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return config.hidden_size, heads * head_dim, (key_heads or heads) * head_dim
+
+
+def query_channels(config: PretrainedConfig) -> int:
+    """Channels that the projection of queries makes of a token: those of all queries, and of their gates."""
+    _, queries, _ = decoder_widths(config)
+    return 2 * queries if config.model_type in GATED_ATTENTION else queries
+
+
+def _attention_weights(config: PretrainedConfig) -> int:
+    """Weights of the four projections of attention."""
+    hidden, queries, keys = decoder_widths(config)
+    return hidden * (query_channels(config) + 2 * keys + queries)
+
+
+def _delta_net_weights(config: PretrainedConfig) -> int:
+    """Weights of the projections and the convolution of a gated delta net."""
+    keys, values = _delta_net_widths(config)
+    projected = 2 * keys + 2 * values + 2 * config.linear_num_value_heads
+    return config.hidden_size * (projected + values) + (2 * keys + values) * config.linear_conv_kernel_dim
+
+
+def _delta_net_flops(config: PretrainedConfig, tokens: int) -> int:
+    """Of one gated delta net; see `layer_flops`."""
+    keys, values = _delta_net_widths(config)
+    kernel, heads = config.linear_conv_kernel_dim, config.linear_num_value_heads
+    key, value = config.linear_key_head_dim, config.linear_value_head_dim
+    projections = _delta_net_weights(config) - (2 * keys + values) * kernel
+    # A prompt shorter than the convolution is padded to it.
+    convolution = (max(tokens, kernel) + kernel - 1) * kernel * (2 * keys + values)
+    padded = -(-tokens // _CHUNK) * _CHUNK
+    rule = padded * heads * (2 * _CHUNK * key + _CHUNK * value + 3 * key * value)
+    return 2 * (tokens * projections + convolution + rule)
+
+
+def _delta_net_widths(config: PretrainedConfig) -> tuple[int, int]:
+    """Widths of all keys and of all values of a token."""
+    keys: int = config.linear_num_key_heads * config.linear_key_head_dim
+    values: int = config.linear_num_value_heads * config.linear_value_head_dim
+    return keys, values
 
 
 def _mlp_weights(config: PretrainedConfig, layer: int, tokens: int = 1) -> int:

@@ -17,7 +17,15 @@ from ..errors import BudgetError, UnsupportedModelError, VitcopError, reason
 from ..models import Geometry, ModelFamily, Size, family_of, known_family
 from ..selection.pruner import Pruner, SmallImages, checked_budgets
 from ..selection.stage_shape import StageShape
-from .closed_forms import VisionCost, decoder_widths, kv_cache_bytes, layer_flops, prefill_flops, vision_cost
+from .closed_forms import (
+    VisionCost,
+    decoder_widths,
+    kv_cache_bytes,
+    layer_flops,
+    prefill_flops,
+    query_channels,
+    vision_cost,
+)
 
 TEXT_TOKENS = 64
 LONGEST_SIDE, MOST_FRAMES, MOST_TEXT, MOST_LAYERS = 100_000, 10_000, 10_000_000, 1000
@@ -317,6 +325,14 @@ class Planner:
         hidden, queries, keys = decoder_widths(config)
         head_dim = queries // config.num_attention_heads
         others = self.prompt_tokens - image.num_tokens
+
+        def shown(layer: int, before: int) -> int:
+            """Visual tokens in the layer whose keys and attention a stage sees, `before` having come to it."""
+            if layer == 0:
+                return before
+            seen = self.family.keys_before(layer)
+            return counts[sum(stage <= seen for stage in stages)]
+
         return sum(
             method.selection_flops(
                 StageShape(
@@ -326,9 +342,11 @@ class Planner:
                     after=after,
                     grids=image.sizes,
                     prompt=before + others,
+                    shown=shown(layer, before) + others,
                     text=self.text_tokens,
                     hidden=hidden,
                     query_width=queries,
+                    query_channels=query_channels(config),
                     key_width=self._vision.key_width if layer == 0 else keys,
                     head_dim=self._vision.head_dim if layer == 0 else head_dim,
                     ahead_key_width=keys,

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, cache_utils
-from transformers.cache_utils import DynamicLayer, QuantizedLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionLayer, QuantizedLayer
 
 from ..errors import UnsupportedModelError
+from ..models import ModelFamily
 from .layout import Layout
 from .positions import RotaryPositions
 
@@ -115,7 +116,8 @@ class PrunedCache(Cache):
         """
         assert self.request is not None
         widths = self.request.widths
-        tails = {layer.get_seq_length() - width for layer, width in zip(self.layers, widths, strict=False)}
+        held = [pair for pair in zip(self.layers, widths, strict=False) if isinstance(pair[0], CacheLayerMixin)]
+        tails = {layer.get_seq_length() - width for layer, width in held}
         if len(self.layers) != len(widths) or len(tails) != 1 or min(tails) < 0:
             raise UnsupportedModelError(
                 "This KV cache no longer holds what pruning left in it (an interrupted prefill, or an edit of single "
@@ -123,18 +125,27 @@ class PrunedCache(Cache):
             )
         return tails.pop()
 
-    def release(self) -> None:
-        """End the forward that uses the cache."""
+    def release(self, *, interrupted: bool) -> None:
+        """End the forward that uses the cache. Interrupted between layers, it leaves states that nothing can follow."""
         self.running, self.last_keys = False, None
+        if interrupted and self.request is not None and any(map(_is_state, self.layers)):
+            self.request = replace(self.request, num_layers=0)
+
+    # A layer with a state asks one of these, by the version of transformers, before it folds a token in.
+
+    def get_conv_state(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        self._check_running()
+        return super().get_conv_state(*args, **kwargs)
+
+    def has_previous_state(self, layer_idx: int | None = None, *args: Any, **kwargs: Any) -> bool:
+        if layer_idx is not None:
+            self._check_running()
+        return super().has_previous_state(layer_idx, *args, **kwargs)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        if self.request is not None and not self.running:
-            raise UnsupportedModelError(
-                "This KV cache holds a pruned prompt, and the model that is using it is not pruned (any more): keep "
-                "vitcop.prune(...) on for as long as the cache is in use, or start again with a new cache."
-            )
+        self._check_running()
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if self.running:
             self.last_keys = keys
@@ -154,6 +165,11 @@ class PrunedCache(Cache):
         request = self.request
         if tokens_to_remove:
             self._check_layers("crop")
+        if request is not None and any(map(_is_state, self.layers)):
+            raise UnsupportedModelError(
+                "Layers that fold tokens into a state cannot take them back, so that this cache cannot be cropped; "
+                "start again with a new cache, or with a copy.deepcopy of an earlier one."
+            )
         # Drafts of assisted decoding come with the prompt's first forward: taking them back reaches into the prompt.
         if request is not None and (from_prompt := abs(tokens_to_remove) - self.tail_length()) > 0:
             request = request.crop(from_prompt)
@@ -180,9 +196,21 @@ class PrunedCache(Cache):
         if self.request is not None:
             self.request = self.request.select_prompts(prompts)
 
+    def _check_running(self) -> None:
+        if self.request is not None and not self.running:
+            raise UnsupportedModelError(
+                "This KV cache holds a pruned prompt, and the model that is using it is not pruned (any more): keep "
+                "vitcop.prune(...) on for as long as the cache is in use, or start again with a new cache."
+            )
+
     def _check_layers(self, operation: str) -> None:
-        """Raise if a quantised layer has this from layers that keep all in `keys`, where it keeps little."""
+        """Raise if a layer lacks this, or is quantised and has it from layers that keep all in `keys`."""
         for layer in self.layers:
+            if not hasattr(layer, operation):
+                raise UnsupportedModelError(
+                    f"{operation} is nothing that a {type(layer).__name__} of transformers can do; give the model as "
+                    "many prompts as are needed, or use reorder_cache."
+                )
             if isinstance(layer, _QUANTISED) and getattr(type(layer), operation) is getattr(DynamicLayer, operation):
                 raise UnsupportedModelError(
                     f"{operation} would not reach what a {type(layer).__name__} has quantised; use a DynamicCache "
@@ -195,12 +223,25 @@ def cache_in(call: dict[str, Any]) -> Any:
     return call["cache"] if call.get("cache") is not None else call.get("past_key_values")
 
 
-def check_prunable(cache: Cache, has_windows: bool) -> None:
-    """Raise unless the layers of this cache can hold different numbers of tokens, windows being for such models."""
+def _is_state(layer: Any) -> bool:
+    """Whether a layer of a cache keeps a state of all tokens, and none of their keys."""
+    return isinstance(layer, LinearAttentionLayer) and not isinstance(layer, CacheLayerMixin)
+
+
+def check_prunable(cache: Cache, family: ModelFamily) -> None:
+    """Raise unless the layers of this cache can hold different numbers of tokens, as those of this decoder can."""
     layers = getattr(cache, "layers", None)
     kind = getattr(cache, "layer_class_to_replicate", None) or DynamicLayer
-    growing = layers is not None and all(isinstance(layer, DynamicLayer) for layer in layers)
-    if not growing or not issubclass(kind, DynamicLayer) or (any(cache.is_sliding) and not has_windows):
+    growing = layers is not None and all(
+        isinstance(layer, DynamicLayer) or (family.has_states and _is_state(layer)) for layer in layers
+    )
+    with_keys = [number for number, layer in enumerate(layers or ()) if not _is_state(layer)]
+    if growing and family.has_states and with_keys != list(family.attending):
+        raise UnsupportedModelError(
+            "Some layers of this decoder fold tokens into states, for which this cache has no place; use "
+            "DynamicCache(config=model.config)."
+        )
+    if not growing or not issubclass(kind, DynamicLayer) or (any(cache.is_sliding) and not family.has_windows):
         kinds = {type(layer).__name__ for layer in layers or ()} or {type(cache).__name__}
         raise UnsupportedModelError(
             f"A cache of {', '.join(sorted(kinds))} cannot be pruned, as its layers must all hold the same tokens; use "
@@ -219,7 +260,7 @@ def check_dense(cache: Cache) -> None:
         )
 
 
-def adopt(cache: Cache, has_windows: bool) -> PrunedCache:
+def adopt(cache: Cache, family: ModelFamily) -> PrunedCache:
     """Turn an empty cache into one that a pruned prompt can fill.
 
     Raises:
@@ -227,7 +268,7 @@ def adopt(cache: Cache, has_windows: bool) -> PrunedCache:
     """
     if isinstance(cache, PrunedCache):
         return cache
-    check_prunable(cache, has_windows)
+    check_prunable(cache, family)
     cache.__class__ = _pruned_class(type(cache))  # type: ignore[arg-type]
     assert isinstance(cache, PrunedCache)
     return cache

@@ -32,7 +32,9 @@ class Decode(Forward):
             )
         self.tail = cache.tail_length()
         self.tail_mask: Tensor | None = None
+        self.layout = self.request.layouts[0]
         self.masks: dict[str, Any] = {}
+        self.interrupted = False
         cache.running = True
 
     def start(self, call: Call) -> Call:
@@ -46,6 +48,11 @@ class Decode(Forward):
                     f"included; got shape {tuple(mask.shape)}."
                 )
             self.prompt_mask, self.tail_mask = mask.bool().tensor_split([self.request.prompt_length], dim=1)
+            if self.family.has_states and self.new > 1 and not self.tail_mask[:, -self.new :].all():
+                raise UnsupportedModelError(
+                    "Padding behind a prompt would change the states into which some layers of this decoder fold its "
+                    "tokens; go on with turns of one length, or row by row."
+                )
         positions = call.get("position_ids")
         if positions is not None and positions.ndim == 3 and len(positions) != 3:
             positions = None  # `generate` counts on from the last prompt that the model has seen, whichever it was
@@ -60,6 +67,7 @@ class Decode(Forward):
         return call | {"position_ids": positions, "attention_mask": None}
 
     def enter(self, kwargs: Call) -> Call:
+        self.interrupted = True  # until it is over
         layout, embeds = self.request.layouts[0], kwargs["inputs_embeds"]
         mask = entering_mask(self.family, layout, self._real(layout), lambda layer: self._mask(layer, layout, embeds))
         return kwargs | {"attention_mask": mask}
@@ -73,19 +81,21 @@ class Decode(Forward):
         return not self.family.has_windows and all(map(self._needs_none, self.request.layouts.values()))
 
     def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:
-        kind = self.family.layer_kinds[layer]
-        if layer in self.request.layouts:
-            self.masks = {}
+        kind, layout = self.family.layer_kinds[layer], self.request.layout_at(layer)
+        if layout is not self.layout:  # which may have come in a layer that was left alone
+            self.layout, self.masks = layout, {}
         if kind not in self.masks:
             self.masks[kind] = kwargs.get("attention_mask")
-            layout = self.request.layout_at(layer)
             plain = kind == "full_attention" and self.masks[kind] is None and self._needs_none(layout)
             if layout is not self.request.layouts[0] and not plain:
                 self.masks[kind] = self._mask(layer, layout, hidden_states)
         return hidden_states, kwargs | {"attention_mask": self.masks[kind]}
 
+    def finish(self) -> None:
+        self.interrupted = False
+
     def release(self) -> None:
-        self.cache.release()
+        self.cache.release(interrupted=self.interrupted)
 
     def _needs_none(self, layout: Layout) -> bool:
         return layout.counts is None and self._real(layout) is None

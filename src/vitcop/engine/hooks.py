@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .. import floors
 from ..errors import UnsupportedModelError, VitcopError
 from ..models import Observation, family_of
 from ..models.base import Call
@@ -49,6 +50,9 @@ _OBSERVATION = "_vitcop_observation"
 
 def prune(model: nn.Module, method: Pruner, *, small_images: SmallImages = "floor") -> Pruning:
     """Prune the visual tokens of every prompt that `model` reads from now on.
+
+    Logs a warning, once for each type of model, where the retention is below what others found reading and pointing to
+    stand (`vitcop.floors`).
 
     Args:
         model: a stock transformers vision-language model, PEFT-wrapped or not.
@@ -135,6 +139,7 @@ class Pruning:
         self._calls, self._removed, self._changed = 0, False, threading.Condition()
         self._hooks: list[RemovableHandle | _Wrapper] = []
         self._add_hooks(stock)
+        floors.warn(stock, getattr(method, "retention", 1.0))
 
     def __repr__(self) -> str:
         state = "removed" if self._removed else "pruned"
@@ -330,7 +335,7 @@ class Pruning:
         check_mask(mask, tokens, placeholders)
         check_head(thread.asked, self._family.decoder.config, placeholders)
         if cache is not None:
-            check_prunable(cache, self._family.has_windows)
+            check_prunable(cache, self._family)
         prefill = Prefill(self._family, self.method, call, placeholders, self._small_images)
         for modality, observation in (_observations_in(call) or thread.encoded).items():
             prefill.observations[modality].append(observation)

@@ -67,6 +67,10 @@ class Layout:
         prompts = prompts.to(self.columns.device)
         return self._map(lambda part: part[prompts])
 
+    def of_rows(self, rows: slice) -> Layout:
+        """The layout of neighbouring rows of the batch."""
+        return self._map(lambda part: part[rows])
+
     def ends_with(self, columns: Int[Tensor, " some"]) -> bool:
         """Whether the last slots of every prompt hold these prompt columns."""
         last = slice(self.width - len(columns), None)

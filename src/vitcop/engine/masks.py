@@ -12,6 +12,7 @@ from transformers import Cache
 from transformers.masking_utils import blockwise_overlay, create_causal_mask
 
 from ..models import ModelFamily
+from ..models.decoder import STATES
 from .calibration import Counts
 from .layout import Layout
 
@@ -24,10 +25,12 @@ def entering_mask(family: ModelFamily, layout: Layout, real: Tensor | None, mask
         real: the 2-D mask.
         mask_of: makes the mask of a layer.
     """
-    if family.has_windows:
-        kinds = family.layer_kinds
-        return {kind: mask_of(kinds.index(kind)) for kind in set(kinds)}
-    return real if layout.counts is None else mask_of(0)
+    if not family.has_windows and layout.counts is None:
+        return real
+    if not family.has_windows and not family.has_states:
+        return mask_of(0)
+    kinds = family.layer_kinds
+    return {kind: mask_of(kinds.index(kind)) for kind in set(kinds)}
 
 
 def layer_mask(
@@ -41,7 +44,8 @@ def layer_mask(
     blocks: Int[Tensor, "batch held"] | None = None,
     counts: Counts | None = None,
 ) -> Any:
-    """What a layer needs as its mask, made by transformers' own functions for any attention backend.
+    """What a layer needs as its mask, made by transformers' own functions for any attention backend; one that keeps a
+    state needs the 2-D mask of the new tokens.
 
     A sliding window is counted in the tokens of the unpruned prompt, so that a token sees what it would see in
     the dense model, less what was dropped.
@@ -52,6 +56,10 @@ def layer_mask(
         blocks: tokens of the same block see each other both ways; -1 for none.
         counts: how often each token that the layer holds counts.
     """
+    if family.layer_kinds[layer] in STATES:
+        # Padding in front adds nothing to a state, and a single new token is none.
+        new = hidden_states.shape[1]
+        return None if real is None or new == 1 else real[:, -new:]
     config = family.decoder.config
     if counts is not None:
         config = copy.copy(config)

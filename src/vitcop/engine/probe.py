@@ -11,7 +11,7 @@ from transformers.masking_utils import create_causal_mask
 
 from ..errors import UnsupportedModelError, VitcopError
 from ..models import ModelFamily
-from ..models.decoder import check_rows, layer_keys
+from ..models.decoder import layer_keys
 from ..ops.segments import by_size, pad_segments, unpad_segments
 from ..selection.tokens import VisualTokens
 
@@ -74,14 +74,14 @@ def check_probe(family: ModelFamily, layer: int) -> None:
         raise VitcopError(
             f"A probe shows the keys of the layer before one of 1 to {last} of this decoder; got {layer}."
         )
-    check_rows(family.layers[layer - 1], config)
     # Embeddings that the decoder scales before its first layer, and what it adds between its layers.
     scaled, deepstack = getattr(config, "embedding_multiplier", 1) != 1, family.first_stage_layer > 1
-    if scaled or deepstack or family.has_windows or not hasattr(family.decoder, "rotary_emb"):
+    if scaled or deepstack or family.has_windows or family.has_states or not hasattr(family.decoder, "rotary_emb"):
         raise UnsupportedModelError(
             f"The first layers of the {config.model_type!r} decoder need more than embeddings and a causal mask, so "
             "that they cannot be run over an image by itself: use ViTCoP, which looks at the keys of the prompt."
         )
+    family.attending_layer(layer - 1)
     if getattr(config, "bos_token_id", None) is None:
         raise UnsupportedModelError(
             f"The config of the {config.model_type!r} decoder has no bos_token_id, which has to stand before an image "

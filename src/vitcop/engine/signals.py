@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import VitcopError
 from ..models import ModelFamily, Observation
-from ..models.decoder import Rotary, check_rows, final_norm, layer_keys, layer_queries, rotated
+from ..models.decoder import Rotary, final_norm, layer_keys, layer_queries, rotated
 from ..ops.gather import gather_slots
 from ..ops.saliency import attention_rows
 from ..ops.segments import segment_ids, upload
@@ -105,15 +105,56 @@ class LayerInput:
 
 
 @dataclass(frozen=True, eq=False)
+class Attended:
+    """A decoder layer whose keys and attention a stage sees: the nearest before it that has any.
+
+    Attributes:
+        got: its arguments.
+        layout: which prompt columns it held.
+        keys: that it has made; None until it has run.
+        moved: slots of its own in which the tokens stood that have been left since; None if they are the same.
+    """
+
+    got: LayerInput
+    layout: Layout
+    keys: Float[Tensor, "batch kv_heads width head_dim"] | None = None
+    moved: Int[Tensor, "batch left"] | None = None
+
+    def followed(self, slots: Int[Tensor, "batch left"]) -> Attended:
+        """The same layer behind a stage that has left these slots."""
+        return replace(self, moved=slots if self.moved is None else self.moved.gather(1, slots))
+
+    def slots(self, slots: Int[Tensor, " some"]) -> Int[Tensor, " some"]:
+        """Its own slots of tokens, by those in which they stand now; of the flattened batch."""
+        if self.moved is None:
+            return slots
+        return slots // self.moved.shape[1] * self.layout.width + self.moved.flatten()[slots]
+
+    def keys_of(self, slots: Int[Tensor, " some"]) -> Float[Tensor, "some kv_heads head_dim"]:
+        """Keys of tokens, by the slots in which they stand now."""
+        assert self.keys is not None
+        row, column = self.slots(slots) // self.layout.width, self.slots(slots) % self.layout.width
+        return self.keys[row, :, column]
+
+    def of_row(self, row: slice) -> Attended:
+        """A row of the batch by itself, by its own slots."""
+        assert self.keys is not None
+        return Attended(self.got.of_row(row), self.layout.of_rows(row), self.keys[row])
+
+    def to(self, device: torch.device) -> Attended:
+        keys, moved = (None if part is None else part.to(device) for part in (self.keys, self.moved))
+        return Attended(self.got.to(device), self.layout.to(device), keys, moved)
+
+
+@dataclass(frozen=True, eq=False)
 class StageSource(Source):
     """The model just before a stage; see `tokens.Source`.
 
     Attributes:
         states: what enters the layer about to run.
         observation: what the vision encoder showed.
-        layout: which prompt columns `states` and the cache of the layer before hold.
-        cached_keys: of the layer before; None at the entrance.
-        previous: what the layer before got; None at the entrance.
+        layout: which prompt columns `states` hold.
+        attended: the layer before; None at the entrance.
         ahead: makes what the layer about to run would get, if nothing were dropped; None at the entrance.
         doubts: takes, of keys that were worked out, how far they are from what the layer made of each row, and the norm
             of that, to be looked at when no stage waits for it any more.
@@ -124,8 +165,7 @@ class StageSource(Source):
     observation: Observation
     layout: Layout
     states: Float[Tensor, "batch width hidden"]
-    cached_keys: Float[Tensor, "batch kv_heads width head_dim"] | None = None
-    previous: LayerInput | None = None
+    attended: Attended | None = None
     ahead: Callable[[], LayerInput] | None = None
     doubts: list[Float[Tensor, "2 batch"]] = field(default_factory=list)
 
@@ -136,31 +176,30 @@ class StageSource(Source):
         return self._embedded(self.prompts.visual[rows.to(self.prompts.visual.device)])
 
     def keys(self, rows: Tensor, slots: Tensor) -> Tensor:
-        if self.cached_keys is None:
-            return self.observation.keys_of(rows)
-        return self._cached(slots)
+        return self.observation.keys_of(rows) if self.attended is None else self.attended.keys_of(slots)
 
     def encoder_signal(self, signal: EncoderSignal, rows: Tensor) -> Tensor:
         return self.observation.signal_of(signal, rows)
 
     def queries_ahead(self, layer: int, slots: Tensor) -> Tensor:
-        return layer_queries(self._known(layer), self.hidden_states(slots)[None], None, {})[0]
+        return layer_queries(self.family.attending_layer(layer), self.hidden_states(slots)[None], None, {})[0]
 
     def keys_ahead(self, layer: int, slots: Tensor) -> Tensor:
-        return layer_keys(self._known(layer), self.hidden_states(slots)[None], None, {})[0]
+        return layer_keys(self.family.attending_layer(layer), self.hidden_states(slots)[None], None, {})[0]
 
     def probed_keys(self, tokens: VisualTokens, layer: int) -> Tensor:
-        if self.cached_keys is not None:
+        if self.attended is not None:
             raise VitcopError(
                 "Images are run by themselves at the entrance alone; later stages have keys of the prompt."
             )
         return probed_keys(self.family, tokens, self.hidden_states(tokens.slots), layer)
 
     def without_rotary(self, keys: Tensor, slots: Tensor) -> Tensor:
-        previous = self._checked_previous
-        cos, sin = (part.expand(len(self.states), -1, -1).flatten(0, 1)[slots] for part in previous.rotary)
+        attended = self._checked
+        own, got = attended.slots(slots), attended.got
+        cos, sin = (part.expand(len(self.states), -1, -1).flatten(0, 1)[own] for part in got.rotary)
         # Turned by the opposite angles.
-        return rotated(self.family.layers[previous.layer], keys[None].transpose(1, 2), (cos[None], -sin[None]))[0]
+        return rotated(self.family.layers[got.layer], keys[None].transpose(1, 2), (cos[None], -sin[None]))[0]
 
     def final_norm(self, states: Tensor) -> Tensor:
         decoder = self.family.decoder
@@ -173,80 +212,73 @@ class StageSource(Source):
             lengths=lengths,
             embeddings=self._embedded(places),
             hidden_states=self.hidden_states(slots),
-            keys=None if self.cached_keys is None else self._cached(slots),
+            keys=None if self.attended is None else self.attended.keys_of(slots),
             slots=slots,
         )
 
     def attention(self, tokens: VisualTokens, weights: Tensor | None, ahead: bool) -> Tensor:
-        if self.previous is None or self.ahead is None or self.cached_keys is None:
+        if self.attended is None or self.ahead is None:
             raise VitcopError(
                 "There is no attention before decoder layer 0, where this stage stands; prune before a later layer."
             )
-        previous = self._checked_previous
-        got = self.ahead() if ahead else previous
-        keys = self.cached_keys
+        attended = self._checked
         if ahead:
-            keys = got.keys(self._known(got.layer)).transpose(1, 2)
+            got = self.ahead()
+            keys = got.keys(self.family.attending_layer(got.layer)).transpose(1, 2)
+            attended = Attended(got, self.layout, keys)
         if weights is None:
-            return self._rows(got, keys, self._last)[:, 0].flatten()[tokens.slots]
-        return self._weighted(got, keys, tokens, weights)
+            return self._rows(attended, self._last_in(attended.layout))[:, 0].flatten()[attended.slots(tokens.slots)]
+        return self._weighted(attended, tokens, weights)
 
-    @property
-    def _last(self) -> Int[Tensor, "batch 1"]:
+    def _last_in(self, layout: Layout) -> Int[Tensor, "batch 1"]:
         """Slot of each prompt's last token. Behind it there may be a draft, and padding until something is dropped."""
-        placeholders, alive = self.prompts.placeholders, self.layout.alive
+        placeholders, alive = self.prompts.placeholders, layout.alive
         if placeholders.drafted:
-            alive = alive & (self.layout.columns < placeholders.undrafted)
+            alive = alive & (layout.columns < placeholders.undrafted)
         alive = alive.to(self.states.device)
-        return (alive * torch.arange(self.layout.width, device=alive.device)).amax(1, keepdim=True)
+        return (alive * torch.arange(layout.width, device=alive.device)).amax(1, keepdim=True)
 
     @cached_property
-    def _checked_previous(self) -> LayerInput:
-        """What the layer before got. That we make the keys of it which the layer made is a doubt, to be looked at."""
-        assert self.previous is not None and self.cached_keys is not None
-        module, last = self._known(self.previous.layer), self._last
-        made = self.previous.at(last).keys(module)[:, 0].float()
-        held = self.cached_keys[torch.arange(len(last), device=last.device), :, last[:, 0]].float()
+    def _checked(self) -> Attended:
+        """The layer before. That we make the keys of it which the layer made is a doubt, to be looked at."""
+        assert self.attended is not None and self.attended.keys is not None
+        got, last = self.attended.got, self._last_in(self.attended.layout)
+        made = got.at(last).keys(self.family.attending_layer(got.layer))[:, 0].float()
+        held = self.attended.keys[torch.arange(len(last), device=last.device), :, last[:, 0]].float()
         self.doubts.append(torch.stack([(made - held).flatten(1).norm(dim=1), held.flatten(1).norm(dim=1)]))
-        return self.previous
+        return self.attended
 
-    def _known(self, layer: int) -> nn.Module:
-        """A decoder layer whose queries and keys can be worked out."""
-        module = self.family.layers[layer]
-        check_rows(module, self.family.decoder.config)
-        return module
-
-    def _weighted(self, got: LayerInput, keys: Tensor, tokens: VisualTokens, weights: Tensor) -> Tensor:
+    def _weighted(self, attended: Attended, tokens: VisualTokens, weights: Tensor) -> Tensor:
         """Attention from the text behind each image, image by image, so that no row of one is padded for another."""
-        width, received = self.layout.width, []
-        visual = tokens.slots.split(tokens.lengths)
-        text = tokens.text.slots.split(tokens.text.lengths)
+        width, received = attended.layout.width, []
+        visual = attended.slots(tokens.slots).split(tokens.lengths)
+        text = attended.slots(tokens.text.slots).split(tokens.text.lengths)
         block = max(1, _BLOCK_VALUES // (self.family.decoder.config.num_attention_heads * width))
         for row, own, slots, weight in zip(
             self.prompts.rows, visual, text, weights.split(tokens.text.lengths), strict=True
         ):
             of_row = slice(row, row + 1)
-            part = got.of_row(of_row)
-            total = keys.new_zeros(width, dtype=torch.float32)
+            part = attended.of_row(of_row)
+            total = slots.new_zeros(width, dtype=torch.float32)
             for some, share in zip((slots % width).split(block), weight.split(block), strict=True):
-                total = total + (share[:, None] * self._rows(part, keys[of_row], some[None], of_row)[0]).sum(0)
+                total = total + (share[:, None] * self._rows(part, some[None])[0]).sum(0)
             received.append(total[own % width])
         return torch.cat(received)
 
-    def _rows(self, got: LayerInput, keys: Tensor, slots: Tensor, of: slice = slice(None)) -> Tensor:
-        """Attention of the tokens in `slots`, (batch, rows), to all that a layer holds of some rows of the batch."""
+    def _rows(self, attended: Attended, slots: Int[Tensor, "batch rows"]) -> Float[Tensor, "batch rows width"]:
+        """Attention of the tokens in `slots` to all that a layer held."""
+        got, layout = attended.got, attended.layout.to(slots.device)
         module: Any = self.family.layers[got.layer]
-        queries = got.at(slots).queries(module)
-        columns, alive = self.layout.columns[of].to(slots.device), self.layout.alive[of].to(slots.device)
+        queries, columns, alive = got.at(slots).queries(module), layout.columns, layout.alive
+        assert attended.keys is not None
         visible = alive[:, None] & (torch.arange(columns.shape[1], device=slots.device) <= slots[..., None])
         if self.family.layer_kinds[got.layer] == "sliding_attention":
             behind = columns.gather(1, slots)[..., None] - columns[:, None]
             visible = visible & (behind < self.family.decoder.config.sliding_window)
         added = None
-        if (counts := self.layout.counts) is not None:
-            own = counts.map(lambda part: part[of].to(slots.device))
-            added = own.logits(self.family, got.layer, columns.gather(1, slots), columns)
-        return attention_rows(queries, keys, visible, module.self_attn.scaling, added)
+        if layout.counts is not None:
+            added = layout.counts.logits(self.family, got.layer, columns.gather(1, slots), columns)
+        return attention_rows(queries, attended.keys, visible, module.self_attn.scaling, added)
 
     def _slots_of(self, places: Tensor) -> Tensor:
         """Slots of tokens, none of which was dropped, by their places in the flattened prompts."""
@@ -259,7 +291,3 @@ class StageSource(Source):
     def _embedded(self, places: Tensor) -> Tensor:
         embeddings = self.prompts.embeddings
         return embeddings.flatten(0, 1)[places.to(embeddings.device)].to(self.states.device)
-
-    def _cached(self, slots: Tensor) -> Tensor:
-        assert self.cached_keys is not None
-        return self.cached_keys[slots // self.layout.width, :, slots % self.layout.width]

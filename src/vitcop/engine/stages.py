@@ -29,7 +29,7 @@ from .layout import Layout
 from .masks import entering_mask, layer_mask
 from .placement import Placed
 from .positions import RotaryPositions, position_behind
-from .signals import LayerInput, Prompts, StageSource
+from .signals import Attended, LayerInput, Prompts, StageSource
 
 
 class Stages:
@@ -44,13 +44,15 @@ class Stages:
         entered: slots of `layout` in what entered the layers, which is what the model keeps passing on; None while that
             is the same.
         fitted: by kind of layer, what layers get in place of that since the last stage.
-        previous: what the layer before the next stage got; None elsewhere.
+        shown: layers whose keys and attention stages see, and before which layer the last one stands that does.
+        attended: the one of these that the next stage sees; None elsewhere.
         hooks: what has been put on that layer until it has run.
         request: what decoding has to know; None until stage 0 is over.
         cache: that of the prompt, once the first layer was reached.
         done, selections, doubts: what happened at each stage, and what has to be true of it, to be looked at when
             nothing waits for it any more.
         shifts: by how much positions are ahead of prompt columns, and where there is a token; None if it is all one.
+        interrupted: whether some layers have run, and not all.
     """
 
     def __init__(
@@ -76,7 +78,8 @@ class Stages:
         self.layouts, self.row_lengths = {0: self.layout}, {0: prompts.placeholders.prompt_lengths}
         self.entered: Tensor | None = None
         self.fitted: dict[str, Call] = {}
-        self.previous: LayerInput | None = None
+        self.shown = {family.keys_before(layer): layer for layer in self.layers if layer}
+        self.attended: Attended | None = None
         self.hooks: list[RemovableHandle] = []
         self.request: Request | None = None
         self.cache: PrunedCache | None = None
@@ -84,6 +87,7 @@ class Stages:
         self.selections: list[tuple[Selection, tuple[int, ...], tuple[int, ...]]] = []
         self.doubts: list[Tensor] = []
         self.shifts: tuple[Tensor, Tensor] | None = None
+        self.interrupted = False
 
     def enter(self, kwargs: Call) -> Call:
         """Apply stage 0 to what enters the language model."""
@@ -92,8 +96,9 @@ class Stages:
         hidden_states, entering, slots = kwargs["inputs_embeds"], self.layout, None
         if 0 in self.layers:
             hidden_states, slots = self._stage(0, hidden_states, self._source(hidden_states))
-        if slots is None and self.family.has_windows and entering.mask is not None:
-            # A cache with a window keeps the last slots of a row, which must not be padding.
+        keeps_last = self.family.has_windows or self.family.has_states
+        if slots is None and keeps_last and entering.mask is not None:
+            # A cache with a window, or a state, keeps the last slots of a row, which must not be padding.
             hidden_states, slots = self._pack(0, hidden_states, entering.mask, self.tokens, self.row_lengths[0])
         if slots is not None:
             kwargs |= self.family.gather_features(kwargs, slots, self.layout.alive, sum(self.tokens.lengths))
@@ -123,16 +128,19 @@ class Stages:
             hidden_states, slots = self._stage(layer, hidden_states, source)
             if slots is not None:
                 self.entered = slots if self.entered is None else self.entered.gather(1, slots)
+                self.attended = self.attended and self.attended.followed(slots)
                 self.fitted = {}
         if self.entered is not None:
             kind = self.family.layer_kinds[layer]
             if kind not in self.fitted:
                 self.fitted[kind] = self._fit(layer, hidden_states, kwargs)
             kwargs = kwargs | self.fitted[kind]
-        self.previous = None
-        if layer + 1 in self.layers:
+        if self.attended is not None and self.shown[self.attended.got.layer] <= layer:
+            self.attended = None
+        if layer in self.shown:
             projected, self.hooks = keep_projected(self.family.layers[layer])
-            self.previous = LayerInput(layer, hidden_states, kwargs["position_embeddings"], projected)
+            got = LayerInput(layer, hidden_states, kwargs["position_embeddings"], projected)
+            self.attended = Attended(got, self.layout)
         if "flash" in self.family.decoder.config._attn_implementation:
             # Flash attention would take gaps between positions for the borders of packed sequences.
             kwargs["position_ids"] = None
@@ -142,10 +150,11 @@ class Stages:
         for hook in self.hooks:
             hook.remove()
         if self.cache is not None:
-            self.cache.release()
+            self.cache.release(interrupted=self.interrupted)
 
     def check(self) -> None:
         """Raise if a stage saw or selected what it must not; all at once, so that none waits for the device."""
+        self.interrupted = False
         known = all(_agree(*doubt.cpu()) for doubt in self.doubts)
         valid = all(selection.to("cpu").allows(lengths, budget) for selection, lengths, budget in self.selections)
         even = self.shifts is None or _even(*self.shifts)
@@ -184,12 +193,12 @@ class Stages:
     def _source_between(self, layer: int, hidden_states: Tensor, rotary: Rotary) -> StageSource:
         """What methods may see before a layer, to which the model passes on these rotary embeddings."""
         device = hidden_states.device
-        assert self.cache is not None and self.cache.last_keys is not None and self.previous is not None
+        assert self.cache is not None and self.cache.last_keys is not None and self.attended is not None
+        self.attended = replace(self.attended, keys=self.cache.last_keys).to(device)
         return replace(
             self._source(hidden_states),
             doubts=self.doubts,
-            cached_keys=self.cache.last_keys.to(device),
-            previous=self.previous.to(device),
+            attended=self.attended,
             ahead=lambda: LayerInput(layer, hidden_states, self._rotary(rotary)),
         )
 
@@ -198,9 +207,9 @@ class Stages:
             raise UnsupportedModelError(
                 "Pruning needs the KV cache, whose keys it selects by: leave use_cache on, gradient checkpointing off."
             )
-        self.cache = adopt(cache, self.family.has_windows)
+        self.cache = adopt(cache, self.family)
         self.cache.request = self.request
-        self.cache.running = True
+        self.cache.running = self.interrupted = True
 
     def _stage(self, layer: int, entering: Tensor, source: StageSource) -> tuple[Tensor, Tensor | None]:
         """Select, merge and repack. Returns the new hidden states and the slots they gather, None if all stayed."""

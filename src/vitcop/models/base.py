@@ -18,6 +18,7 @@ from ..errors import UnsupportedModelError, VitcopError
 from ..ops.segments import segment_ids, starts_of
 from ..selection.pruner import Calibrate
 from ..selection.tokens import SALIENCY, EncoderSignal, VisualTokens
+from .decoder import STATES, attending, check_rows, layer_kinds
 from .encoders import Patches, Watched
 from .geometry import Geometry, Size
 from .grids import Grids
@@ -169,11 +170,14 @@ class ModelFamily(ABC):
         keeps_positions: whether surviving tokens always stay at their positions, whatever the method says.
         tiles_are_images: whether the encoder gets tiles without being told which picture they are of; see `joined`.
         has_windows: whether decoder layers may attend to a sliding window.
-        first_stage_layer: the earliest decoder layer before which tokens may be dropped, besides 0.
+        has_states: whether decoder layers may fold tokens into a state (linear attention, short convolutions).
+        first_stage_layer: the earliest decoder layer before which tokens may be dropped, besides 0: at least one before
+            it has keys to show.
         key_cutoff: density cutoff known to suit the keys of this vision encoder, or None.
         observed: for each modality the vision attention of the layer whose features the model uses.
         model, base, decoder, layers: the model, its base model, its language model and the layers of that.
         layer_kinds: of each decoder layer, as in `config.layer_types`.
+        attending: numbers of the decoder layers that attend, and so keep keys; the others keep a state.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -182,7 +186,7 @@ class ModelFamily(ABC):
     keeps_positions: ClassVar[bool] = False
     tiles_are_images: ClassVar[bool] = False
     has_windows: ClassVar[bool] = False
-    first_stage_layer: int = 1
+    has_states: ClassVar[bool] = False
     key_cutoff: float | None = None
     observed: dict[str, nn.Module]
 
@@ -190,17 +194,39 @@ class ModelFamily(ABC):
         self.model = model
         self.base: PreTrainedModel = model.base_model
         self.decoder: PreTrainedModel = model.get_decoder()
-        _check_decoder(self.decoder, self.has_windows)
+        _check_decoder(self.decoder, self.has_windows, self.has_states)
         self.layers: nn.ModuleList = self.decoder.layers
-        kinds = getattr(self.decoder.config, "layer_types", None) or ["full_attention"] * len(self.layers)
-        self.layer_kinds: tuple[str, ...] = tuple(kinds[: len(self.layers)])
+        self.layer_kinds = layer_kinds(self.decoder.config)
+        self.attending = attending(self.decoder.config)
+        self.first_stage_layer = self.attending[0] + 1
         self.check_attention()
 
     @property
     def normalises_keys(self) -> bool:
         """Whether the decoder normalises each key (QK-norm), so that key norms say little about a token."""
-        attention = self.layers[0].self_attn
+        attention = self.layers[self.attending[0]].self_attn
         return any(hasattr(attention, name) for name in ("k_norm", "k_layernorm", "key_layernorm"))
+
+    def keys_before(self, layer: int) -> int:
+        """Number of the decoder layer whose keys a stage before `layer` sees: the nearest before it that attends."""
+        return max(number for number in self.attending if number < layer)
+
+    def attending_layer(self, layer: int) -> nn.Module:
+        """A decoder layer whose queries and keys can be worked out.
+
+        Raises:
+            UnsupportedModelError: the layer has none, or not by itself.
+        """
+        if layer not in self.attending:
+            others = ", ".join(str(number) for number in self.attending if number >= self.first_stage_layer)
+            raise UnsupportedModelError(
+                f"Decoder layer {layer} of this {self.model.config.model_type!r} model folds tokens into a state, and "
+                f"has no queries and keys to select by: place the stage before one of layers {others}, or use a method "
+                "that does not look at the layer about to run."
+            )
+        module = self.layers[layer]
+        check_rows(module, self.decoder.config)
+        return module
 
     def placeholders(self, call: Call) -> dict[str, Bool[Tensor, "batch seq"]]:
         """Where the prompt has a placeholder of each modality.
@@ -370,17 +396,19 @@ class ModelFamily(ABC):
         return {}
 
 
-def _check_decoder(decoder: PreTrainedModel, has_windows: bool) -> None:
+def _check_decoder(decoder: PreTrainedModel, has_windows: bool, has_states: bool) -> None:
     """Raise unless layers attend in a way we can follow, and get their cache, mask and positions by name."""
-    config, layers = decoder.config, getattr(decoder, "layers", ())
+    config = decoder.config
+    layers: Sequence[nn.Module] = getattr(decoder, "layers", ())
     kinds = set(getattr(config, "layer_types", None) or ())
-    known = {"full_attention", "sliding_attention"} if has_windows else {"full_attention"}
+    known = {"full_attention"} | ({"sliding_attention"} if has_windows else set()) | (STATES if has_states else set())
     if kinds - known or (not kinds and getattr(config, "sliding_window", None)):
         raise UnsupportedModelError(
             f"The {config.model_type!r} decoder has sliding-window or other partial attention, which is supported for "
             "no family but Gemma 3; use a checkpoint whose layers attend to all tokens before them."
         )
-    if not layers or not all(hasattr(layer, "self_attn") for layer in layers):
+    kept = [layer for layer, kind in zip(layers, layer_kinds(config), strict=False) if kind not in STATES]
+    if not kept or not all(hasattr(layer, "self_attn") for layer in kept):
         raise UnsupportedModelError(
             f"The {config.model_type!r} decoder has no `layers` with a `self_attn` each, so that it cannot be pruned; "
             "use a model with a Llama-like decoder."

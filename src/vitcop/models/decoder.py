@@ -17,8 +17,22 @@ from ..errors import UnsupportedModelError
 QUERIES, KEYS = "q_proj", "k_proj"
 """Names of projections in the attention of a decoder layer."""
 
+STATES = frozenset({"linear_attention", "conv"})
+"""Kinds of decoder layers, as in `config.layer_types`, that fold tokens into a state in place of keeping their keys."""
+
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of each token, (batch, tokens, head_dim)."""
+
+
+def layer_kinds(config: PretrainedConfig) -> tuple[str, ...]:
+    """The kind of each decoder layer, as in `config.layer_types`."""
+    count: int = config.num_hidden_layers
+    return tuple(getattr(config, "layer_types", None) or ["full_attention"] * count)[:count]
+
+
+def attending(config: PretrainedConfig) -> tuple[int, ...]:
+    """Numbers of the decoder layers that attend, and so keep keys."""
+    return tuple(number for number, kind in enumerate(layer_kinds(config)) if kind not in STATES)
 
 
 def check_rows(layer: nn.Module, config: PretrainedConfig) -> None:
@@ -126,8 +140,15 @@ def _projected(
     if norm is not None and _width(norm) == states.shape[-1]:  # over all heads, as in OLMoE
         states, norm = norm(states), None
     states = states.unflatten(-1, (-1, attention.head_dim))
+    if name == QUERIES and states.shape[-2] == 2 * _num_heads(attention):
+        states = states[..., ::2, :]  # behind the query of each head stands its gate
     states = states if norm is None else norm(states)
     return states if rotary is None else rotated(layer, states.transpose(1, 2), rotary)
+
+
+def _num_heads(attention: Any) -> int:
+    heads: int = attention.config.num_attention_heads
+    return heads
 
 
 def _width(norm: nn.Module) -> int | None:

@@ -30,10 +30,13 @@ class Qwen3VL(Qwen2VL):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        self.first_stage_layer = max(1, len(model.config.vision_config.deepstack_visual_indexes))
+        deepstack = getattr(model.config.vision_config, "deepstack_visual_indexes", ())
+        self.first_stage_layer = max(self.first_stage_layer, len(deepstack))
 
     def gather_features(self, kwargs: Call, slots: Int[Tensor, "batch kept"], alive: Tensor, count: int) -> Call:
-        before = kwargs["visual_pos_masks"]
+        before = kwargs.get("visual_pos_masks")
+        if before is None:
+            return {}
         mask = gather_slots(before, slots, -1) & alive
         number = gather_slots(before.flatten().cumsum(0).view_as(before) - 1, slots, -1)
         kept = number.flatten()[indices_of(mask.flatten(), count)]

@@ -16,9 +16,11 @@ class StageShape:
         before, after: visual tokens that come to the stage, and that stay.
         grids: visual tokens of each grid before pruning.
         prompt: all tokens of the prompt that come to the stage, visual and text.
+        shown: all tokens of the prompt in the layer before, whose keys and attention the stage sees.
         text: text tokens behind the image.
         hidden: width of hidden states.
         query_width: heads times head size of the decoder's queries.
+        query_channels: what their projection makes of a token: twice as much where it makes gates as well.
         key_width, head_dim: heads times head size of `VisualTokens.keys`, and the head size: the vision encoder's at
             layer 0, the decoder's later.
         ahead_key_width: heads times head size of `VisualTokens.keys_ahead`, which are the decoder's at every layer.
@@ -34,9 +36,11 @@ class StageShape:
     after: int
     grids: tuple[int, ...]
     prompt: int
+    shown: int
     text: int
     hidden: int
     query_width: int
+    query_channels: int
     key_width: int
     head_dim: int
     ahead_key_width: int
@@ -48,16 +52,17 @@ class StageShape:
     def row(self, queries: int = 1) -> int:
         """Floating point operations of softmax rows in the layer before, whose keys are in the cache.
 
-        With q queries, n tokens in the prompt, hidden width h and query width w: `2 q h w + 2 q n w`, and `check`.
+        With q queries, n tokens in that layer, hidden width h and query width w: `2 q h w + 2 q n w`, and `check`.
+        Where gates are projected along, the first is twice that.
         """
-        return 2 * queries * self.query_width * (self.hidden + self.prompt) + self.check
+        return self._rows(queries, self.shown) + self.check
 
     def ahead(self, queries: int, keys: int) -> int:
         """Floating point operations of `queries_ahead` of q tokens and `keys_ahead` of n: `2 h (q w + n k)`.
 
         With hidden width h and widths w of queries and k of keys.
         """
-        return 2 * self.hidden * (queries * self.query_width + keys * self.ahead_key_width)
+        return 2 * self.hidden * (queries * self.query_channels + keys * self.ahead_key_width)
 
     def probe(self, layer: int, tokens: int) -> int:
         """Floating point operations of `probed_keys(layer)` of n tokens: what the layers before `layer - 1` take for
@@ -73,4 +78,8 @@ class StageShape:
 
     def row_ahead(self, queries: int = 1) -> int:
         """As `row`, in the decoder layer about to run, whose keys have to be made: `2 n h k` more, k their width."""
-        return self.row(queries) + 2 * self.prompt * self.hidden * self.key_width
+        made = 2 * self.prompt * self.hidden * self.key_width
+        return self._rows(queries, self.prompt) + self.check + made
+
+    def _rows(self, queries: int, tokens: int) -> int:
+        return 2 * queries * (self.hidden * self.query_channels + tokens * self.query_width)

@@ -36,7 +36,7 @@ ANYRES_NINE = "anyres_max_9"
 TEXT_BETWEEN = frozenset({"mistral3", "idefics3", "smolvlm"})
 """Model types whose processors write text among the tokens of a picture."""
 
-NOT_TESTED = frozenset({"llava_next_video", "video_llava", "glm4v", "glm4v_moe", "glm46v"})
+NOT_TESTED = frozenset({"llava_next_video", "video_llava", "glm4v", "glm4v_moe", "glm46v", "qwen3_5", "qwen3_5_moe"})
 """Model types of which nobody has seen that vLLM answers as transformers does."""
 
 
@@ -162,14 +162,14 @@ def architecture_of(family: ModelFamily) -> str:
             f"This {model_type!r} decoder has sliding windows, which are counted in the tokens of the unpruned prompt, "
             "and vLLM counts what is there: prune it in transformers."
         )
+    if model_type in NOT_TESTED:
+        raise UnsupportedModelError(
+            f"Pruned models of type {model_type!r} have not been tested in vLLM: prune it in transformers."
+        )
     if family.first_stage_layer > 1:
         raise UnsupportedModelError(
             f"This {model_type!r} decoder takes features of pictures in later layers as well (DeepStack), which are "
             "not served pruned: prune it in transformers, or serve Qwen2.5-VL."
-        )
-    if model_type in NOT_TESTED:
-        raise UnsupportedModelError(
-            f"Pruned models of type {model_type!r} have not been tested in vLLM: prune it in transformers."
         )
     # vLLM's own LLaVA has no DINOv2, and its OneVision shrinks all pictures to nine tiles.
     aspect = getattr(family.model.config, "vision_aspect_ratio", ANYRES_NINE)
