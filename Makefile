@@ -8,8 +8,9 @@ RAY := .venv-ray
 LMMS := .venv-lmms
 TESTBED := .venv-testbed
 VLLM := .venv-vllm
+APP := .venv-app
 
-.PHONY: demo test test-slow test-oldest test-processors test-ray test-lmms test-testbed test-vllm test-all lint docs results \
+.PHONY: demo test test-slow test-oldest test-processors test-ray test-lmms test-testbed test-vllm test-app test-all lint docs results \
 	gpu gpu-rehearsal gpu-wheels quality quality-full testbed-quality format train clean
 
 demo: $(VENV)/.installed
@@ -50,6 +51,12 @@ test-testbed: $(TESTBED)/.dev
 test-vllm: $(VLLM)/.dev
 	$(VLLM)/bin/python -c "import vllm"
 	$(VLLM)/bin/pytest tests/vllm_plugin
+
+# The page of `vitcop app` in a browser, chromium as Debian's package has it, in an environment of its own.
+test-app: $(APP)/.dev
+	$(APP)/bin/python -c "import gradio, playwright"
+	which chromium
+	$(APP)/bin/pytest tests/app
 
 test-all: test test-slow test-oldest
 
@@ -117,7 +124,7 @@ train: $(VENV)/.installed
 	$(BIN)/python -m training
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) $(RAY) $(LMMS) $(TESTBED) $(VLLM) .wheels build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) $(RAY) $(LMMS) $(TESTBED) $(VLLM) $(APP) .wheels build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch first and alone, so that nothing asks the registry for a newer build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -172,6 +179,13 @@ $(TESTBED)/.dev: pyproject.toml constraints.txt
 	touch $@
 
 # vLLM takes no newer transformers, and brings builds of torchvision, torchaudio and torchcodec for CUDA.
+$(APP)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(APP)
+	$(APP)/bin/pip install --quiet --upgrade pip
+	$(APP)/bin/pip install --quiet --constraint constraints.txt torch
+	$(APP)/bin/pip install --quiet --constraint constraints.txt --editable . --group app
+	touch $@
+
 $(VLLM)/.dev: pyproject.toml constraints.txt tests/vllm_plugin/torchvision_operators.py
 	$(PYTHON) -m venv $(VLLM)
 	sed "s/^transformers==.*/transformers==5.19.0/" constraints.txt > $(VLLM)/constraints.txt

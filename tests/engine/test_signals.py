@@ -290,7 +290,9 @@ def test_attention_that_cannot_be_worked_out_raises(change):
             model(**batch([ONE_IMAGE]))
 
 
-@pytest.mark.parametrize(("name", "method"), [(name, m) for name, family in FAMILIES.items() for m in sorted(family.refuses)])
+@pytest.mark.parametrize(
+    ("name", "method"), [(name, m) for name, family in FAMILIES.items() for m in sorted(family.refuses)]
+)
 def test_a_layer_that_does_not_attend_shows_nothing_ahead(name, method):
     family = FAMILIES[name]
     model, inputs = family.model(), batch([ONE_IMAGE], family=family)

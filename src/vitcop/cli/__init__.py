@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from . import app as page
 from . import bench, compare, eval, methods, plan, report, run, serve
 
 # What is not a user's to mend is told by Python's own traceback: rich would draw hundreds of lines of other libraries.
@@ -34,3 +35,4 @@ app.command()(bench.bench)
 app.command("eval")(eval.eval_)
 app.command()(serve.serve)
 app.command()(report.report)
+app.command()(page.app)

@@ -1,0 +1,1 @@
+"""A page in the browser on which pruning can be played with."""
