@@ -58,6 +58,7 @@ BILLIONS = {
     "qwen3-vl-8b": 8.767,
     "glm-4.1v-9b": 10.293,
     "internvl3-8b": 7.944,
+    "aya-vision-8b": 8.632,
 }
 """Parameters of the checkpoints that the shapes are named after."""
 

@@ -60,6 +60,9 @@ REFUSED = {
     ),
     "sliding windows in the decoder": lambda model: with_text(model, layer_types=["sliding_attention"] * 8),
     "flash attention": lambda model: with_text(model, _attn_implementation="flash_attention_2"),
+    "flash attention where there are sliding windows": lambda model: with_text(
+        model, layer_types=["sliding_attention"] * 8, _attn_implementation="flash_attention_2"
+    ),
     "stages between the layers of DeepStack": lambda model: None,
     "pictures and videos in one batch": lambda model: None,
 }

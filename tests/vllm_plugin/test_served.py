@@ -42,6 +42,9 @@ REFUSED = {
     "glm4v with videos": "not been tested",
     "glm46v": "not been tested",
     "glm4v_moe": "not been tested",
+    "aya_vision": "sliding windows",
+    "aya_vision with cohere": "not been tested",
+    "cohere2_vision": "sliding windows",
 }
 
 

@@ -132,7 +132,8 @@ class Stages:
         self.previous = None
         if layer + 1 in self.layers:
             projected, self.hooks = keep_projected(self.family.layers[layer])
-            self.previous = LayerInput(layer, hidden_states, kwargs["position_embeddings"], projected)
+            rotary = kwargs["position_embeddings"] if self.family.turns(layer) else None
+            self.previous = LayerInput(layer, hidden_states, rotary, projected)
         if "flash" in self.family.decoder.config._attn_implementation:
             # Flash attention would take gaps between positions for the borders of packed sequences.
             kwargs["position_ids"] = None
@@ -190,7 +191,7 @@ class Stages:
             doubts=self.doubts,
             cached_keys=self.cache.last_keys.to(device),
             previous=self.previous.to(device),
-            ahead=lambda: LayerInput(layer, hidden_states, self._rotary(rotary)),
+            ahead=lambda: LayerInput(layer, hidden_states, self._rotary(rotary) if self.family.turns(layer) else None),
         )
 
     def _take_cache(self, cache: Cache | None) -> None:
