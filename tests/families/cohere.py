@@ -1,7 +1,7 @@
 """Aya Vision and Command A Vision: tiles of 6 x 6 patches, shuffled to 3 x 3 tokens; one to three tiles a picture.
 
 Some layers see all and have no positions: one before a stage of the shared tests, one behind, and the last. The windows
-of the others are shorter than a picture of three tiles.
+of the others are shorter than a third of the longest picture, which is what a probe is made of.
 """
 
 import torch
@@ -35,7 +35,7 @@ class AyaVision(TinyFamily):
         return SiglipVisionConfig(**ENCODER, image_size=48, patch_size=8, vision_use_head=False)
 
     def text(self):
-        return Cohere2Config(**TEXT, sliding_window=12, layer_types=KINDS)
+        return Cohere2Config(**TEXT, sliding_window=8, layer_types=KINDS)
 
     def shape(self, kind, size, alone):
         return TILES[size], 48, 48
