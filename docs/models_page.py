@@ -31,6 +31,9 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   encoder has gathered of all of it, so that they are separators. [CLS] attends to them, which is no patch's saliency.
 * Prompts of GLM-V have the placeholder of pictures for videos as well, between other markers; which of the two they
   are is told by what comes along. `EarlyViTCoP` needs the `bos_token_id` that the configs of its decoders leave out.
+* Of Qwen2.5-Omni and Qwen3-Omni, it is the thinker that takes pictures and videos (`model.thinker` of the whole, which
+  speaks as well), in transformers 5.24 or newer. Sound stands in its prompts as text does and stays, also among the
+  frames of a video (`use_audio_in_video`). Without an attention mask, thinkers take pictures for text, pruned or not.
 * Of Cohere's second decoder (Command R7B and Command A), layers with a sliding window turn queries and keys by rotary
   embeddings, and the others have no positions: `calibrate="distance"` raises, all else works. Aya Vision 32B has the
   first, whose layers are all alike.

@@ -22,7 +22,7 @@ from transformers import (
 
 import vitcop
 from vitcop.costs.plan import Planner
-from vitcop.models import Size, family_of, glm4v, qwen2_vl, qwen3_vl
+from vitcop.models import Size, family_of, glm4v, qwen2_vl, qwen3_vl, qwen_omni
 
 VITCOP = METHODS["vitcop"]
 QWEN_SIZE = {"shortest_edge": 64, "longest_edge": 5120}
@@ -69,7 +69,7 @@ def small_pictures(monkeypatch):
     """Settings of processors as small as the tiny models."""
     for processor in (qwen2_vl.Qwen2VLImageProcessorPil, glm4v.Glm4vImageProcessorPil):
         monkeypatch.setattr(processor, "size", QWEN_SIZE)
-    for module in (qwen2_vl, qwen3_vl, glm4v):
+    for module in (qwen2_vl, qwen3_vl, qwen_omni, glm4v):
         monkeypatch.setattr(module, "VIDEO_SIZE", QWEN_SIZE)
     # Their processor always makes the longer side four tiles long.
     monkeypatch.setattr(families.idefics3, "TILES", (5, 17))
