@@ -141,3 +141,18 @@ def test_families_of_ones_own_can_be_registered(monkeypatch):
         assert type(pruning.report) is vitcop.Report
         kept.append([stage.kept() for stage in pruning.report.stages])
     assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("by", ["ids", "embeddings"])
+@pytest.mark.parametrize("name", ["idefics3", "internvl", "aya_vision", "cohere2_vision"])
+def test_pictures_of_several_tiles_stay_apart(name, by):
+    """Also next to one another; each tile comes to the encoder without saying which picture it is of."""
+    tiny = FAMILIES[name]
+    model, visuals = tiny.model(), [tiny.visual("image", size, seed) for seed, size in enumerate((1, 1, 0, 1))]
+    rows = [[1, *(token for visual in visuals for token in tiny.tokens(visual)), 5, 6]]
+    inputs = {"input_ids": torch.tensor(rows)} | tiny.inputs([visuals])
+    if by == "embeddings":
+        inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
+    with torch.no_grad(), vitcop.prune(model, vitcop.Random(0.5)) as pruning:
+        model(**inputs)
+    assert pruning.report.image_lengths == (27, 27, 9, 27)
