@@ -36,6 +36,12 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   so that none stands before layer 4. What is dropped is not read by recurrent layers behind the stage either.
   `PyramidDrop` looks at the layer about to run, and needs `layers` that attend, such as `[7, 15, 23]`; `HAWK`, which
   looks at layer 0, raises. A token that was merged counts for one in states, whatever `calibrate` says.
+* Of Qwen2.5-Omni and Qwen3-Omni, it is the thinker that takes pictures and videos (`model.thinker` of the whole, which
+  speaks as well), in transformers 5.24 or newer. Sound stands in its prompts as text does and stays, also among the
+  frames of a video (`use_audio_in_video`). Without an attention mask, thinkers take pictures for text, pruned or not.
+* Of Cohere's second decoder (Command R7B and Command A), layers with a sliding window turn queries and keys by rotary
+  embeddings, and the others have no positions: `calibrate="distance"` raises, all else works. Aya Vision 32B has the
+  first, whose layers are all alike.
 * In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, Gemma 3) have ViTCoP's stages II and
   III rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
 

@@ -34,6 +34,7 @@ class Written:
         wide, tall: visual tokens of the two pictures.
         tokens: special tokens, and their ids.
         names: what it calls those that it asks its tokenizer for.
+        asked: what its call is told besides, where it overrules the settings of those inside it.
         image, video: what stands in a prompt for one.
         together: visual tokens of a picture that is not alone in its prompt, if it is then another number.
         frames: visual tokens of each image that a video becomes.
@@ -50,6 +51,7 @@ class Written:
     videos: tuple[str, dict[str, Any]] | None = None
     tokens: dict[str, int] = field(default_factory=lambda: {"<image>": IMAGE})
     names: dict[str, str] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
     image: str = "<image>"
     video: str = "<video>"
     together: int | None = None
@@ -94,7 +96,7 @@ class Written:
         videos = [pixels(name, paint) for row in rows for name in row if name in VIDEOS]
         text = [f"look at {' and '.join(self.video if n in VIDEOS else self.image for n in row)} what" for row in rows]
         visuals = ({"images": pictures} if any(pictures) else {}) | ({"videos": videos} if videos else {})
-        return dict(self.build()(text=text, **visuals, padding=True, return_tensors="pt"))
+        return dict(self.build()(text=text, **visuals, **self.asked, padding=True, return_tensors="pt"))
 
     def expected(self, rows: list[tuple[str, ...]]) -> list[tuple[str, int, int]]:
         """Modality, row and visual tokens of each image in the report."""
@@ -155,6 +157,30 @@ QWEN2 = {
 }
 # It counts the pixels of all frames.
 QWEN3 = QWEN2 | {"videos": ("Qwen3VLVideoProcessor", QWEN | {"size": {"shortest_edge": 64, "longest_edge": 5120}})}
+EARS = {"feature_extractor": transformers.WhisperFeatureExtractor()}
+OMNI = QWEN2 | {
+    "tokens": {
+        "<|IMAGE|>": IMAGE,
+        "<|VIDEO|>": VIDEO,
+        "<|AUDIO|>": 60,
+        "<|vision_bos|>": START,
+        "<|vision_eos|>": END,
+        "<|audio_bos|>": 57,
+        "<|audio_eos|>": 56,
+    },
+    "names": {
+        "image_token": "<|IMAGE|>",
+        "video_token": "<|VIDEO|>",
+        "audio_token": "<|AUDIO|>",
+        "vision_bos_token": "<|vision_bos|>",
+        "vision_eos_token": "<|vision_eos|>",
+        "audio_bos_token": "<|audio_bos|>",
+        "audio_eos_token": "<|audio_eos|>",
+    },
+    "image": "<|vision_bos|><|IMAGE|><|vision_eos|>",
+    "video": "<|vision_bos|><|VIDEO|><|vision_eos|>",
+    "asked": {"videos_kwargs": {"size": QWEN["size"]}},
+}
 # So do both of GLM's, which take a picture for two frames.
 GLM = {
     "tokens": {
@@ -272,6 +298,35 @@ PROCESSORS = {
         thumbnail=-1,
         frames=(9,) * FRAMES,
     ),
+    "aya_vision": Written(
+        ("AyaVisionProcessor", {"patch_size": 8, "img_size": 48, "downsample_factor": 2}),
+        ("GotOcr2ImageProcessor", {"max_patches": 4} | square(48)),
+        tokens={
+            "<|IMG_PATCH|>": IMAGE,
+            "<|START_OF_IMG|>": START,
+            "<|END_OF_IMG|>": END,
+            "TILE_GLOBAL": 57,
+            **{f"TILE_{number}": 40 + number for number in range(1, 13)},
+        },
+        wide=(3 + 1) * 9,
+        tall=(2 + 1) * 9,
+        thumbnail=-1,
+    ),
+    "cohere2_vision": Written(
+        ("Cohere2VisionProcessor", {}),
+        ("Cohere2VisionImageProcessor", {"max_patches": 4, "patch_size": 3} | square(48)),
+        tokens={"<|IMG_PATCH|>": IMAGE, "<|START_OF_IMG|>": START, "<|END_OF_IMG|>": END, "<|IMG_LINE_BREAK|>": 54},
+        names={
+            "image_token": "<|IMG_PATCH|>",
+            "boi_token": "<|START_OF_IMG|>",
+            "eoi_token": "<|END_OF_IMG|>",
+            "img_line_break_token": "<|IMG_LINE_BREAK|>",
+        },
+        image="<|IMG_PATCH|>",
+        wide=(3 + 1) * 9,
+        tall=(4 + 1) * 9,
+        thumbnail=-1,
+    ),
     "video_llava": Written(
         ("VideoLlavaProcessor", {"patch_size": 14} | CLIP),
         ("VideoLlavaImageProcessor", square(56, crop=True)),
@@ -285,6 +340,8 @@ PROCESSORS = {
     "qwen2_5_vl": Written(("Qwen2_5_VLProcessor", {}), **QWEN2),
     "qwen3_vl": Written(("Qwen3VLProcessor", {}), **QWEN3),
     "qwen3_5": Written(("Qwen3VLProcessor", {}), **QWEN3),
+    "qwen2_5_omni_thinker": Written(("Qwen2_5OmniProcessor", EARS), **OMNI),
+    "qwen3_omni_moe_thinker": Written(("Qwen3OmniMoeProcessor", EARS), **OMNI),
     "glm4v": Written(
         ("Glm4vProcessor", {}), ("Glm4vImageProcessor", GLM_IMAGES), videos=("Glm4vVideoProcessor", GLM_VIDEOS), **GLM
     ),

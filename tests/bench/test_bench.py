@@ -59,6 +59,7 @@ BILLIONS = {
     "qwen3.5-9b": 9.410,
     "glm-4.1v-9b": 10.293,
     "internvl3-8b": 7.944,
+    "aya-vision-8b": 8.632,
 }
 """Parameters of the checkpoints that the shapes are named after."""
 

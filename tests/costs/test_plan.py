@@ -162,7 +162,9 @@ def test_every_family_has_a_usual_size(name):
 QWEN, GLM = Qwen2VLImageProcessorPil(patch_size=4), Glm4vImageProcessorPil(patch_size=4)
 PIXTRAL = PixtralImageProcessorPil
 TILED = Idefics3ImageProcessorPil(size={"longest_edge": 4 * 48}, max_image_size={"longest_edge": 48})
-CROPPED = GotOcr2ImageProcessorPil(size={"height": 84, "width": 84}, crop_to_patches=True)
+CROPPED, CUT = (
+    GotOcr2ImageProcessorPil(size={"height": side, "width": side}, crop_to_patches=True) for side in (84, 48)
+)
 UNPADDED = LlavaOnevisionImageProcessorPil(
     size={"height": 56, "width": 56},
     image_grid_pinpoints=FAMILIES["llava_onevision"].settings["image_grid_pinpoints"],
@@ -181,6 +183,7 @@ PATCHES = {
     ),
     **dict.fromkeys(("idefics3", "smolvlm"), (TILED, lambda made: made["pixel_values"].shape[1] * 36)),
     "internvl": (CROPPED, lambda made: len(made["pixel_values"]) * 36),
+    "aya_vision": (CUT, lambda made: len(made["pixel_values"]) * 36),
     "llava_onevision": (UNPADDED, lambda made: made["pixel_values"].shape[1] * 16),
 }
 

@@ -13,7 +13,7 @@ import vitcop
 from vitcop.models import family_of
 from vitcop.ops.saliency import key_norm
 
-NORMALISED = ("gemma3", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+NORMALISED = ("gemma3", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen3_omni_moe_thinker")
 START = DECODER["bos_token_id"]
 
 
@@ -52,7 +52,8 @@ def test_probed_keys_are_those_of_the_stock_decoder(name, layer, attention):
                 position_ids=places if places.ndim == 2 else places.movedim(-1, 0),
                 use_cache=True,
             ).past_key_values
-        held = cache.layers[layer - 1].keys[0].transpose(0, 1)[1:]
+        held = cache.layers[layer - 1].keys[0].transpose(0, 1)[-len(found) :]
+        found = found[-len(held) :]  # a cache with a window has forgotten some
         torch.testing.assert_close(found.norm(dim=-1), held.norm(dim=-1), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(key_norm(found), key_norm(held), rtol=1e-4, atol=1e-5)
 

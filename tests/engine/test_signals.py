@@ -1,6 +1,7 @@
 """What methods may read of the model is what the model computes, whatever the attention backend."""
 
 import inspect
+import operator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,6 +14,7 @@ from tiny import FAMILIES, LLAVA, METHODS, ONE_IMAGE, ThreeStages, batch, merged
 from transformers import DynamicCache, OlmoeConfig, Phi3Config
 
 import vitcop
+from vitcop.models import family_of
 from vitcop.ops.saliency import attention_received, attention_rows
 from vitcop.ops.segments import smallest_per_segment
 
@@ -219,6 +221,9 @@ class Ahead(vitcop.Pruner):
         return vitcop.Selection(smallest_per_segment(tokens.index, tokens.lengths, budget))
 
 
+PROJECTIONS = operator.attrgetter("q_proj", "k_proj")
+
+
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("name", [*FAMILIES, "llava with olmoe"])
 def test_what_a_layer_would_project_is_what_it_turns_by_its_rotary_embedding(name, padding, monkeypatch):
@@ -229,14 +234,23 @@ def test_what_a_layer_would_project_is_what_it_turns_by_its_rotary_embedding(nam
     with torch.no_grad(), vitcop.prune(model, method):
         model(**inputs)
 
-    made, module = [], inspect.getmodule(type(model.get_decoder().layers[attends[0]].self_attn))
+    layers = model.get_decoder().layers
+    made, module = [], inspect.getmodule(type(layers[attends[0]].self_attn))
     rotate = module.apply_rotary_pos_emb
 
     def spy(queries, keys, *args, **kwargs):
         made.append((queries.transpose(1, 2).flatten(0, 1), keys.transpose(1, 2).flatten(0, 1)))
         return rotate(queries, keys, *args, **kwargs)
 
+    def unturned(attention, args, kwargs):
+        states = kwargs["hidden_states"]
+        heads = (proj(states).flatten(0, 1).unflatten(1, (-1, attention.head_dim)) for proj in PROJECTIONS(attention))
+        made.append(tuple(heads))
+
     monkeypatch.setattr(module, "apply_rotary_pos_emb", spy)
+    for number, layer in enumerate(layers):
+        if not family_of(model).turns(number):
+            layer.self_attn.register_forward_pre_hook(unturned, with_kwargs=True)
     with torch.no_grad():
         model(**inputs)
     assert len(made) == len(attends) and method.read[0][0].layer == 0

@@ -27,7 +27,7 @@ from processors import (
 
 import vitcop
 from vitcop.costs.plan import Planner
-from vitcop.models import family_of, glm4v, qwen2_vl, qwen3_vl
+from vitcop.models import family_of, glm4v, qwen2_vl, qwen3_vl, qwen_omni
 from vitcop.quality import Subject, Suite
 from vitcop.quality.contenders import Contest
 from vitcop.quality.reader import Reader
@@ -122,6 +122,10 @@ def test_places_are_those_in_the_picture(name, visual):
 # Plans know only the defaults of processors, of which the ones above have other numbers.
 DEFAULTS = {
     "internvl": replace(PROCESSORS["internvl"], images=("GotOcr2ImageProcessor", square(84))),
+    "aya_vision": replace(PROCESSORS["aya_vision"], images=("GotOcr2ImageProcessor", square(48))),
+    "cohere2_vision": replace(
+        PROCESSORS["cohere2_vision"], images=("Cohere2VisionImageProcessor", {"patch_size": 3} | square(48))
+    ),
     **{
         name: replace(
             PROCESSORS[name],
@@ -163,6 +167,7 @@ def test_planned_tokens_are_those_of_the_processor(name, visual, monkeypatch):
     written.skip_without_its_needs()
     monkeypatch.setattr(qwen2_vl.Qwen2VLImageProcessorPil, "size", QWEN["size"])
     monkeypatch.setattr(qwen2_vl, "VIDEO_SIZE", QWEN["size"])
+    monkeypatch.setattr(qwen_omni, "VIDEO_SIZE", QWEN["size"])
     monkeypatch.setattr(qwen3_vl, "VIDEO_SIZE", QWEN["size"] | {"longest_edge": 5120})
     monkeypatch.setattr(glm4v.Glm4vImageProcessorPil, "size", GLM_IMAGES["size"])
     monkeypatch.setattr(glm4v, "VIDEO_SIZE", GLM_VIDEOS["size"])

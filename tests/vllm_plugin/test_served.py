@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from families import FAMILIES
+from families.omni import MISSING
 from tiny import METHODS
 
 import vitcop
@@ -44,6 +45,10 @@ REFUSED = {
     "glm4v_moe": "not been tested",
     "qwen3_5": "not been tested",
     "qwen3_5_moe": "not been tested",
+    "aya_vision": "sliding windows",
+    "aya_vision with cohere": "not been tested",
+    "cohere2_vision": "sliding windows",
+    **({} if MISSING else {"qwen2_5_omni_thinker": "not been tested", "qwen3_omni_moe_thinker": "DeepStack"}),
 }
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import (
+    AyaVisionConfig,
     CLIPVisionConfig,
+    Cohere2Config,
     Glm4vConfig,
     InternVLConfig,
     LlamaConfig,
@@ -202,6 +204,29 @@ def _internvl3() -> PretrainedConfig:
     return InternVLConfig(vision_config=vision, text_config=text, image_token_id=151667, tie_word_embeddings=False)
 
 
+def _aya_vision() -> PretrainedConfig:
+    """SigLIP 2 so400m/14 for pictures of 364 pixels, and Command R7B."""
+    vision = SiglipVisionConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        image_size=364,
+        patch_size=14,
+        vision_use_head=False,
+    )
+    text = Cohere2Config(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        logit_scale=0.25,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e4},
+    )
+    return AyaVisionConfig(vision_config=vision, text_config=text, alignment_intermediate_size=28672)
+
+
 def _qwen2_5_processor() -> Any:
     return Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384})
 
@@ -216,6 +241,10 @@ def _internvl_processor() -> Any:
     return GotOcr2ImageProcessorPil(size={"height": 448, "width": 448}, crop_to_patches=True)
 
 
+def _aya_vision_processor() -> Any:
+    return GotOcr2ImageProcessorPil(size={"height": 364, "width": 364}, crop_to_patches=True)
+
+
 SHAPES: dict[str, Shape] = {
     "llava-1.5-7b": Shape(lambda: _llava(_VICUNA_7B), _clip_processor),
     "llava-1.5-13b": Shape(lambda: _llava(_VICUNA_13B), _clip_processor),
@@ -227,4 +256,5 @@ SHAPES: dict[str, Shape] = {
     "qwen3.5-9b": Shape(_qwen3_5, _qwen3_processor),
     "glm-4.1v-9b": Shape(_glm4v, Glm4vImageProcessorPil),
     "internvl3-8b": Shape(_internvl3, _internvl_processor),
+    "aya-vision-8b": Shape(_aya_vision, _aya_vision_processor),
 }

@@ -31,6 +31,7 @@ SHAPES = (
     "qwen3.5-9b",
     "glm-4.1v-9b",
     "internvl3-8b",
+    "aya-vision-8b",
 )
 """Names of `bench.SHAPES`, whose import takes seconds."""
 NUMBERINGS: dict[str, tuple[Positions | None, ...]] = {

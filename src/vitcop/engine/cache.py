@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Real
 from torch import Tensor
 from transformers import Cache, cache_utils
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionLayer, QuantizedLayer
@@ -42,7 +42,7 @@ class Request:
     text_after_images: Int[Tensor, ""]
 
     @functools.cached_property
-    def next_position(self) -> Int[Tensor, " batch"]:
+    def next_position(self) -> Real[Tensor, " batch"]:
         """Rotary position of the first token after the prompt."""
         return self.positions.behind(self.layouts[0].alive)
 

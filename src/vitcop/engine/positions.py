@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int, Real, Shaped
 from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class RotaryPositions:
-    """Positions of the tokens that entered the decoder; with axes where a token has one per axis (M-RoPE).
+    """Positions of the tokens that entered the decoder; with axes where a token has one per axis (M-RoPE), of
+    which time need not be whole (Qwen3-Omni).
 
     Attributes:
         values: of the token in each slot; meaningless in padding.
@@ -20,11 +21,11 @@ class RotaryPositions:
             was numbered anew.
     """
 
-    values: Int[Tensor, "*axes batch entered"]
+    values: Real[Tensor, "*axes batch entered"]
     shift: Int[Tensor, " batch"]
-    floor: Int[Tensor, " batch"]
+    floor: Real[Tensor, " batch"]
 
-    def behind(self, alive: Bool[Tensor, "batch entered"]) -> Int[Tensor, " batch"]:
+    def behind(self, alive: Bool[Tensor, "batch entered"]) -> Real[Tensor, " batch"]:
         """Position of the first token behind each prompt. On all axes it is one more than the largest so far.
 
         Args:
@@ -32,7 +33,7 @@ class RotaryPositions:
         """
         return torch.maximum(position_behind(self.values, alive), self.floor)
 
-    def given(self, positions: Int[Tensor, "*axes batch new"]) -> Int[Tensor, "*axes batch new"]:
+    def given(self, positions: Real[Tensor, "*axes batch new"]) -> Real[Tensor, "*axes batch new"]:
         """Positions of later tokens that were counted in the unpruned prompt."""
         return positions - self.shift.to(positions.device)[:, None]
 
@@ -45,8 +46,8 @@ class RotaryPositions:
 
 
 def position_behind(
-    positions: Int[Tensor, "*axes batch seq"], chosen: Bool[Tensor, "batch seq"]
-) -> Int[Tensor, " batch"]:
+    positions: Real[Tensor, "*axes batch seq"], chosen: Bool[Tensor, "batch seq"]
+) -> Real[Tensor, " batch"]:
     """One more than the largest position among the chosen tokens of each prompt; 0 where there are none."""
     last = positions.masked_fill(~chosen.to(positions.device), -1).amax(-1)
     # Of four axes, the first counts tokens; the rotary ones are the last three.

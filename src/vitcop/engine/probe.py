@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from ..errors import UnsupportedModelError, VitcopError
 from ..models import ModelFamily
 from ..models.decoder import layer_keys
 from ..ops.segments import by_size, pad_segments, unpad_segments
 from ..selection.tokens import VisualTokens
+
+_MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
 
 
 def probed_keys(
@@ -56,9 +58,9 @@ def _keys_of_group(
     places = pad_segments(positions + 1, lengths)
     places = torch.cat([torch.zeros_like(places[:, :1]), places], 1)
     rotary = decoder.rotary_emb(states, places if places.ndim == 2 else places.movedim(-1, 0))
-    mask = create_causal_mask(decoder.config, states, None, None)
-    for module in family.layers[: layer - 1]:
-        states = module.forward(states, attention_mask=mask, position_embeddings=rotary)
+    masks = {kind: _MASKS[kind](decoder.config, states, None, None) for kind in set(family.layer_kinds[: layer - 1])}
+    for module, kind in zip(family.layers[: layer - 1], family.layer_kinds, strict=False):
+        states = module.forward(states, attention_mask=masks[kind], position_embeddings=rotary)
     keys = layer_keys(family.layers[layer - 1], states[:, 1:], None, {})
     return unpad_segments(keys, lengths).to(features.device)
 
@@ -76,7 +78,9 @@ def check_probe(family: ModelFamily, layer: int) -> None:
         )
     # Embeddings that the decoder scales before its first layer, and what it adds between its layers.
     scaled, deepstack = getattr(config, "embedding_multiplier", 1) != 1, family.first_stage_layer > 1
-    if scaled or deepstack or family.has_windows or family.has_states or not hasattr(family.decoder, "rotary_emb"):
+    # Gemma 3's rotary embedding is one for each kind of layer, and its images see themselves both ways.
+    one_rotary = hasattr(getattr(family.decoder, "rotary_emb", None), "inv_freq")
+    if scaled or deepstack or family.has_states or not one_rotary:
         raise UnsupportedModelError(
             f"The first layers of the {config.model_type!r} decoder need more than embeddings and a causal mask, so "
             "that they cannot be run over an image by itself: use ViTCoP, which looks at the keys of the prompt."

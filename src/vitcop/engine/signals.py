@@ -72,13 +72,14 @@ class LayerInput:
 
     Attributes:
         layer: its number.
-        hidden_states, rotary: its arguments, of the tokens that it holds.
+        hidden_states: its argument, of the tokens that it holds.
+        rotary: by which it turns them; None if it does not.
         projected: what it made of them and would not make again; see `keep_projected`.
     """
 
     layer: int
     hidden_states: Float[Tensor, "batch width hidden"]
-    rotary: Rotary
+    rotary: Rotary | None
     projected: Mapping[str, Float[Tensor, "batch width channels"]] = field(default_factory=dict)
 
     def at(self, slots: Int[Tensor, "batch rows"]) -> LayerInput:
@@ -99,9 +100,9 @@ class LayerInput:
         return layer_keys(layer, self.hidden_states, self.rotary, self.projected)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> LayerInput:
-        cos, sin = map(change, self.rotary)
+        rotary = None if self.rotary is None else (change(self.rotary[0]), change(self.rotary[1]))
         projected = {name: change(made) for name, made in self.projected.items()}
-        return LayerInput(self.layer, change(self.hidden_states), (cos, sin), projected)
+        return LayerInput(self.layer, change(self.hidden_states), rotary, projected)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +198,8 @@ class StageSource(Source):
     def without_rotary(self, keys: Tensor, slots: Tensor) -> Tensor:
         attended = self._checked
         own, got = attended.slots(slots), attended.got
+        if got.rotary is None:
+            return keys
         cos, sin = (part.expand(len(self.states), -1, -1).flatten(0, 1)[own] for part in got.rotary)
         # Turned by the opposite angles.
         return rotated(self.family.layers[got.layer], keys[None].transpose(1, 2), (cos[None], -sin[None]))[0]

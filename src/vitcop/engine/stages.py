@@ -139,7 +139,8 @@ class Stages:
             self.attended = None
         if layer in self.shown:
             projected, self.hooks = keep_projected(self.family.layers[layer])
-            got = LayerInput(layer, hidden_states, kwargs["position_embeddings"], projected)
+            rotary = kwargs["position_embeddings"] if self.family.turns(layer) else None
+            got = LayerInput(layer, hidden_states, rotary, projected)
             self.attended = Attended(got, self.layout)
         if "flash" in self.family.decoder.config._attn_implementation:
             # Flash attention would take gaps between positions for the borders of packed sequences.
@@ -199,7 +200,7 @@ class Stages:
             self._source(hidden_states),
             doubts=self.doubts,
             attended=self.attended,
-            ahead=lambda: LayerInput(layer, hidden_states, self._rotary(rotary)),
+            ahead=lambda: LayerInput(layer, hidden_states, self._rotary(rotary) if self.family.turns(layer) else None),
         )
 
     def _take_cache(self, cache: Cache | None) -> None:

@@ -169,7 +169,7 @@ class ModelFamily(ABC):
         described: the family in the words of the table of families.
         keeps_positions: whether surviving tokens always stay at their positions, whatever the method says.
         tiles_are_images: whether the encoder gets tiles without being told which picture they are of; see `joined`.
-        has_windows: whether decoder layers may attend to a sliding window.
+        has_windows: whether decoder layers may attend to a sliding window. The decoder then takes a mask for each kind.
         has_states: whether decoder layers may fold tokens into a state (linear attention, short convolutions).
         first_stage_layer: the earliest decoder layer before which tokens may be dropped, besides 0: at least one before
             it has keys to show.
@@ -185,7 +185,7 @@ class ModelFamily(ABC):
     described: ClassVar[Description]
     keeps_positions: ClassVar[bool] = False
     tiles_are_images: ClassVar[bool] = False
-    has_windows: ClassVar[bool] = False
+    has_windows: bool = False
     has_states: ClassVar[bool] = False
     key_cutoff: float | None = None
     observed: dict[str, nn.Module]
@@ -261,7 +261,7 @@ class ModelFamily(ABC):
             return
         if self.has_windows:
             raise UnsupportedModelError(
-                "This decoder cannot be pruned with flash attention, which knows neither its image masks nor where in "
+                "This decoder cannot be pruned with flash attention, which knows neither image masks nor where in "
                 "the prompt a window ends; use attn_implementation='sdpa'."
             )
         if "llama_4_scaling_beta" in (getattr(config, "rope_parameters", None) or {}):
@@ -270,24 +270,28 @@ class ModelFamily(ABC):
                 "their tokens are pruned; use attn_implementation='sdpa'."
             )
 
+    def turns(self, layer: int) -> bool:
+        """Whether a decoder layer turns its queries and keys by the rotary embedding that it gets."""
+        return getattr(getattr(self.layers[layer], "self_attn", None), "use_rope", True)
+
     def rotary_frequencies(self, layer: int) -> Float[Tensor, " planes"]:
         """The angles by which the rotary embedding of a decoder layer turns its planes from one position to the next.
 
         Raises:
             UnsupportedModelError: positions have several axes, angles depend on the length of the prompt, or some
-                channels are not turned.
+                channels, or layers, are not turned.
         """
         rotary, attention = getattr(self.decoder, "rotary_emb", None), getattr(self.layers[layer], "self_attn", None)
         kind = self.layer_kinds[layer]
         frequencies = getattr(rotary, f"{kind}_inv_freq", getattr(rotary, "inv_freq", None))
         types = getattr(rotary, "rope_type", None)
         changing = {"dynamic", "longrope"} & set(types.values() if isinstance(types, dict) else [types])
-        turned = 2 * len(frequencies) if frequencies is not None and getattr(attention, "use_rope", True) else 0
+        turned = 2 * len(frequencies) if frequencies is not None and self.turns(layer) else 0
         if frequencies is None or self.keeps_positions or changing or turned != getattr(attention, "head_dim", None):
             raise UnsupportedModelError(
-                "calibrate='distance' needs a rotary embedding of one axis that turns all channels by angles which do "
-                f"not change with the length, and this {self.model.config.model_type!r} has another; use "
-                "calibrate='size'."
+                "calibrate='distance' needs a rotary embedding of one axis that turns all channels of every layer by "
+                "angles which do not change with the length, and this "
+                f"{self.model.config.model_type!r} has another; use calibrate='size'."
             )
         return frequencies
 
@@ -405,7 +409,7 @@ def _check_decoder(decoder: PreTrainedModel, has_windows: bool, has_states: bool
     if kinds - known or (not kinds and getattr(config, "sliding_window", None)):
         raise UnsupportedModelError(
             f"The {config.model_type!r} decoder has sliding-window or other partial attention, which is supported for "
-            "no family but Gemma 3; use a checkpoint whose layers attend to all tokens before them."
+            "no family but Gemma 3 and Cohere's; use a checkpoint whose layers attend to all tokens before them."
         )
     kept = [layer for layer, kind in zip(layers, layer_kinds(config), strict=False) if kind not in STATES]
     if not kept or not all(hasattr(layer, "self_attn") for layer in kept):

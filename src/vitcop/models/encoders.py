@@ -71,8 +71,8 @@ DINOV2 = Encoder("encoder.layer", "attention", has_cls=True, interpolates=True)
 QUERIES, KEYS, FUSED = "q_proj", "k_proj", "qkv"
 """Names of projections in the attention of an encoder."""
 
-# The last two are DINOv2's before transformers 5.18.
-_NAMES = {QUERIES: QUERIES, KEYS: KEYS, FUSED: FUSED, "query": QUERIES, "key": KEYS}
+# The last four are Qwen2.5-Omni's, and DINOv2's before transformers 5.18.
+_NAMES = {QUERIES: QUERIES, KEYS: KEYS, FUSED: FUSED, "q": QUERIES, "k": KEYS, "query": QUERIES, "key": KEYS}
 
 
 def projections(attention: Any) -> dict[str, nn.Module]:

@@ -52,8 +52,7 @@ class Qwen2VL(ModelFamily):
     def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
         side, shapes = self._merged, [shape for image in self._images(modality, call) for shape in image]
         lengths = [rows * columns for rows, columns in shapes]
-        queries, keys, _ = watched.made_by(FUSED).unflatten(-1, (3, watched.module.num_heads, -1)).unbind(1)
-        patches = with_rotary(watched, queries, keys, lengths)
+        patches = with_rotary(watched, *self._queries_and_keys(watched), lengths)
         # The encoder has the patches of a token one after another, and its tokens in the order of its windows.
         place = torch.arange(sum(lengths) // side**2, device="cpu")
         if self._window is not None:
@@ -99,6 +98,12 @@ class Qwen2VL(ModelFamily):
             projector=[tower.merger, *getattr(tower, "deepstack_merger_list", [])],
             windowed=len(tower.blocks) - len(full),
         )
+
+    @staticmethod
+    def _queries_and_keys(watched: Watched) -> tuple[Tensor, Tensor]:
+        """As they were projected, (patches, heads, head_dim) each."""
+        queries, keys, _ = watched.made_by(FUSED).unflatten(-1, (3, watched.module.num_heads, -1)).unbind(1)
+        return queries, keys
 
     def _resized(self, size: Size, factor: int) -> tuple[int, int]:
         """Height and width, in pixels, that the processor gives to a picture or to the frames of a video."""

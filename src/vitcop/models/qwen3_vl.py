@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,7 +22,7 @@ VIDEO_SIZE = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}
 class Qwen3VL(Qwen2VL):
     """As Qwen2-VL without windows. Each layer of DeepStack needs all tokens that entered the decoder."""
 
-    model_types = ("qwen3_vl", "qwen3_vl_moe")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
     described = Description(
         saliency="attention received in the last layer, mean over the patches of a token",
         grids="picture, two frames",

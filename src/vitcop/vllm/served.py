@@ -36,7 +36,19 @@ ANYRES_NINE = "anyres_max_9"
 TEXT_BETWEEN = frozenset({"mistral3", "idefics3", "smolvlm"})
 """Model types whose processors write text among the tokens of a picture."""
 
-NOT_TESTED = frozenset({"llava_next_video", "video_llava", "glm4v", "glm4v_moe", "glm46v", "qwen3_5", "qwen3_5_moe"})
+NOT_TESTED = frozenset(
+    {
+        "llava_next_video",
+        "video_llava",
+        "glm4v",
+        "glm4v_moe",
+        "glm46v",
+        "aya_vision",
+        "qwen2_5_omni_thinker",
+        "qwen3_5",
+        "qwen3_5_moe",
+    }
+)
 """Model types of which nobody has seen that vLLM answers as transformers does."""
 
 

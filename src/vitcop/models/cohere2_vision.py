@@ -1,0 +1,41 @@
+"""Command A Vision: as Aya Vision, with a line break behind each tile and another choice of tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .aya_vision import WINDOWS_AND_FLASH, AyaVision
+from .base import Description
+from .geometry import Geometry, Size
+
+MOST_TILES = 12
+"""Of a picture, its thumbnail left out, by default in `Cohere2VisionImageProcessor`."""
+
+
+class Cohere2Vision(AyaVision):
+    """One square grid per tile."""
+
+    model_types = ("cohere2_vision",)
+    described = Description(
+        saliency="attention received, mean over the patches of a token",
+        grids="tile; those with one token at most between them are one picture",
+        refuses=("another encoder", WINDOWS_AND_FLASH),
+    )
+
+    def geometry(self, size: Size) -> Geometry:
+        side, numbers = self.model.config.vision_config.image_size, range(1, MOST_TILES + 1)
+        cuts = sorted(
+            ((x, y) for x in numbers for y in numbers if x * y <= MOST_TILES), key=lambda cut: cut[0] * cut[1]
+        )
+        scales = [min(x * side / size.width, y * side / size.height) for x, y in cuts]
+        # The one that enlarges the picture least; if all make it smaller, the one that does so least.
+        enlarging = [scale for scale in scales if scale >= 1]
+        columns, rows = cuts[scales.index(min(enlarging) if enlarging else max(scales))]
+        return self._cut_into(rows * columns + (rows * columns > 1))
+
+    def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
+        ends = [(row, column + length) for (row, column), length in zip(starts, lengths, strict=True)]
+        before = zip(starts[1:], ends, strict=False)
+        return [False, *(start in (end, (end[0], end[1] + 1)) for start, end in before)]
