@@ -21,9 +21,10 @@ received ([models.md](models.md)). How well key norms and the last token's row f
 [measured](results/key_norm.md), layer by layer, on a language model.
 
 `retention` means the same for all: the share of the visual tokens alive, averaged over the decoder layers, within one
-token. `tokens` in its place is a number of them, which no picture exceeds. A picture so small that one token in each
-stage is more than that keeps this one, and the report says what that averages; `prune(..., small_images="refuse")`
-raises instead. What no size of picture lets a method average raises
+token. `tokens` in its place is how many of a picture or video are alive at most, on the same average, so that more may
+enter; what has no more is left alone. A picture so small that one token in each stage is more than that keeps this one,
+and the report says what that averages; `prune(..., small_images="refuse")` raises instead. What no size of picture lets
+a method average raises
 `BudgetError`, which names the least that is possible. What each method does, step by step, what differs from its
 authors' code, and what it costs, is told by `vitcop methods NAME`.
 

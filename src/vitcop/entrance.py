@@ -23,6 +23,8 @@ from .selection.tokens import EncoderSignal, Entrance, Source, TextTokens, Visua
 
 REHEARSED = (24, 24)
 """Rows and columns of the picture that `check_entrance` makes up."""
+REHEARSED_SHARES = (1 / 9, 1 / 2, 8 / 9)
+"""What is kept of it where that goes by the number of its tokens: what a method looks at can depend on the share."""
 
 
 def entering_tokens(
@@ -226,7 +228,7 @@ def check_entrance(
 ) -> None:
     """Raise what `prune_features` would, before there is an image: for a server, which has to refuse when it starts.
 
-    What a method looks at is not what it says, but what it does: it chooses once among made-up tokens.
+    What a method looks at is not what it says, but what it does: it chooses among made-up tokens.
 
     Args:
         num_layers: of the decoder.
@@ -239,8 +241,12 @@ def check_entrance(
     """
     image = Grids.full(REHEARSED)
     count = image.num_tokens
-    budgets = method.of_image(count).budgets(count, num_layers)
-    _check_alone(method, budgets)
+    rehearsed = [method]
+    if method.tokens is not None:
+        rehearsed = [method.of_image(round(method.tokens / share)) for share in REHEARSED_SHARES]
+    found = [each.budgets(count, num_layers) for each in rehearsed]
+    for budgets in found:
+        _check_alone(method, budgets)
     generator = torch.Generator("cpu").manual_seed(0)
 
     def made_up(*shape: int) -> Tensor:
@@ -255,7 +261,8 @@ def check_entrance(
 
     source = EntranceSource(observation, made_up(8), rows, keys if probe else None)
     tokens = entering_tokens([image], rows, source=source, normalised_keys=normalised_keys)
-    choose(method, tokens, (min(budgets[0], count - 1),))
+    for budgets in found:
+        choose(method, tokens, (min(budgets[0], count - 1),))
 
 
 def _budget(method: Pruner, family: ModelFamily, images: Sequence[Grids], small_images: SmallImages) -> tuple[int, ...]:

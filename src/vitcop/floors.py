@@ -270,8 +270,7 @@ def warning(model_type: str, retention: float) -> str | None:
 
     Args:
         model_type: `config.model_type`.
-        retention: of the method. With `tokens` in its place it is 1, and nothing is said: what share these are of a
-            picture is not known before there is one.
+        retention: of the method.
     """
     kinds: tuple[Kind, ...] = ("reading", "grounding")
     above = ([floor for floor in floors(model_type, kind) if floor.is_above(retention)] for kind in kinds)

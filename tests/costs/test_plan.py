@@ -119,6 +119,13 @@ def test_nothing_dropped_costs_what_the_dense_prompt_costs(planner):
         assert getattr(planner, solve)(vitcop.ViTCoP(), most).method.retention == 1
 
 
+def test_a_number_of_tokens_makes_way_for_what_is_solved_for(planner):
+    capped = vitcop.VisionZip(tokens=10)
+    assert planner.for_tokens(capped, 64) == planner.for_tokens(vitcop.VisionZip(), 64)
+    assert planner.for_kv_mb(capped, 100.0) == planner.for_kv_mb(vitcop.VisionZip(), 100.0)
+    assert sum(planner.plan(capped).visual_tokens) == 32 * 10
+
+
 def test_the_encoder_is_the_wall(planner):
     plan = planner.plan(vitcop.ViTCoP())
     flops = plan.dense_flops

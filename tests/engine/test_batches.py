@@ -88,13 +88,19 @@ def test_a_small_picture_keeps_one_token_beside_others():
             model(**inputs)
 
 
+def capped(method, tokens):
+    settings = method.to_dict()
+    del settings["retention"]
+    return vitcop.Pruner.from_dict(settings | {"tokens": tokens})
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if hasattr(METHODS[name], "retention")])
 def test_a_number_of_tokens_is_the_share_that_it_is_of_each_picture(method):
     family, tokens = FAMILIES["qwen2_vl"], {7: 20, 2: 15}
     model, prompts = family.model(), [Prompt(images=1, seed=seed) for seed in tokens]
     with torch.no_grad():
         for most in (10, 16):
-            with vitcop.prune(model, replace(METHODS[method], retention=1.0, tokens=most)) as pruning:
+            with vitcop.prune(model, capped(METHODS[method], most)) as pruning:
                 together, report = model(**batch(prompts, family=family)).logits[:, -1], pruning.report
             for row, (prompt, count) in enumerate(zip(prompts, tokens.values(), strict=True)):
                 own = replace(METHODS[method], retention=min(1.0, most / count))

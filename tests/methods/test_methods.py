@@ -3,7 +3,7 @@
 import json
 import re
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +74,12 @@ def test_a_number_of_tokens_stands_for_the_retention():
         vitcop.ViTCoP(tokens=0)
     with pytest.raises(vitcop.BudgetError, match="no setting `retention`"):
         tiny.ThreeStages(tokens=64)
+    assert "retention" not in method.to_dict() and "tokens" not in vitcop.ViTCoP().to_dict()
+    assert replace(method, tokens=None) == vitcop.ViTCoP()
+    with pytest.raises(vitcop.BudgetError, match=r"With tokens=10, of 576 visual tokens: retention=0\.01736 is below"):
+        checked_budgets(vitcop.PyramidDrop(tokens=10), 576, 32, 1)
+    with pytest.raises(vitcop.VitcopError, match="`tokens` is a setting of every method"):
+        type("OfOnesOwn", (vitcop.VisionZip,), {"__annotations__": {"tokens": "int"}})
 
 
 def test_unknown_names_are_answered_with_the_nearest():

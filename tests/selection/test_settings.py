@@ -174,7 +174,7 @@ def test_ranges_are_checked_when_settings_are_made_too():
 
 
 def test_what_holds_tensors_is_equal_to_itself_alone():
-    optional = ("vitcop.lmms", "vitcop.testbed", "vitcop.vllm", "vitcop.bench.plot", "vitcop.quality.plot")
+    optional = "vitcop.app", "vitcop.bench.plot", "vitcop.lmms", "vitcop.quality.plot", "vitcop.testbed", "vitcop.vllm"
     modules = [module.name for module in pkgutil.walk_packages(vitcop.__path__, "vitcop.")]
     kinds = {
         value

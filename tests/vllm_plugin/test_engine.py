@@ -1,6 +1,8 @@
 """A run is never dense in silence: what cannot be right raises, at the start wherever that is possible."""
 
+import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,7 +102,7 @@ def call(llm, monkeypatch):
 
 def told(placeholders, method=METHOD):
     """What a front end tells of a picture."""
-    fingerprint = Served(method, family_of(FAMILIES["llava"].model())).fingerprint
+    fingerprint = Served(method, family_of(FAMILIES["llava"].model()), method.to_dict()).fingerprint
     return {TOLD: torch.tensor([[placeholders, fingerprint]])}
 
 
@@ -136,14 +138,15 @@ def test_a_front_end_that_counts_otherwise_refuses_the_prompt_alone(llm, monkeyp
 
 def test_hashes_of_pictures_tell_methods_apart(llm):
     served = llm.llm_engine.renderer.mm_processor.info
-    assert METHOD.to_json() in served.model_id and vitcop.__version__ in served.model_id
+    assert json.dumps(METHOD.to_dict(), sort_keys=True) in served.model_id and vitcop.__version__ in served.model_id
 
 
 def test_the_log_says_what_is_left_of_the_first_picture(llm, call, caplog):
     logger = logging.getLogger("vllm.vitcop")
     logger.addHandler(caplog.handler)
     model = model_of(llm)
-    served, model.served = model.served, Served(vitcop.Random(1 / 3, positions="compact"), model.served.family)
+    served = model.served
+    model.served = replace(served, method=vitcop.Random(1 / 3, positions="compact"))
     model._told = False
     with caplog.at_level(logging.INFO, logger.name), torch.inference_mode():
         model.embed_multimodal(**call, **told(12))

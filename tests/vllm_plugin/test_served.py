@@ -115,6 +115,25 @@ def test_gaps_between_positions_are_served_where_tokens_always_keep_theirs():
     engine_arguments(FAMILIES["qwen2_5_vl"].model().config, vitcop.SCOPE(retention=1 / 3))
 
 
+def test_processes_that_name_a_method_of_ones_own_each_in_its_way_are_told_to_prune_alike(tmp_path):
+    file = tmp_path / "of_ones_own.py"
+    file.write_text("from vitcop import VisionZip\n\n\nclass OfOnesOwnServed(VisionZip):\n    pass\n")
+    method = vitcop.Pruner.from_dict({"method": f"{file}:OfOnesOwnServed", "retention": 1 / 3})
+    config = config_of("llava", method)
+    front_end = configured(config, {"vitcop": config.vitcop})
+    type(method).__module__ = "__mp_main__"  # as a spawned process has the script that defines it
+    worker = configured(config_of("llava", method, vitcop=dict(config.vitcop)), {"vitcop": config.vitcop})
+    assert method.to_dict() != config.vitcop and front_end is not worker
+    assert front_end.fingerprint == worker.fingerprint
+
+
+def test_a_probe_is_needed_too_where_only_large_pictures_ask_for_it():
+    method = vitcop.EarlyViTCoP(tokens=1024)
+    engine_arguments(FAMILIES["llava"].model().config, method)
+    with pytest.raises(vitcop.UnsupportedModelError, match="Transformers backend"):
+        engine_arguments(FAMILIES["llava with dinov2"].model().config, method)
+
+
 def test_a_probe_needs_layers_of_vllm_and_a_first_token():
     method = vitcop.EarlyViTCoP(retention=1 / 3)
     engine_arguments(FAMILIES["llava"].model().config, method)
@@ -177,9 +196,9 @@ def test_siglip_with_its_pooling_head_is_refused_on_the_backend():
 def test_no_picture_leaves_more_than_memory_is_profiled_for(name):
     """Also of the tall ones, which have fewer tokens and more rows, and so more newlines."""
     family, largest = family_of(FAMILIES[name].model()), None
-    most = max(size.height for size in Served(VISIONZIP, family)._largest)
+    most = max(size.height for size in Served(VISIONZIP, family, {})._largest)
     for retention in (0.05, 0.5):
-        served = Served(vitcop.VisionZip(retention), family)
+        served = Served(vitcop.VisionZip(retention), family, {})
         sizes = {Size(height, width) for height in (most, most // 2) for width in (most, most // 2, most // 4)}
         images = [family.geometry(size).image for size in sizes]
         if SERVED[name] in (BACKEND, BACKEND_MROPE):  # which is told of the largest

@@ -33,7 +33,7 @@ def tables(benchmark: Benchmark) -> Iterator[RenderableType]:
         share = block.encoder_share
         yield Text(
             f"The vision encoder takes {share:.0%} of the dense model's time until the first token, which comes at "
-            f"most {1 / share:.2g} times sooner, whatever is dropped behind it."
+            f"most {_digits(1 / share)} times sooner, whatever is dropped behind it."
         )
         same = block.same_work
         if same.highest > _QUIET * same.lowest:

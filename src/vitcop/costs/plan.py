@@ -401,7 +401,7 @@ def _at(method: Pruner, retention: float) -> Pruner:
     """The method with another retention."""
     if "retention" not in {field.name for field in dataclasses.fields(method)}:
         raise VitcopError(f"{method.name} has no retention that could be solved for; choose another method.")
-    return dataclasses.replace(method, retention=retention)  # type: ignore[call-arg]
+    return dataclasses.replace(method, retention=retention, tokens=None)  # type: ignore[call-arg]
 
 
 def _retention(plan: Plan) -> float:

@@ -139,7 +139,8 @@ class Pruning:
         self._calls, self._removed, self._changed = 0, False, threading.Condition()
         self._hooks: list[RemovableHandle | _Wrapper] = []
         self._add_hooks(stock)
-        floors.warn(stock, getattr(method, "retention", 1.0))
+        if method.tokens is None:  # what share these are of a picture is not known before there is one
+            floors.warn(stock, getattr(method, "retention", 1.0))
 
     def __repr__(self) -> str:
         state = "removed" if self._removed else "pruned"

@@ -32,6 +32,8 @@ def downsample(picture: Image.Image, processor: Any, retention: float) -> tuple[
         BudgetError: of the smallest picture the processor makes still too many, or as many as of any other.
     """
     check_retention(retention)
+    if retention == 1:  # also where a processor makes as many tokens of something smaller
+        return picture, 1.0
     longest, shortest = max(picture.size), min(picture.size)
 
     def shrunk(side: int) -> Image.Image:

@@ -21,7 +21,7 @@ class Stage:
     Attributes:
         selector: what chooses: a method that makes the same choice at every stage (`VisionZip()`, `KNorm()`), or a
             stage of another (`SalientClusters()`). A method's own retention, tokens, layers, positions and
-            calibration do not count.
+            calibration do not count, but for a share that its choice itself depends on, as of `EarlyViTCoP`.
         layer: the decoder layer before which it runs; 0 is the entrance.
         share: tokens that it leaves, of all, as the pipeline's retention finds it in proportion to the other stages.
 

@@ -187,8 +187,9 @@ class Pruner(Selector):
     averaged over all decoder layers.
 
     Attributes:
-        tokens: at most so many of an image's visual tokens are alive, on average, in the place of `retention`, which is
-            1 then; an image that has no more is left as it is. `share_of` says what share that is.
+        tokens: at most so many of an image's visual tokens are alive, on average over the decoder layers and within one
+            token, in the place of `retention`, which then does not count; an image that has no more is left as it is.
+            `share_of` says what share of an image that is, which a choice that depends on it has to ask.
         positions: "keep" leaves each token that stage 0 keeps at its position in the unpruned prompt; "compact" numbers
             these tokens and the text anew, without gaps. None is the method's `default_positions`. The two are the same
             where nothing is dropped at the entrance, and where the family always keeps positions.
@@ -200,7 +201,7 @@ class Pruner(Selector):
     Raises:
         VitcopError: a method that merges nothing is told to count what it merges, or one that numbers positions anew to
             count by distance.
-        BudgetError: `tokens` is given beside `retention`.
+        BudgetError: `tokens` is given beside a `retention` that is not the method's default.
     """
 
     described: ClassVar[Description]
@@ -224,10 +225,15 @@ class Pruner(Selector):
             """Share of the visual tokens alive, averaged over the decoder layers."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
         for name in ("positions", "calibrate"):
             if isinstance(vars(cls).get(name), str):
                 raise VitcopError(f"`{name}` is a setting; the default of {cls.__name__} is its `default_{name}`.")
+        if "tokens" in inspect.get_annotations(cls):
+            raise VitcopError(
+                f"`tokens` is a setting of every method, in the place of `retention`; call that of {cls.__name__} by "
+                "another name."
+            )
+        super().__init_subclass__(**kwargs)  # what is refused has taken no name
         if "__repr__" not in vars(cls):  # or a dataclass would write its own, with all settings
             cls.__repr__ = Pruner.__repr__  # type: ignore[method-assign]
 
@@ -235,8 +241,6 @@ class Pruner(Selector):
         """The method as one would write it: what is at its default is left out."""
         defaults = {name: field.default for name, field in given(type(self)).items()}
         defaults |= {"positions": self.default_positions, "calibrate": self.default_calibrate}
-        if self.tokens is not None:
-            defaults["retention"] = 1.0
         settings = ((name, repr(getattr(self, name)), repr(default)) for name, default in defaults.items())
         changed = (f"{name}={value}" for name, value, default in settings if value != default)
         return f"{type(self).__qualname__}({', '.join(changed)})"
@@ -248,7 +252,7 @@ class Pruner(Selector):
             object.__setattr__(self, "calibrate", self.default_calibrate)
         super().__post_init__()
         if self.tokens is not None:
-            self._take_all_but_for(self.tokens)
+            self._check_in_place_of_retention(self.tokens)
         described = getattr(self, "described", None)
         if self.calibrate != "none" and described is not None and not described.merges:
             raise VitcopError(
@@ -283,13 +287,20 @@ class Pruner(Selector):
             raise VitcopError(f"Preset {name!r} of {cls.name} is for {known} tokens; got {tokens}.")
         return cls(**settings | {"retention": preset_retention(schedules[tokens])})
 
+    def to_dict(self) -> dict[str, Any]:
+        settings = super().to_dict()
+        del settings["tokens" if self.tokens is None else "retention"]  # what does not count
+        return settings
+
     def share_of(self, num_tokens: int) -> float:
         """Share of the visual tokens of an image that is to be alive, averaged over the decoder layers.
 
         Args:
             num_tokens: that the image has.
         """
-        return self.retention if self.tokens is None else min(1.0, self.tokens / num_tokens)
+        if self.tokens is None:
+            return self.retention
+        return 1.0 if self.tokens >= num_tokens else self.tokens / num_tokens
 
     def of_image(self: P, num_tokens: int) -> P:
         """The method as it prunes images of so many visual tokens, by its `retention` alone."""
@@ -297,18 +308,19 @@ class Pruner(Selector):
             return self
         return dataclasses.replace(self, tokens=None, retention=self.share_of(num_tokens))  # type: ignore[call-arg]
 
-    def _take_all_but_for(self, tokens: int) -> None:
-        """Set the retention to 1 for images that have no more tokens than these."""
+    def _check_in_place_of_retention(self, tokens: int) -> None:
+        """Raise unless a number of tokens can stand for the retention, and does so alone."""
         fields = given(type(self))
         if "retention" not in fields:
             raise BudgetError(f"{self.name} has no setting `retention` that tokens={tokens} could stand for.")
         check_tokens(tokens)
-        if self.retention not in (1, fields["retention"].default):
+        retention = fields["retention"]
+        default = retention.default if retention.default_factory is dataclasses.MISSING else retention.default_factory()
+        if self.retention != default:
             raise BudgetError(
                 f"retention={self.retention:.4g} is a share of the visual tokens of an image and tokens={tokens} a "
                 "number of them; give one."
             )
-        object.__setattr__(self, "retention", 1.0)
 
     @abstractmethod
     def budgets(self, num_tokens: int, num_layers: int, first_layer: int = 1) -> dict[int, int]:
@@ -348,8 +360,13 @@ def checked_budgets(
     Raises:
         BudgetError: it is none, or is refused.
     """
-    method = method.of_image(num_tokens)
-    budgets = dict(sorted(method.budgets(num_tokens, num_layers, first_layer).items()))
+    tokens, method = method.tokens, method.of_image(num_tokens)
+    try:
+        budgets = dict(sorted(method.budgets(num_tokens, num_layers, first_layer).items()))
+    except BudgetError as error:
+        if tokens is None:
+            raise
+        raise BudgetError(f"With tokens={tokens}, of {num_tokens} visual tokens: {error}") from error
     for layer in budgets:
         if layer != 0 and not first_layer <= layer < num_layers:
             raise BudgetError(

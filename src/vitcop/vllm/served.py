@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +61,17 @@ class Served:
     Attributes:
         method: what prunes.
         family: of the model, without weights.
+        settings: that say the method, as all processes have got them; each writes a method of one's own in its own way.
     """
 
     method: Pruner
     family: ModelFamily
+    settings: Mapping[str, Any]
 
     @property
     def identity(self) -> str:
-        """Version of vitcop and method, by which parts of a server know whether they prune alike."""
-        return f"vitcop {__version__} {self.method.to_json()}"
+        """Version of vitcop and settings, by which parts of a server know whether they prune alike."""
+        return f"vitcop {__version__} {json.dumps(self.settings, sort_keys=True)}"
 
     @property
     def fingerprint(self) -> int:
@@ -134,7 +138,7 @@ def configured(config: PretrainedConfig, overrides: object = None) -> Served:
                 "The files of the model name a method whose code would be run, and the command that started vLLM does "
                 "not: start it by `vitcop serve MODEL --method ...`, if you trust that code."
             )
-        served = Served(Pruner.from_dict(settings), _family_without_weights(config))
+        served = Served(Pruner.from_dict(settings), _family_without_weights(config), settings)
         architecture = _checked_architecture(served.family, config.architectures or [])
         check_method(served.method, served.family, native=architecture in NATIVE.values())
         _known[id(config)] = config, served
