@@ -15,3 +15,8 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self.values = max(self.values, tensor.numel())
         return result
+
+
+def bytes_held(cache):
+    """Of keys and values, over all layers that have any."""
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.keys is not None)

@@ -329,7 +329,7 @@ def test_experts_stand_in_the_layers_that_have_them_beside_one_that_sees_all():
 
 def test_heads_may_be_wider_than_the_hidden_state():
     config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
-    assert closed_forms.decoder_widths(config) == (64, 4 * 32, 2 * 32)
+    assert closed_forms.decoder_widths(config, 0) == (64, 4 * 32, 2 * 32)
 
 
 def test_peak_memory_is_the_most_that_is_held_at_once():

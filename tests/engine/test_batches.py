@@ -151,8 +151,9 @@ def test_retention_one_is_the_identity(name, method, prompts, attention):
             pruned = model.generate(**inputs, **asked)
     assert torch.equal(torch.stack(dense.logits), torch.stack(pruned.logits))
     for layer, pruned_layer in zip(dense.past_key_values.layers, pruned.past_key_values.layers, strict=True):
-        assert torch.equal(layer.keys, pruned_layer.keys)
-        assert torch.equal(layer.values, pruned_layer.values)
+        if layer.keys is not None:  # as where a layer uses those of another
+            assert torch.equal(layer.keys, pruned_layer.keys)
+            assert torch.equal(layer.values, pruned_layer.values)
     assert pruning.report.average_retention() == 1
 
 

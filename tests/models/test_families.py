@@ -36,7 +36,7 @@ def test_the_table_says_what_the_models_are(name):
     assert not tiny.has_cls or "[CLS]" in family.described.saliency
     assert ("DeepStack" in family.described.first_layer) == (family.first_stage_layer > 1)
     assert family.first_stage_layer == len(getattr(model.config.vision_config, "deepstack_visual_indexes", [0]))
-    assert family.normalises_keys == (model.config.model_type in ("gemma3", "qwen3_vl", "qwen3_vl_moe"))
+    assert family.normalises_keys == (model.config.model_type in ("gemma3", "gemma4", "qwen3_vl", "qwen3_vl_moe"))
 
 
 def built_model(name):
@@ -59,6 +59,7 @@ REFUSED = {
         "default" if model.config.vision_feature_select_strategy == "full" else "full",
     ),
     "sliding windows in the decoder": lambda model: with_text(model, layer_types=["sliding_attention"] * 8),
+    "text that sees what follows it": lambda model: with_text(model, use_bidirectional_attention="all"),
     "flash attention": lambda model: with_text(model, _attn_implementation="flash_attention_2"),
     "stages between the layers of DeepStack": lambda model: None,
     "pictures and videos in one batch": lambda model: None,

@@ -6,7 +6,7 @@ rotary and position embeddings are left out everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     With W weights of a module's products, n tokens in a stretch (of all layers, or a window), width h and N tokens
     in all stretches: patches `2 W p` for p patches, a layer `2 W N + 4 h sum n^2`, the projector `2 W` a row. All
     layers run, also those behind the one whose features are used. A pooling head, which SigLIP runs and no model
-    here uses, adds `2 (2 h^2 (N + 1) + W_mlp) + 4 h n` a picture.
+    here uses, adds `2 (2 h^2 (N + 1) + W_mlp) + 4 h n` a picture; pooling k x k patches by a product `2 h n^2 / k^2`.
     [CLS] adds `2 h N`, attention received `2 h sum n^2`: queries and keys are the layer's own.
     """
     width = _width(modules.attention)
@@ -63,7 +63,7 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
         for module in modules.tower.modules()
         if isinstance(module, nn.Conv2d | nn.Conv3d) and module not in projecting
     ]
-    tower = 2 * _weights(convolutions) * geometry.patches
+    tower = 2 * _weights([*convolutions, *modules.embedding]) * geometry.patches
     tower += 2 * _weights(modules.layers) * tokens + 4 * width * (pairs * full + windowed)
     tower += sum(_pooling_flops(modules.tower, n) for n in stretches)
 
@@ -73,81 +73,123 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
 
 
 def prefill_flops(config: PretrainedConfig, tokens_per_layer: Sequence[int]) -> int:
-    """Floating point operations of the decoder layers for one prompt: `layer_flops`, with full n x n attention.
+    """Floating point operations of the decoder layers until the first token of an answer: `layer_flops`, with full
+    n x n attention.
 
-    Leaves out the embedding and the output head.
+    Of layers that use the keys and values of others, `generate` runs the last token alone. Leaves out the embedding and
+    the output head.
 
     Args:
         config: of the language model.
-        tokens_per_layer: tokens that enter each decoder layer.
+        tokens_per_layer: tokens that enter each decoder layer that has keys and values of its own.
     """
-    return sum(layer_flops(config, layer, n) for layer, n in enumerate(tokens_per_layer))
+    return sum(layer_flops(config, *layer) for layer in layers_run(config, tokens_per_layer))
 
 
-def layer_flops(config: PretrainedConfig, layer: int, tokens: int, *, causal: bool = False) -> int:
+def layers_run(config: PretrainedConfig, tokens_per_layer: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Of each decoder layer the number, the tokens that it looks at, and those that run through it.
+
+    Args:
+        config, tokens_per_layer: as of `prefill_flops`.
+    """
+    own = len(tokens_per_layer)
+    yield from ((layer, tokens, tokens) for layer, tokens in enumerate(tokens_per_layer))
+    yield from ((layer, tokens_per_layer[-1], 1) for layer in range(own, own + _sharing_layers(config)))
+
+
+def layer_flops(
+    config: PretrainedConfig, layer: int, tokens: int, running: int | None = None, *, causal: bool = False
+) -> int:
     """Floating point operations of one decoder layer for one prompt.
 
     Counts the four attention projections, the MLP, and the two products of the full n x n attention. For layer input
     size h, head size d, H query and K key-value heads, MLP size m and n tokens:
     `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`. With E experts of size e, k of which see a token, `3 h m` is
-    `3 h k e + h E`, router included, and `3 h e` more for each expert that all see; without a gate it is `2 h m`. A
-    sliding window counts as full attention.
+    `3 h k e + h E`, router included, and `3 h e` more for each expert that all see; without a gate it is `2 h m`.
+    Values that are the keys save `h K d`, keys and values of another layer `2 h K d`; an input that a layer has of its
+    own, of size p, takes `2 h p`. A sliding window counts as full attention.
 
     Args:
         config: of the language model.
         layer: number of the layer.
-        tokens: that enter it.
+        tokens: that it looks at.
+        running: of them, those that run through it, the last ones; None for all.
         causal: leave out the masked half of attention, `2 n (n + 1) H d`, as kernels do that get no explicit mask.
     """
-    hidden, queries, keys = decoder_widths(config)
-    attention = 2 * hidden * queries + 2 * hidden * keys
-    pairs = tokens * (tokens + 1) // 2 if causal else tokens * tokens
-    return 2 * tokens * (attention + _mlp_weights(config, layer)) + 4 * pairs * queries
+    running = tokens if running is None else running
+    _, queries, _ = decoder_widths(config, layer)
+    pairs = running * tokens - (running * (running - 1) // 2 if causal else 0)
+    return 2 * running * _layer_weights(config, layer) + 4 * pairs * queries
 
 
-def layer_bytes(config: PretrainedConfig, layer: int, tokens: int, bytes_per_value: int) -> int:
+def layer_bytes(config: PretrainedConfig, layer: int, tokens: int, bytes_per_value: int, running: int = 0) -> int:
     """Bytes that one decoder layer cannot help moving: its weights, and the keys and values, written and read once.
 
-    Of experts, as many as the tokens can meet. Hidden states are left out.
+    Of experts, as many as the tokens can meet. Hidden states are left out. Keys and values of another layer are read.
 
     Args:
         config: of the language model.
         layer: number of the layer.
-        tokens: that enter it, over the whole batch.
+        tokens: that it looks at, over the whole batch.
         bytes_per_value: of weights, keys and values.
+        running: of them, those that run through it; 0 for all.
     """
-    hidden, queries, keys = decoder_widths(config)
-    weights = 2 * hidden * queries + 2 * hidden * keys + _mlp_weights(config, layer, tokens)
-    return weights * bytes_per_value + 2 * kv_cache_bytes(config, [tokens], bytes_per_value)
+    _, _, keys = decoder_widths(config, layer)
+    moved = 1 if _uses_others(config, layer) else 2
+    weights = _layer_weights(config, layer, running or tokens)
+    return (weights + moved * 2 * keys * tokens) * bytes_per_value
 
 
 def kv_cache_bytes(config: PretrainedConfig, tokens_per_layer: Sequence[int], bytes_per_value: int) -> int:
-    """Bytes of the keys and values of one prompt: `2 K d` values per token and layer."""
-    _, _, keys = decoder_widths(config)
-    return sum(tokens_per_layer) * 2 * keys * bytes_per_value
+    """Bytes of the keys and values of one prompt: `2 K d` values per token and layer that has them of its own."""
+    widths = (decoder_widths(config, layer)[2] for layer in range(len(tokens_per_layer)))
+    return sum(2 * keys * tokens for keys, tokens in zip(widths, tokens_per_layer, strict=True)) * bytes_per_value
 
 
-def decoder_widths(config: PretrainedConfig) -> tuple[int, int, int]:
-    """Widths of hidden states, of all queries and of all keys of a token."""
-    heads, key_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return config.hidden_size, heads * head_dim, (key_heads or heads) * head_dim
+def decoder_widths(config: PretrainedConfig, layer: int) -> tuple[int, int, int]:
+    """Widths of hidden states, of all queries and of all keys of a token in a layer."""
+    own = config.per_layer_config[layer]
+    heads, key_heads = own.num_attention_heads, getattr(own, "num_key_value_heads", None)
+    head_dim = getattr(own, "head_dim", None) or own.hidden_size // heads
+    return own.hidden_size, heads * head_dim, (key_heads or heads) * head_dim
 
 
-def _mlp_weights(config: PretrainedConfig, layer: int, tokens: int = 1) -> int:
+def _sharing_layers(config: PretrainedConfig) -> int:
+    """How many layers, the last ones, use the keys and values of others."""
+    return getattr(config, "num_kv_shared_layers", None) or 0
+
+
+def _uses_others(config: PretrainedConfig, layer: int) -> bool:
+    return layer >= config.num_hidden_layers - _sharing_layers(config)
+
+
+def _layer_weights(config: PretrainedConfig, layer: int, tokens: int = 1) -> int:
+    """Weights of the products of a layer that so many tokens can meet."""
+    hidden, queries, keys = decoder_widths(config, layer)
+    made = 0 if _uses_others(config, layer) else 2
+    if made and getattr(config, "attention_k_eq_v", False) and config.layer_types[layer] == "full_attention":
+        made = 1
+    own_input = getattr(config, "hidden_size_per_layer_input", None) or 0
+    return 2 * hidden * queries + made * hidden * keys + _mlp_weights(config, layer, tokens) + 2 * hidden * own_input
+
+
+def _mlp_weights(config: PretrainedConfig, layer: int, tokens: int) -> int:
     """Weights of the MLP in a layer that so many tokens can meet; of experts, each token meets a few."""
-    hidden = config.hidden_size
+    hidden, beside = config.hidden_size, getattr(config, "enable_moe_block", False)
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
     leading = range(getattr(config, "first_k_dense_replace", None) or 0)
     dense_layers = getattr(config, "mlp_only_layers", None) or leading
+    wide = 2 if getattr(config, "use_double_wide_mlp", False) and _uses_others(config, layer) else 1
+    dense = (2 if config.model_type in UNGATED else 3) * hidden * config.intermediate_size * wide
     if experts and layer not in dense_layers and (layer + 1) % getattr(config, "decoder_sparse_step", 1) == 0:
         width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
         shared = getattr(config, "shared_expert_intermediate_size", None)  # one that sees all, and its gate
         always = 3 * hidden * shared + hidden if shared else 0
         always += 3 * hidden * width * (getattr(config, "n_shared_experts", None) or 0)
-        met = min(experts, tokens * config.num_experts_per_tok)
-        return 3 * hidden * met * width + hidden * experts + always
-    return (2 if config.model_type in UNGATED else 3) * hidden * config.intermediate_size
+        each = config.top_k_experts if beside else config.num_experts_per_tok
+        met = min(experts, tokens * each)
+        return 3 * hidden * met * width + hidden * experts + always + (dense if beside else 0)
+    return dense
 
 
 def _weights(modules: Iterable[nn.Module]) -> int:
@@ -158,12 +200,16 @@ def _weights(modules: Iterable[nn.Module]) -> int:
 def _width(attention: Any) -> int:
     """Heads times head size of an attention of the vision encoder."""
     made: dict[str, Any] = projections(attention)
-    return made[KEYS].out_features if KEYS in made else made[FUSED].out_features // 3
+    if FUSED in made:
+        return made[FUSED].out_features // 3
+    return getattr(made[KEYS], "linear", made[KEYS]).out_features  # Gemma 4's is in a module that clips
 
 
-def _pooling_flops(tower: nn.Module, tokens: int) -> int:
-    """SigLIP's attention pooling of one picture, which runs although no model here uses what it gives."""
-    head = getattr(tower, "head", None)
+def _pooling_flops(tower: Any, tokens: int) -> int:
+    """Pooling of one picture: Gemma 4's, a product, and SigLIP's attention, which runs although no model uses it."""
+    head, side = getattr(tower, "head", None), getattr(tower.config, "pooling_kernel_size", 1)
+    if side > 1:
+        return 2 * tokens * (tokens // side**2) * tower.config.hidden_size
     if head is None:
         return 0
     width = head.attention.embed_dim

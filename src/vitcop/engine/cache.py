@@ -16,7 +16,9 @@ from ..errors import UnsupportedModelError
 from .layout import Layout
 from .positions import RotaryPositions
 
-# Their common base, which transformers 5.17 does not have.
+# What stands in for layers that use the keys and values of another, which transformers 5.17 does not have.
+_EMPTY: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
+# The common base of quantised layers, which it does not have either.
 _QUANTISED: type = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
 
 
@@ -26,7 +28,7 @@ class Request:
 
     Attributes:
         prompt_length: columns of the unpruned prompt, padding included.
-        num_layers: decoder layers that a complete prefill fills.
+        num_layers: decoder layers that a complete prefill fills, from the first on.
         layouts: first decoder layer of each stretch -> the prompt tokens held from that layer on.
         positions: rotary positions of the tokens that entered the decoder, as in `layouts[0]`.
         ends: prompt column behind the last token of each prompt: less than `prompt_length` where it is padded there.
@@ -114,9 +116,9 @@ class PrunedCache(Cache):
             UnsupportedModelError: the layers do not hold what the request left in them.
         """
         assert self.request is not None
-        widths = self.request.widths
-        tails = {layer.get_seq_length() - width for layer, width in zip(self.layers, widths, strict=False)}
-        if len(self.layers) != len(widths) or len(tails) != 1 or min(tails) < 0:
+        widths, held = self.request.widths, [layer for layer in self.layers if not isinstance(layer, _EMPTY)]
+        tails = {layer.get_seq_length() - width for layer, width in zip(held, widths, strict=False)}
+        if len(held) != len(widths) or len(tails) != 1 or min(tails) < 0:
             raise UnsupportedModelError(
                 "This KV cache no longer holds what pruning left in it (an interrupted prefill, or an edit of single "
                 "layers); start again with a new cache."
@@ -199,7 +201,7 @@ def check_prunable(cache: Cache, has_windows: bool) -> None:
     """Raise unless the layers of this cache can hold different numbers of tokens, windows being for such models."""
     layers = getattr(cache, "layers", None)
     kind = getattr(cache, "layer_class_to_replicate", None) or DynamicLayer
-    growing = layers is not None and all(isinstance(layer, DynamicLayer) for layer in layers)
+    growing = layers is not None and all(isinstance(layer, (DynamicLayer, *_EMPTY)) for layer in layers)
     if not growing or not issubclass(kind, DynamicLayer) or (any(cache.is_sliding) and not has_windows):
         kinds = {type(layer).__name__ for layer in layers or ()} or {type(cache).__name__}
         raise UnsupportedModelError(

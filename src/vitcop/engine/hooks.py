@@ -279,6 +279,10 @@ class Pruning:
                     return original(*args, **kwargs)
                 output = original(**forward.start(call))
                 report = forward.finish()
+            asked = self._thread.asked.get("logits_to_keep")
+            if isinstance(asked, int) and asked and isinstance(output, ModelOutput):
+                # The head would tell by its length whether this has been done.
+                output.last_hidden_state = output.last_hidden_state[:, -asked:]
             if report is not None:
                 self._thread.report = report
                 logger.debug("%s", report)
@@ -400,8 +404,12 @@ class Pruning:
         forward = self._thread.forward
         if forward is None or kwargs is None or forward.leaves_alone(kwargs):
             return None
-        hidden_states, kwargs = forward.before_layer(index, args[0], kwargs)
-        return (hidden_states, *args[1:]), kwargs
+        hidden_states, *others = args
+        if others:
+            kwargs = bound(layer.forward, args, kwargs)
+            hidden_states = kwargs.pop("hidden_states")
+        hidden_states, kwargs = forward.before_layer(index, hidden_states, kwargs)
+        return (hidden_states,), kwargs
 
 
 def _stock_model(model: Any) -> PreTrainedModel:

@@ -70,6 +70,11 @@ def layer_mask(
     return mask + logits[:, None].to(mask)
 
 
+def last_queries(mask: Any, count: int) -> Any:
+    """The mask of the last tokens alone, in a layer that gets no others; flex attention's has no rows to cut."""
+    return mask[..., -count:, :] if isinstance(mask, Tensor) else mask
+
+
 def _window(length: int, columns: Tensor) -> Callable[..., Any]:
     def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
         return columns[batch, query] - columns[batch, key] < length

@@ -18,10 +18,10 @@ class StageShape:
         prompt: all tokens of the prompt that come to the stage, visual and text.
         text: text tokens behind the image.
         hidden: width of hidden states.
-        query_width: heads times head size of the decoder's queries.
+        query_width: heads times head size of the queries of the layer before.
         key_width, head_dim: heads times head size of `VisualTokens.keys`, and the head size: the vision encoder's at
-            layer 0, the decoder's later.
-        ahead_key_width: heads times head size of `VisualTokens.keys_ahead`, which are the decoder's at every layer.
+            layer 0, those of the layer before later.
+        ahead_query_width, ahead_key_width: heads times head size of `VisualTokens.queries_ahead` and `keys_ahead`.
         saliency: floating point operations of the saliency and the keys that the entrance shows.
         received: the same, of attention received in one encoder layer, also where there is [CLS].
         decoder_layer: the same, of a decoder layer, from its number and the tokens that enter it.
@@ -39,6 +39,7 @@ class StageShape:
     query_width: int
     key_width: int
     head_dim: int
+    ahead_query_width: int
     ahead_key_width: int
     saliency: int
     received: int
@@ -57,7 +58,7 @@ class StageShape:
 
         With hidden width h and widths w of queries and k of keys.
         """
-        return 2 * self.hidden * (queries * self.query_width + keys * self.ahead_key_width)
+        return 2 * self.hidden * (queries * self.ahead_query_width + keys * self.ahead_key_width)
 
     def probe(self, layer: int, tokens: int) -> int:
         """Floating point operations of `probed_keys(layer)` of n tokens: what the layers before `layer - 1` take for
@@ -73,4 +74,5 @@ class StageShape:
 
     def row_ahead(self, queries: int = 1) -> int:
         """As `row`, in the decoder layer about to run, whose keys have to be made: `2 n h k` more, k their width."""
-        return self.row(queries) + 2 * self.prompt * self.hidden * self.key_width
+        row = 2 * queries * self.ahead_query_width * (self.hidden + self.prompt) + self.check
+        return row + 2 * self.prompt * self.hidden * self.ahead_key_width
