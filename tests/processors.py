@@ -30,7 +30,7 @@ class Written:
 
     Attributes:
         processor: its class, and its settings.
-        images, videos: class and settings of the processors inside it.
+        images, videos, sounds: class and settings of the processors inside it.
         wide, tall: visual tokens of the two pictures.
         tokens: special tokens, and their ids.
         names: what it calls those that it asks its tokenizer for.
@@ -48,6 +48,7 @@ class Written:
     wide: int
     tall: int
     videos: tuple[str, dict[str, Any]] | None = None
+    sounds: tuple[str, dict[str, Any]] | None = None
     tokens: dict[str, int] = field(default_factory=lambda: {"<image>": IMAGE})
     names: dict[str, str] = field(default_factory=dict)
     image: str = "<image>"
@@ -68,8 +69,9 @@ class Written:
                 pytest.skip(f"needs {package}: transformers has no {self.processor[0]} without it")
 
     def build(self) -> transformers.ProcessorMixin:
-        parts = {"image_processor": self.images} | ({"video_processor": self.videos} if self.videos else {})
-        built = {part: getattr(transformers, name)(**settings) for part, (name, settings) in parts.items()}
+        parts = {"image_processor": self.images, "video_processor": self.videos, "feature_extractor": self.sounds}
+        given = {part: of for part, of in parts.items() if of is not None}
+        built = {part: getattr(transformers, name)(**settings) for part, (name, settings) in given.items()}
         name, settings = self.processor
         return getattr(transformers, name)(**built, tokenizer=self.tokenizer(), **settings)
 
@@ -174,6 +176,7 @@ GLM = {
 }
 GLM_IMAGES = QWEN | {"size": {"shortest_edge": 64, "longest_edge": 2560}}
 GLM_VIDEOS = QWEN | {"size": {"shortest_edge": 64, "longest_edge": 5120}, "do_sample_frames": False}
+GEMMA4 = {"patch_size": 4, "pooling_kernel_size": 3, "max_soft_tokens": 70}
 PROCESSORS = {
     "llava": Written(
         ("LlavaProcessor", {"patch_size": 14} | CLIP),
@@ -204,6 +207,35 @@ PROCESSORS = {
         wide=16,
         tall=16,
         needs=(),
+    ),
+    # It makes all pictures as large as 70 tokens allow, and writes the time in front of each frame.
+    "gemma4": Written(
+        ("Gemma4Processor", {}),
+        ("Gemma4ImageProcessor", GEMMA4),
+        videos=("Gemma4VideoProcessor", GEMMA4 | {"do_sample_frames": False}),
+        sounds=("Gemma4AudioFeatureExtractor", {}),
+        tokens={
+            "<|image|>": IMAGE,
+            "<|video|>": VIDEO,
+            "<|audio|>": 60,
+            "<boi>": START,
+            "<eoi>": END,
+            "<boa>": 57,
+            "<eoa>": 56,
+        },
+        names={
+            "image_token": "<|image|>",
+            "boi_token": "<boi>",
+            "eoi_token": "<eoi>",
+            "audio_token": "<|audio|>",
+            "boa_token": "<boa>",
+            "eoa_token": "<eoa>",
+        },
+        image="<|image|>",
+        video="<|video|>",
+        wide=14 * 5,
+        tall=9 * 7,
+        frames=(FRAMES * 9 * 7,),
     ),
     "llava_next": Written(
         ("LlavaNextProcessor", {"patch_size": 14} | CLIP),

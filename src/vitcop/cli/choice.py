@@ -27,6 +27,7 @@ SHAPES = (
     "qwen2.5-vl-7b",
     "qwen3-vl-8b",
     "glm-4.1v-9b",
+    "gemma-4-e4b",
     "internvl3-8b",
 )
 """Names of `bench.SHAPES`, whose import takes seconds."""

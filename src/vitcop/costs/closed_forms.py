@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..models.base import VisionModules
-from ..models.encoders import FUSED, KEYS, num_heads, projections
+from ..models.encoders import FUSED, KEYS, QUERIES, num_heads, projections
 from ..models.geometry import Geometry
 
 UNGATED = ("apertus", "arcee", "nemotron", "phi", "starcoder2")
@@ -51,7 +51,7 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     here uses, adds `2 (2 h^2 (N + 1) + W_mlp) + 4 h n` a picture; pooling k x k patches by a product `2 h n^2 / k^2`.
     [CLS] adds `2 h N`, attention received `2 h sum n^2`: queries and keys are the layer's own.
     """
-    width = _width(modules.attention)
+    width, key_width = (_width(modules.attention, name) for name in (QUERIES, KEYS))
     head_dim = width // num_heads(modules.attention)
     stretches, windows = geometry.stretches, geometry.windows
     tokens, pairs = sum(stretches), sum(n * n for n in stretches)
@@ -69,7 +69,9 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
 
     received = 2 * width * pairs
     saliency = 2 * width * tokens if modules.has_cls else received
-    return VisionCost(tower, 2 * _weights(modules.projector) * geometry.projected, saliency, received, width, head_dim)
+    return VisionCost(
+        tower, 2 * _weights(modules.projector) * geometry.projected, saliency, received, key_width, head_dim
+    )
 
 
 def prefill_flops(config: PretrainedConfig, tokens_per_layer: Sequence[int]) -> int:
@@ -197,12 +199,12 @@ def _weights(modules: Iterable[nn.Module]) -> int:
     return sum(weight.numel() for module in modules for weight in module.parameters() if weight.ndim > 1)
 
 
-def _width(attention: Any) -> int:
-    """Heads times head size of an attention of the vision encoder."""
+def _width(attention: Any, name: str) -> int:
+    """Heads times head size of the queries, or of the keys, of an attention of the vision encoder."""
     made: dict[str, Any] = projections(attention)
     if FUSED in made:
         return made[FUSED].out_features // 3
-    return getattr(made[KEYS], "linear", made[KEYS]).out_features  # Gemma 4's is in a module that clips
+    return getattr(made[name], "linear", made[name]).out_features  # Gemma 4's is in a module that clips
 
 
 def _pooling_flops(tower: Any, tokens: int) -> int:

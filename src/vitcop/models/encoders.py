@@ -318,7 +318,8 @@ def with_axes(
     def show() -> tuple[Tensor, Tensor]:
         turned = [turn(name, states).flatten(0, 1) for name, states in ((QUERIES, queries), (KEYS, keys))]
         there = upload(real.flatten(), keys.device)
-        saliency = attention_received(turned[0], turned[1], watched.module.scaling, [length] * pictures, there)
+        each = turned[1].repeat_interleave(turned[0].shape[1] // turned[1].shape[1], 1)  # a key head may serve several
+        saliency = attention_received(turned[0], each, watched.module.scaling, [length] * pictures, there)
         return keys.flatten(0, 1), saliency
 
     return Patches(show)
