@@ -31,7 +31,12 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   encoder has gathered of all of it, so that they are separators. [CLS] attends to them, which is no patch's saliency.
 * Prompts of GLM-V have the placeholder of pictures for videos as well, between other markers; which of the two they
   are is told by what comes along. `EarlyViTCoP` needs the `bos_token_id` that the configs of its decoders leave out.
-* In every family, decoders that normalise their keys (QK-norm: Qwen3, Gemma 3) have ViTCoP's stages II and III rank
+* Gemma 4 makes of a picture as many visual tokens as its shape allows within a budget, which is a setting of its
+  processor: `max_soft_tokens`, 70, 140, 280, 560 or 1,120, by default 280 a picture and 70 a frame. Encode 1,120 and
+  keep a quarter: the decoder pays for 280, the encoder for all of them. Its small models (E2B, E4B) end in layers that
+  use the keys and values of layers before them: retention is averaged over the others, and nothing is dropped behind
+  the first layer whose keys are so used. Sound is text. `gemma4_unified` has no vision encoder to observe.
+* In every family, decoders that normalise their keys (QK-norm: Qwen3, Gemma) have ViTCoP's stages II and III rank
   by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
 
 One budget covers one picture or one video: tiles and frames share it in proportion to the visual tokens they really

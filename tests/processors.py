@@ -61,12 +61,17 @@ class Written:
     family: str | None = None
 
     def skip_without_its_needs(self) -> None:
+        for package in self.needs:
+            self._skip_without(package)
         parts = [self.processor, self.images, *([self.videos] if self.videos else [])]
         # Of a class that this release has not without a package, transformers shows a dummy that names it.
         named = [package for name, _ in parts for package in getattr(getattr(transformers, name), "_backends", ())]
-        for package in dict.fromkeys((*self.needs, *named)):
-            if not getattr(transformers.utils, f"is_{package}_available")():
-                pytest.skip(f"needs {package}: transformers has no {self.processor[0]} without it")
+        for package in dict.fromkeys(named):
+            self._skip_without(package)
+
+    def _skip_without(self, package: str) -> None:
+        if not getattr(transformers.utils, f"is_{package}_available")():
+            pytest.skip(f"needs {package}: transformers has no {self.processor[0]} without it")
 
     def build(self) -> transformers.ProcessorMixin:
         parts = {"image_processor": self.images, "video_processor": self.videos, "feature_extractor": self.sounds}

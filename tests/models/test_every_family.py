@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 from families.base import IMAGE, NUM_LAYERS
-from measures import bytes_held
+from measures import bytes_held, skip_where_all_tokens_run
 from tiny import FAMILIES, GREEDY, KEEP_ONLY, METHODS, ONE_IMAGE, Prompt, ThreeStages, batch, ragged
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -292,6 +292,7 @@ def test_costs_are_the_counted_ones(name):
     """Eager attention multiplies full n x n matrices, which is what the closed form states."""
     family = FAMILIES[name]
     model, inputs = family.model("eager"), batch([ONE_IMAGE], family=family)
+    skip_where_all_tokens_run(model)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning, counter:
         output = model(**inputs, logits_to_keep=1)  # as `generate` does, on which it depends what runs in Gemma 4

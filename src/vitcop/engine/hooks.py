@@ -39,7 +39,7 @@ from .decode import Decode
 from .forward import Forward
 from .placement import Placeholders, columns_behind
 from .prefill import Prefill
-from .refusals import check_cache, check_encoded, check_head, check_mask, check_no_drafts, check_no_images
+from .refusals import check_cache, check_encoded, check_head, check_mask, check_no_drafts, check_no_images, check_shared
 
 logger = logging.getLogger("vitcop")
 
@@ -332,6 +332,7 @@ class Pruning:
         thread.report = None
         check_encoded(thread.asked | call, self._family.base.forward)
         check_mask(mask, tokens, placeholders)
+        check_shared(call)
         check_head(thread.asked, self._family.decoder.config, placeholders)
         if cache is not None:
             check_prunable(cache, self._family.has_windows)
