@@ -51,6 +51,7 @@ def with_text(model, **settings):
 
 # Changes to a model that make it one that the table says raises: at once, or in its first forward.
 REFUSED = {
+    "no vision encoder": lambda model: setattr(model.config, "vision_config", None),
     "another encoder": lambda model: setattr(model.config.vision_config, "model_type", "vit"),
     "several feature layers": lambda model: setattr(model.config, "vision_feature_layer", [-2, -1]),
     "another feature strategy": lambda model: setattr(

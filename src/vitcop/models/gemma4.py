@@ -39,14 +39,16 @@ class Gemma4(TowerFamily):
         saliency="attention received, mean over the patches of a token",
         grids="picture, frame",
         first_layer="1, and none behind the first layer whose keys others use",
-        refuses=("another encoder", "flash attention", "text that sees what follows it"),
+        refuses=("no vision encoder", "another encoder", "flash attention", "text that sees what follows it"),
     )
     has_windows = True
     layer_inputs = ("per_layer_input",)
 
     def __init__(self, model: PreTrainedModel) -> None:
         if model.config.vision_config is None:
-            raise UnsupportedModelError("This 'gemma4' model has no vision encoder, and so no visual tokens to drop.")
+            raise UnsupportedModelError(
+                "This 'gemma4' model has no vision encoder, and so no visual tokens to drop; load one that has."
+            )
         super().__init__(model)
         if self.decoder.config.use_bidirectional_attention == "all":
             raise UnsupportedModelError(
