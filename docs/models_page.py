@@ -42,8 +42,13 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
 * Of Cohere's second decoder (Command R7B and Command A), layers with a sliding window turn queries and keys by rotary
   embeddings, and the others have no positions: `calibrate="distance"` raises, all else works. Aya Vision 32B has the
   first, whose layers are all alike.
-* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, Gemma 3) have ViTCoP's stages II and
-  III rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
+* Gemma 4 makes of a picture as many visual tokens as its shape allows within a budget, which is a setting of its
+  processor: `max_soft_tokens`, 70, 140, 280, 560 or 1,120, by default 280 a picture and 70 a frame. Encode 1,120 and
+  keep a quarter: the decoder pays for 280, the encoder for all of them. Its small models (E2B, E4B) end in layers that
+  use the keys and values of layers before them: retention is averaged over the others, and nothing is dropped behind
+  the first layer whose keys are so used. Sound is text. `gemma4_unified` has no vision encoder to observe.
+* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, Gemma) have ViTCoP's stages II and III
+  rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
 
 One budget covers one picture or one video: tiles and frames share it in proportion to the visual tokens they really
 have. Separators (newlines, row breaks, markers, a frame's [CLS], registers) are text and always stay.

@@ -1,5 +1,6 @@
 """What a computation takes, counted."""
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,3 +16,17 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self.values = max(self.values, tensor.numel())
         return result
+
+
+def skip_where_all_tokens_run(model):
+    """Costs are those of transformers that let the last token alone through layers that use the keys of others."""
+    decoder = model.get_decoder()
+    sharing = getattr(decoder.config, "num_kv_shared_layers", 0)
+    if sharing and not hasattr(decoder, "_maybe_slice_kv_shared_inputs"):
+        pytest.skip("this transformers runs all tokens of a prompt through all layers")
+
+
+def bytes_held(cache):
+    """Of keys and values, over all layers that have any."""
+    layers = [layer for layer in cache.layers if hasattr(layer, "keys")]
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers if layer.keys is not None)

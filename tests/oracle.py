@@ -46,6 +46,8 @@ def masked_dense_logits(
     """The same logits of a dense model that hides what `method` dropped."""
     ids = inputs["input_ids"]
     alive = alive_columns(report, ids.shape).to(ids.device)
+    sharing = len(model.get_decoder().layers) - len(alive)  # layers that use the keys and values of others
+    alive = torch.cat([alive, alive[-1:].expand(sharing, -1, -1)])
     entered = alive[0] if method.positions == "compact" else _mask(inputs).bool()
     kept_by_family = KNOWN[model.config.model_type].keeps_positions
     if KNOWN[model.config.model_type].has_states:
@@ -150,6 +152,14 @@ class Far:
         return self.added[:, (queries[..., None] - keys[:, None]).abs()] * self.visual[:, None]
 
 
+def _pictures(config: Any, layer: int, inputs: dict[str, Tensor]) -> Tensor | None:
+    """(batch, seq) bool: tokens of pictures that stand apart, and in this layer see each other both ways."""
+    if "token_type_ids" in inputs:  # of Gemma 3
+        return inputs["token_type_ids"] == 1
+    both_ways = getattr(config, "use_bidirectional_attention", None) == "vision"
+    return inputs["mm_token_type_ids"] > 0 if both_ways and config.layer_types[layer] == "sliding_attention" else None
+
+
 def _stock_mask(config: Any, layer: int, inputs: dict[str, Tensor], queries: int, seen: int) -> Tensor:
     """(batch, queries, seen) bool: what the dense model's layer lets each token see, padding not considered."""
     mask = _mask(inputs)
@@ -159,9 +169,9 @@ def _stock_mask(config: Any, layer: int, inputs: dict[str, Tensor], queries: int
     behind = torch.arange(seen - width, device=device)
     columns = torch.cat([torch.arange(width, device=device).expand_as(mask), end + behind], 1)
     visible = torch.ones(queries, seen, dtype=torch.bool, device=device).tril(seen - queries)[None]
-    kinds = inputs.get("token_type_ids")
-    if kinds is not None:  # of Gemma 3, whose pictures stand apart: within one, tokens see each other both ways
-        image = torch.nn.functional.pad(kinds == 1, (0, seen - kinds.shape[1]))
+    image = _pictures(config, layer, inputs)
+    if image is not None:
+        image = torch.nn.functional.pad(image, (0, seen - width))
         picture = (image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]).cumsum(1)
         both = image[:, -queries:, None] & image[:, None] & (picture[:, -queries:, None] == picture[:, None])
         visible = visible | both

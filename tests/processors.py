@@ -30,7 +30,7 @@ class Written:
 
     Attributes:
         processor: its class, and its settings.
-        images, videos: class and settings of the processors inside it.
+        images, videos, sounds: class and settings of the processors inside it.
         wide, tall: visual tokens of the two pictures.
         tokens: special tokens, and their ids.
         names: what it calls those that it asks its tokenizer for.
@@ -49,6 +49,7 @@ class Written:
     wide: int
     tall: int
     videos: tuple[str, dict[str, Any]] | None = None
+    sounds: tuple[str, dict[str, Any]] | None = None
     tokens: dict[str, int] = field(default_factory=lambda: {"<image>": IMAGE})
     names: dict[str, str] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
@@ -62,16 +63,22 @@ class Written:
     family: str | None = None
 
     def skip_without_its_needs(self) -> None:
+        for package in self.needs:
+            self._skip_without(package)
         parts = [self.processor, self.images, *([self.videos] if self.videos else [])]
         # Of a class that this release has not without a package, transformers shows a dummy that names it.
         named = [package for name, _ in parts for package in getattr(getattr(transformers, name), "_backends", ())]
-        for package in dict.fromkeys((*self.needs, *named)):
-            if not getattr(transformers.utils, f"is_{package}_available")():
-                pytest.skip(f"needs {package}: transformers has no {self.processor[0]} without it")
+        for package in dict.fromkeys(named):
+            self._skip_without(package)
+
+    def _skip_without(self, package: str) -> None:
+        if not getattr(transformers.utils, f"is_{package}_available")():
+            pytest.skip(f"needs {package}: transformers has no {self.processor[0]} without it")
 
     def build(self) -> transformers.ProcessorMixin:
-        parts = {"image_processor": self.images} | ({"video_processor": self.videos} if self.videos else {})
-        built = {part: getattr(transformers, name)(**settings) for part, (name, settings) in parts.items()}
+        parts = {"image_processor": self.images, "video_processor": self.videos, "feature_extractor": self.sounds}
+        given = {part: of for part, of in parts.items() if of is not None}
+        built = {part: getattr(transformers, name)(**settings) for part, (name, settings) in given.items()}
         name, settings = self.processor
         return getattr(transformers, name)(**built, tokenizer=self.tokenizer(), **settings)
 
@@ -200,6 +207,7 @@ GLM = {
 }
 GLM_IMAGES = QWEN | {"size": {"shortest_edge": 64, "longest_edge": 2560}}
 GLM_VIDEOS = QWEN | {"size": {"shortest_edge": 64, "longest_edge": 5120}, "do_sample_frames": False}
+GEMMA4 = {"patch_size": 4, "pooling_kernel_size": 3, "max_soft_tokens": 70}
 PROCESSORS = {
     "llava": Written(
         ("LlavaProcessor", {"patch_size": 14} | CLIP),
@@ -230,6 +238,35 @@ PROCESSORS = {
         wide=16,
         tall=16,
         needs=(),
+    ),
+    # It makes all pictures as large as 70 tokens allow, and writes the time in front of each frame.
+    "gemma4": Written(
+        ("Gemma4Processor", {}),
+        ("Gemma4ImageProcessor", GEMMA4),
+        videos=("Gemma4VideoProcessor", GEMMA4 | {"do_sample_frames": False}),
+        sounds=("Gemma4AudioFeatureExtractor", {}),
+        tokens={
+            "<|image|>": IMAGE,
+            "<|video|>": VIDEO,
+            "<|audio|>": 60,
+            "<boi>": START,
+            "<eoi>": END,
+            "<boa>": 57,
+            "<eoa>": 56,
+        },
+        names={
+            "image_token": "<|image|>",
+            "boi_token": "<boi>",
+            "eoi_token": "<eoi>",
+            "audio_token": "<|audio|>",
+            "boa_token": "<boa>",
+            "eoa_token": "<eoa>",
+        },
+        image="<|image|>",
+        video="<|video|>",
+        wide=14 * 5,
+        tall=9 * 7,
+        frames=(FRAMES * 9 * 7,),
     ),
     "llava_next": Written(
         ("LlavaNextProcessor", {"patch_size": 14} | CLIP),

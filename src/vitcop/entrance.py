@@ -74,8 +74,8 @@ def schedules(
     Raises:
         BudgetError: the decoder cannot carry one out, or it is refused.
     """
-    layers, first = len(family.layers), family.first_stage_layer
-    found = {n: checked_budgets(method, n, layers, first, small_images) for n in set(lengths)}
+    layers, between = family.num_layers, family.stage_layers
+    found = {n: checked_budgets(method, n, layers, between, small_images) for n in set(lengths)}
     return [found[n] for n in lengths]
 
 

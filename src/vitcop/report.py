@@ -91,7 +91,7 @@ class Report:
 
     Attributes:
         method: name of the pruning method.
-        num_layers: decoder layers.
+        num_layers: decoder layers that hold keys and values of their own.
         images: the grids (tiles, frames) of each image or video, and where its visual tokens stand in them.
             All images of the batch come before all videos.
         modalities: "image" or "video", of each.
@@ -152,8 +152,8 @@ class Report:
 
     def positions_at(self, layer: int) -> Int[Tensor, "batch width"]:
         """Prompt column of every position in decoder layer `layer`, -1 for padding."""
-        if not 0 <= layer < self.num_layers:
-            raise IndexError(f"there is no layer {layer} in {self.num_layers}")
+        if not 0 <= layer < self.decoder_config.num_hidden_layers:
+            raise IndexError(f"there is no layer {layer} in {self.decoder_config.num_hidden_layers}")
         return self.columns[max(first for first in self.columns if first <= layer)]
 
     @property

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
     BatchFeature,
+    Gemma4TextConfig,
     LlamaConfig,
     MixtralConfig,
     Qwen2MoeConfig,
@@ -58,10 +59,11 @@ BILLIONS = {
     "qwen3-vl-8b": 8.767,
     "qwen3.5-9b": 9.410,
     "glm-4.1v-9b": 10.293,
+    "gemma-4-e4b": 7.941,
     "internvl3-8b": 7.944,
     "aya-vision-8b": 8.632,
 }
-"""Parameters of the checkpoints that the shapes are named after."""
+"""Parameters of the checkpoints that the shapes are named after, without any that are not used."""
 
 
 def bench(*arguments: object):
@@ -348,7 +350,7 @@ def test_a_layer_reads_its_weights(name):
 
 def test_heads_may_be_wider_than_the_hidden_state():
     config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
-    assert closed_forms.decoder_widths(config) == (64, 4 * 32, 2 * 32)
+    assert closed_forms.decoder_widths(config, 0) == (64, 4 * 32, 2 * 32)
 
 
 def test_peak_memory_is_the_most_that_is_held_at_once():
@@ -368,7 +370,14 @@ def tiny(config):
     few = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_heads": 2}
     few |= {"num_hidden_layers": 4, "depth": 4, "num_key_value_heads": 1, "head_dim": 16, "out_hidden_size": 32}
     few |= {"fullatt_block_indexes": [3], "deepstack_visual_indexes": [1]}
-    for part in (config.vision_config, config.text_config):
+    parts = [config.vision_config, config.text_config]
+    if config.model_type == "gemma4":  # whose heads differ from layer to layer, and whose last layers share
+        own = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        own |= {"global_head_dim": 32, "hidden_size_per_layer_input": 8}
+        sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "head_dim")
+        config.text_config = Gemma4TextConfig(**own, num_key_value_heads=1, **{name: few[name] for name in sizes})
+        config.audio_config, parts = None, [config.vision_config]
+    for part in parts:
         for name, value in few.items():
             if hasattr(part, name):
                 setattr(part, name, value)

@@ -163,9 +163,9 @@ def test_positions_behind_a_prompt_without_any_count_its_columns():
 
 
 def held_by(layer):
-    """What a layer of a cache holds: keys and values, or the states into which it folds them."""
+    """What a layer of a cache holds: keys and values, unless it uses another's, or the states it folds them into."""
     if hasattr(layer, "keys"):
-        return layer.keys, layer.values
+        return () if layer.keys is None else (layer.keys, layer.values)
     return layer.conv_states[0], layer.recurrent_states[0]
 
 

@@ -23,6 +23,8 @@ from vitcop.ops.segments import smallest_per_segment
 from vitcop.selection.tokens import merge_counts
 
 LAST, STEPS = NUM_LAYERS - 1, 2
+UNEVEN = ("cohere2", "gemma4_text")
+"""Decoders of which some layers, or some channels, turn nothing."""
 FOLDED: dict[str, Tensor] = {}
 """What `Fold` has last done: slots of the tokens, and of those that they were merged into."""
 
@@ -102,8 +104,9 @@ def columns(inputs: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("prompts", ["one", "left", "right"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gemma4"])
 def test_equal_tokens_that_are_merged_before_the_last_layer_change_nothing_behind_them(name, attention, prompts):
+    """In front of the last layer of the small Gemma 4 none can be merged."""
     family = FAMILIES[name]
     model = family.model(attention)
     inputs = batch([ONE_IMAGE] if prompts == "one" else ragged(family), prompts, family)
@@ -197,7 +200,7 @@ def test_what_is_far_away_counts_more(name, prompts):
     family = FAMILIES[name]
     model = family.model("sdpa")
     inputs = batch([ONE_IMAGE] if prompts == "one" else ragged(family), prompts, family)
-    if KNOWN[model.config.model_type].keeps_positions or model.get_decoder().config.model_type == "cohere2":
+    if KNOWN[model.config.model_type].keeps_positions or model.get_decoder().config.model_type in UNEVEN:
         with vitcop.prune(model, Distant()), pytest.raises(vitcop.UnsupportedModelError, match="use calibrate='size'"):
             model(**inputs)
         return

@@ -129,6 +129,14 @@ def test_router_losses_raise():
         model(**inputs, output_router_logits=False)
 
 
+def test_keys_that_layers_share_are_not_handed_to_an_assistant():
+    family = FAMILIES["gemma4"]
+    model, inputs = family.model(), batch([ONE_IMAGE], family=family)
+    refused = pytest.raises(vitcop.UnsupportedModelError, match="leave it out, and the assistant")
+    with torch.no_grad(), vitcop.prune(model, vitcop.ViTCoP(0.5)), refused:
+        model(**inputs, return_shared_kv_states=True)
+
+
 def test_heads_that_pick_a_token_by_its_column_raise():
     config = copy.deepcopy(FAMILIES["gemma3"].model().config)
     config.num_labels = config.text_config.num_labels = 2

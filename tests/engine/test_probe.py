@@ -13,7 +13,16 @@ import vitcop
 from vitcop.models import family_of
 from vitcop.ops.saliency import key_norm
 
-NORMALISED = ("gemma3", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen3_omni_moe_thinker")
+NORMALISED = (
+    "gemma3",
+    "gemma4",
+    "gemma4 with experts",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_omni_moe_thinker",
+)
 START = DECODER["bos_token_id"]
 
 

@@ -31,7 +31,7 @@ class Reading(ThreeStages):
     def budgets(self, num_tokens, num_layers, first_layer=1):
         schedule = super().budgets(num_tokens, num_layers, first_layer)
         chosen = {layer: count for layer, count in schedule.items() if self.since <= layer < self.until}
-        return chosen or {num_layers - 1: num_tokens - 1}
+        return chosen or {num_layers - 2: num_tokens - 1}
 
     def select(self, tokens, budget):
         seen = {"tokens": tokens, "text": tokens.text}
@@ -204,13 +204,13 @@ def test_states_of_text_and_pictures_are_those_of_the_decoder(name, padding):
 
 @dataclass(frozen=True)
 class Ahead(vitcop.Pruner):
-    """Reads what some layers would project, those that attend, and drops nothing before the last."""
+    """Reads what some layers would project, those that attend, and drops nothing before the last but one."""
 
     attends: tuple = tuple(range(NUM_LAYERS))
     read: list = field(default_factory=list)
 
     def budgets(self, num_tokens, num_layers, first_layer=1):
-        return {0: num_tokens, max(1, first_layer): num_tokens, 5: num_tokens, num_layers - 1: num_tokens - 1}
+        return {0: num_tokens, max(1, first_layer): num_tokens, 5: num_tokens, num_layers - 2: num_tokens - 1}
 
     def select(self, tokens, budget):
         text, projected = tokens.text, []
@@ -242,18 +242,25 @@ def test_what_a_layer_would_project_is_what_it_turns_by_its_rotary_embedding(nam
         made.append((queries.transpose(1, 2).flatten(0, 1), keys.transpose(1, 2).flatten(0, 1)))
         return rotate(queries, keys, *args, **kwargs)
 
+    def spy_on_one(x, *args, **kwargs):
+        turned.append(x.flatten(0, 1))
+        return rotate(x, *args, **kwargs)
+
     def unturned(attention, args, kwargs):
         states = kwargs["hidden_states"]
         heads = (proj(states).flatten(0, 1).unflatten(1, (-1, attention.head_dim)) for proj in PROJECTIONS(attention))
         made.append(tuple(heads))
 
-    monkeypatch.setattr(module, "apply_rotary_pos_emb", spy)
+    turned, both = [], "k" in inspect.signature(rotate).parameters
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", spy if both else spy_on_one)
+    model.get_decoder().register_forward_pre_hook(lambda *args: turned.clear())  # Gemma 4's encoder turns by it, too
     for number, layer in enumerate(layers):
         if not family_of(model).turns(number):
             layer.self_attn.register_forward_pre_hook(unturned, with_kwargs=True)
     with torch.no_grad():
         model(**inputs)
-    assert len(made) == len(attends) and method.read[0][0].layer == 0
+    made += zip(turned[::2], turned[1::2], strict=False)
+    assert len(made) >= sum(layer < family_of(model).num_layers for layer in attends) and method.read[0][0].layer == 0
     first_tokens, first_text, _ = method.read[0]
     for tokens, _, projected in method.read[:-1]:
         tables = first_tokens.slots[tokens.rows], first_text.slots

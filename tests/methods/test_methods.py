@@ -148,15 +148,15 @@ def test_below_the_floor_names_it():
 def test_small_images_keep_one_token_in_each_stage(name):
     method = vitcop.METHODS[name](retention=1 / 9)
     for num_tokens in range(1, 40):
-        budgets = checked_budgets(method, num_tokens, 32, 1)
+        budgets = checked_budgets(method, num_tokens, 32, range(1, 32))
         least = average({0: num_tokens} | dict.fromkeys(budgets, 1), 32)
         assert abs(average({0: num_tokens} | budgets, 32) - num_tokens / 9) <= 1
         if least > num_tokens / 9 + 1e-9:
             assert set(budgets.values()) == {1}
             with pytest.raises(vitcop.BudgetError, match=f"below {least / num_tokens:.4g}, what {name}"):
-                checked_budgets(method, num_tokens, 32, 1, "refuse")
+                checked_budgets(method, num_tokens, 32, range(1, 32), "refuse")
         else:
-            assert checked_budgets(method, num_tokens, 32, 1, "refuse") == budgets
+            assert checked_budgets(method, num_tokens, 32, range(1, 32), "refuse") == budgets
 
 
 def test_low_averages_of_pyramiddrop_move_the_cuts_forward():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 from families.base import IMAGE, NUM_LAYERS
+from measures import bytes_held, skip_where_all_tokens_run
 from tiny import FAMILIES, GREEDY, KEEP_ONLY, METHODS, ONE_IMAGE, Prompt, ThreeStages, batch, ragged
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -184,15 +185,31 @@ def test_stages_begin_where_the_decoder_lets_them(name):
     family = FAMILIES[name]
     model, inputs = family.model(), batch([ONE_IMAGE], family=family)
     with torch.no_grad(), vitcop.prune(model, vitcop.Random(0.9)) as pruning:
-        first = pruning._family.first_stage_layer
+        layers = pruning._family.stage_layers
         model(**inputs)
-    with torch.no_grad(), vitcop.prune(model, vitcop.Random(0.9, layer=first)) as pruning:
-        model(**inputs)
-        assert [stage.layer for stage in pruning.report.stages] == [first]
-    if first > 1:
-        refused = pytest.raises(vitcop.BudgetError, match=f"from {first} to {NUM_LAYERS - 1}")
-        with torch.no_grad(), vitcop.prune(model, vitcop.Random(0.9, layer=first - 1)), refused:
+    first, last = layers[0], layers[-1]
+    assert last == NUM_LAYERS - (2 if name == "gemma4" else 1)  # the last two make the keys of layers behind them
+    for layer in (first, last):
+        with torch.no_grad(), vitcop.prune(model, vitcop.Random(0.9, layer=layer)) as pruning:
             model(**inputs)
+            assert [stage.layer for stage in pruning.report.stages] == [layer]
+    for layer in {*range(1, first), *range(last + 1, NUM_LAYERS)}:
+        refused = pytest.raises(vitcop.BudgetError, match=f"from {first} to {last}")
+        with torch.no_grad(), vitcop.prune(model, vitcop.Random(0.9, layer=layer)), refused:
+            model(**inputs)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("method", ["vitcop", "three_stages"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_head_makes_as_many_logits_as_are_asked_for(name, method, padding):
+    """Whether the model cuts what enters the head, by how long it is, or lets no others through its last layers."""
+    family = FAMILIES[name]
+    model, inputs = family.model(), batch(ragged(family), padding, family)
+    with torch.no_grad(), vitcop.prune(model, METHODS[method]):
+        whole = model(**inputs).logits
+        for count in (1, 2) if padding == "left" else (1,):
+            torch.testing.assert_close(model(**inputs, logits_to_keep=count).logits, whole[:, -count:])
 
 
 @dataclass(frozen=True)
@@ -276,15 +293,15 @@ def test_costs_are_the_counted_ones(name):
     """Eager attention multiplies full n x n matrices, which is what the closed form states."""
     family = FAMILIES[name]
     model, inputs = family.model("eager"), batch([ONE_IMAGE], family=family)
+    skip_where_all_tokens_run(model)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning, counter:
-        output = model(**inputs)
+        output = model(**inputs, logits_to_keep=1)  # as `generate` does, on which it depends what runs in Gemma 4
     a_layer = re.compile(rf"{type(model).__name__}\.model\.\w+\.layers\.\d+")
     counted = sum(sum(ops.values()) for name, ops in counter.get_flop_counts().items() if a_layer.fullmatch(name))
     dense, pruned = pruning.report.prefill_flops
     assert pruned == counted and dense > pruned
-    layers = [layer for layer in output.past_key_values.layers if hasattr(layer, "keys")]
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    held = bytes_held(output.past_key_values)
     expected = pruning.report.kv_cache_bytes[1]
     assert expected == held or (expected > held and family_of(model).has_windows)  # which hold less
 

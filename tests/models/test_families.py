@@ -42,7 +42,7 @@ def test_the_table_says_what_the_models_are(name):
     assert ("DeepStack" in family.described.first_layer) == (deepstack > 0)
     assert ("full-attention" in family.described.first_layer) == family.has_states == (not all(attends))
     assert family.first_stage_layer == max(deepstack, attends.index(True) + 1)
-    assert family.normalises_keys == model.config.model_type.startswith(("gemma3", "qwen3_"))
+    assert family.normalises_keys == model.config.model_type.startswith(("gemma", "qwen3_"))
 
 
 def built_model(name):
@@ -57,6 +57,7 @@ def with_text(model, **settings):
 
 # Changes to a model that make it one that the table says raises: at once, or in its first forward.
 REFUSED = {
+    "no vision encoder": lambda model: setattr(model.config, "vision_config", None),
     "another encoder": lambda model: setattr(model.config.vision_config, "model_type", "vit"),
     "several feature layers": lambda model: setattr(model.config, "vision_feature_layer", [-2, -1]),
     "another feature strategy": lambda model: setattr(
@@ -65,6 +66,7 @@ REFUSED = {
         "default" if model.config.vision_feature_select_strategy == "full" else "full",
     ),
     "sliding windows in the decoder": lambda model: with_text(model, layer_types=["sliding_attention"] * 8),
+    "text that sees what follows it": lambda model: with_text(model, use_bidirectional_attention="all"),
     "flash attention": lambda model: with_text(model, _attn_implementation="flash_attention_2"),
     "flash attention where there are sliding windows": lambda model: with_text(
         model, layer_types=["sliding_attention"] * 8, _attn_implementation="flash_attention_2"

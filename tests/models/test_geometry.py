@@ -47,7 +47,7 @@ def without_mixing(model, family):
     for module in model.modules():
         if type(module) in kinds:
             last = [child for name, child in module.named_children() if name in OUTPUTS]
-            torch.nn.init.zeros_(last[0].weight)
+            torch.nn.init.zeros_(next(last[0].parameters()))  # its weight
 
 
 OUTPUTS = ("out_proj", "o_proj", "proj", "projection_layer", "value")  # the last is DINOv2's before transformers 5.18

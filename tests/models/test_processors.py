@@ -11,6 +11,7 @@ from families import FAMILIES
 from families.base import IMAGE, VIDEO
 from processors import (
     FRAMES,
+    GEMMA4,
     GLM_IMAGES,
     GLM_VIDEOS,
     GRID,
@@ -27,7 +28,7 @@ from processors import (
 
 import vitcop
 from vitcop.costs.plan import Planner
-from vitcop.models import family_of, glm4v, qwen2_vl, qwen3_vl, qwen_omni
+from vitcop.models import family_of, gemma4, glm4v, qwen2_vl, qwen3_vl, qwen_omni
 from vitcop.quality import Subject, Suite
 from vitcop.quality.contenders import Contest
 from vitcop.quality.reader import Reader
@@ -99,7 +100,7 @@ def test_places_are_those_in_the_picture(name, visual):
     attention = tuple(map(type, family_of(model).observed.values()))
     for module in model.modules():
         if isinstance(module, attention):  # leave every patch to itself, so that paint shows where it is
-            *_, last = (child for child in module.children() if isinstance(child, torch.nn.Linear))
+            *_, last = (child for child in module.modules() if isinstance(child, torch.nn.Linear))
             torch.nn.init.zeros_(last.weight)
 
     def tokens_of(paint=None):
@@ -171,6 +172,7 @@ def test_planned_tokens_are_those_of_the_processor(name, visual, monkeypatch):
     monkeypatch.setattr(qwen3_vl, "VIDEO_SIZE", QWEN["size"] | {"longest_edge": 5120})
     monkeypatch.setattr(glm4v.Glm4vImageProcessorPil, "size", GLM_IMAGES["size"])
     monkeypatch.setattr(glm4v, "VIDEO_SIZE", GLM_VIDEOS["size"])
+    monkeypatch.setattr(gemma4.Gemma4ImageProcessorPil, "max_soft_tokens", GEMMA4["max_soft_tokens"])
     width, height = SIZES[visual]
     frames = FRAMES if visual in VIDEOS else None
     planner = Planner.of(FAMILIES[name].model().config, height=height, width=width, frames=frames)
@@ -179,7 +181,7 @@ def test_planned_tokens_are_those_of_the_processor(name, visual, monkeypatch):
     ids = inputs["input_ids"][0]
     placeholders = int(((ids == IMAGE) | (ids == VIDEO)).sum())
     assert planner.geometry.image.placeholders == placeholders
-    if name in ("qwen3_vl", "qwen3_5", "glm4v", "glm46v") and frames:
+    if name in ("qwen3_vl", "qwen3_5", "glm4v", "glm46v", "gemma4") and frames:
         return  # time stamps are words of their own number
     words = len(WORDS) - 1
     assert planner.geometry.markers == len(ids) - placeholders - words + BREAKS.get(name, {}).get(visual, 0)

@@ -35,6 +35,8 @@ REFUSED = {
     "idefics3": "text among the tokens of a picture",
     "smolvlm": "text among the tokens of a picture",
     "gemma3": "sliding windows",
+    "gemma4": "sliding windows",
+    "gemma4 with experts": "sliding windows",
     "qwen3_vl": "DeepStack",
     "qwen3_vl_moe": "DeepStack",
     "llava_next_video": "not been tested",

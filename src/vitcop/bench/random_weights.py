@@ -76,7 +76,8 @@ class RandomProcessor:
             count = int(made["image_grid_thw"].prod()) // self.family.model.config.vision_config.spatial_merge_size**2
         else:
             count = self.family.geometry(Size(images.height, images.width)).image.placeholders
-        made.pop("num_patches", None)  # which InternVL's processor keeps for itself
+        for name in ("num_patches", "num_soft_tokens_per_image"):  # which processors keep for themselves
+            made.pop(name, None)
         ids = torch.full((1, count), self.image_token_id)
         if self.family.keeps_positions:  # whose axes go by what is a picture
             made["mm_token_type_ids"] = torch.ones_like(ids)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PretrainedConfig
 
-from ..costs.closed_forms import layer_bytes, layer_flops
+from ..costs.closed_forms import layer_bytes, layer_flops, layers_run
 from .ceilings import Ceilings
 
 
@@ -25,7 +25,7 @@ def prefill_seconds(
 
     Args:
         config: of the language model.
-        tokens_per_layer: tokens of each prompt that enter each decoder layer.
+        tokens_per_layer: as of `prefill_flops`, of each prompt.
         batch: prompts.
         bytes_per_value: of weights, keys and values.
         ceilings: of the device.
@@ -33,8 +33,8 @@ def prefill_seconds(
     """
     return sum(
         max(
-            batch * layer_flops(config, layer, tokens, causal=causal) / ceilings.flops_per_second,
-            layer_bytes(config, layer, batch * tokens, bytes_per_value) / ceilings.bytes_per_second,
+            batch * layer_flops(config, layer, tokens, running, causal=causal) / ceilings.flops_per_second,
+            layer_bytes(config, layer, batch * tokens, bytes_per_value, batch * running) / ceilings.bytes_per_second,
         )
-        for layer, tokens in enumerate(tokens_per_layer)
+        for layer, tokens, running in layers_run(config, tokens_per_layer)
     )

@@ -172,13 +172,14 @@ class _Run:
 
     def _warm_up(self, contestant: _Contestant, dense: _Contestant, batch: int) -> dict[str, Any]:
         """Run it once, and tell what does not change from run to run."""
-        layers, held = len(self.family.layers), list[int]()
+        layers, held = self.family.num_layers, list[int]()
         whole, tokens = [dense.prompt.length] * layers, [contestant.prompt.length] * layers
         average = contestant.share
 
         def work() -> None:
             cache = cache_of(read_prompt(self.model, contestant.prompt))
-            held.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
+            layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+            held.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
 
         if contestant.method is None:
             peak = peak_bytes(self.model.device, work)
@@ -193,7 +194,7 @@ class _Run:
 
     def _roofline(self, prompt: Prompt, batch: int, visual: int) -> tuple[tuple[float, float], ...]:
         """Average retentions of each prompt's visual tokens, separators left out, and the speed-up predicted."""
-        layers = len(self.family.layers)
+        layers = self.family.num_layers
         dense = self._least([prompt.length] * layers, batch)
         kept = (max(1, round(visual * 2 ** (-step / 4))) for step in range(_STEPS))
         return tuple(

@@ -10,6 +10,10 @@ from transformers import (
     AyaVisionConfig,
     CLIPVisionConfig,
     Cohere2Config,
+    Gemma4AudioConfig,
+    Gemma4Config,
+    Gemma4TextConfig,
+    Gemma4VisionConfig,
     Glm4vConfig,
     InternVLConfig,
     LlamaConfig,
@@ -24,6 +28,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.internvl import InternVLVisionConfig
@@ -189,6 +194,22 @@ def _glm4v() -> PretrainedConfig:
     return Glm4vConfig(vision_config={}, text_config={"rope_parameters": rope})
 
 
+def _gemma4_e4b() -> PretrainedConfig:
+    """Five layers with a window to one without, of which the last 18 use the keys and values of others."""
+    text = Gemma4TextConfig(
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=42,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        num_kv_shared_layers=18,
+        sliding_window=512,
+        final_logit_softcapping=30.0,
+    )
+    vision = Gemma4VisionConfig(use_clipped_linears=True)
+    return Gemma4Config(text_config=text, vision_config=vision, audio_config=Gemma4AudioConfig())
+
+
 def _internvl3() -> PretrainedConfig:
     """InternViT-300M-448px, and Qwen2.5-7B."""
     vision = InternVLVisionConfig(
@@ -255,6 +276,7 @@ SHAPES: dict[str, Shape] = {
     "qwen3-vl-8b": Shape(_qwen3_vl, _qwen3_processor),
     "qwen3.5-9b": Shape(_qwen3_5, _qwen3_processor),
     "glm-4.1v-9b": Shape(_glm4v, Glm4vImageProcessorPil),
+    "gemma-4-e4b": Shape(_gemma4_e4b, Gemma4ImageProcessorPil),
     "internvl3-8b": Shape(_internvl3, _internvl_processor),
     "aya-vision-8b": Shape(_aya_vision, _aya_vision_processor),
 }

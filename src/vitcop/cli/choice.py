@@ -30,6 +30,7 @@ SHAPES = (
     "qwen3-vl-8b",
     "qwen3.5-9b",
     "glm-4.1v-9b",
+    "gemma-4-e4b",
     "internvl3-8b",
     "aya-vision-8b",
 )

@@ -6,7 +6,7 @@ rotary and position embeddings are left out everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from ..models.base import VisionModules
 from ..models.decoder import attending
-from ..models.encoders import FUSED, KEYS, num_heads, projections
+from ..models.encoders import FUSED, KEYS, QUERIES, num_heads, projections
 from ..models.geometry import Geometry
 
 UNGATED = ("apertus", "arcee", "nemotron", "phi", "starcoder2")
@@ -52,10 +52,10 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     With W weights of a module's products, n tokens in a stretch (of all layers, or a window), width h and N tokens
     in all stretches: patches `2 W p` for p patches, a layer `2 W N + 4 h sum n^2`, the projector `2 W` a row. All
     layers run, also those behind the one whose features are used. A pooling head, which SigLIP runs and no model
-    here uses, adds `2 (2 h^2 (N + 1) + W_mlp) + 4 h n` a picture.
+    here uses, adds `2 (2 h^2 (N + 1) + W_mlp) + 4 h n` a picture; pooling k x k patches by a product `2 h n^2 / k^2`.
     [CLS] adds `2 h N`, attention received `2 h sum n^2`: queries and keys are the layer's own.
     """
-    width = _width(modules.attention)
+    width, key_width = (_width(modules.attention, name) for name in (QUERIES, KEYS))
     head_dim = width // num_heads(modules.attention)
     stretches, windows = geometry.stretches, geometry.windows
     tokens, pairs = sum(stretches), sum(n * n for n in stretches)
@@ -67,35 +67,54 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
         for module in modules.tower.modules()
         if isinstance(module, nn.Conv2d | nn.Conv3d) and module not in projecting
     ]
-    tower = 2 * _weights(convolutions) * geometry.patches
+    tower = 2 * _weights([*convolutions, *modules.embedding]) * geometry.patches
     tower += 2 * _weights(modules.layers) * tokens + 4 * width * (pairs * full + windowed)
     tower += sum(_pooling_flops(modules.tower, n) for n in stretches)
 
     received = 2 * width * pairs
     saliency = 2 * width * tokens if modules.has_cls else received
-    return VisionCost(tower, 2 * _weights(modules.projector) * geometry.projected, saliency, received, width, head_dim)
+    return VisionCost(
+        tower, 2 * _weights(modules.projector) * geometry.projected, saliency, received, key_width, head_dim
+    )
 
 
 def prefill_flops(config: PretrainedConfig, tokens_per_layer: Sequence[int]) -> int:
-    """Floating point operations of the decoder layers for one prompt: `layer_flops`, with full n x n attention.
+    """Floating point operations of the decoder layers until the first token of an answer: `layer_flops`, with full
+    n x n attention.
 
-    Leaves out the embedding and the output head.
+    Of layers that use the keys and values of others, `generate` runs the last token alone. Leaves out the embedding and
+    the output head.
 
     Args:
         config: of the language model.
-        tokens_per_layer: tokens that enter each decoder layer.
+        tokens_per_layer: tokens that enter each decoder layer that has keys and values of its own.
     """
-    return sum(layer_flops(config, layer, n) for layer, n in enumerate(tokens_per_layer))
+    return sum(layer_flops(config, *layer) for layer in layers_run(config, tokens_per_layer))
 
 
-def layer_flops(config: PretrainedConfig, layer: int, tokens: int, *, causal: bool = False) -> int:
+def layers_run(config: PretrainedConfig, tokens_per_layer: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Of each decoder layer the number, the tokens that it looks at, and those that run through it.
+
+    Args:
+        config, tokens_per_layer: as of `prefill_flops`.
+    """
+    own = len(tokens_per_layer)
+    yield from ((layer, tokens, tokens) for layer, tokens in enumerate(tokens_per_layer))
+    yield from ((layer, tokens_per_layer[-1], 1) for layer in range(own, own + _sharing_layers(config)))
+
+
+def layer_flops(
+    config: PretrainedConfig, layer: int, tokens: int, running: int | None = None, *, causal: bool = False
+) -> int:
     """Floating point operations of one decoder layer for one prompt.
 
     Counts the four attention projections, the MLP, and the two products of the full n x n attention. For layer input
     size h, head size d, H query and K key-value heads, MLP size m and n tokens:
     `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`, and `2 n h H d` more where attention is gated. With E experts of
     size e, k of which see a token, `3 h m` is `3 h k e + h E`, router included, and `3 h e` more for each expert that
-    all see; without a gate it is `2 h m`. A sliding window counts as full attention.
+    all see; without a gate it is `2 h m`. Values that are the keys save `h K d`, keys and values of another layer
+    `2 h K d`; an input that a layer has of its own, of size p, takes `2 h p`. A sliding window counts as full
+    attention.
 
     In the place of attention, a gated delta net has V heads with keys of size k and values of size v, widths P of all
     keys and R of all values that it projects, a convolution over w tokens, and reads c = 64 tokens at a time, for which
@@ -105,59 +124,85 @@ def layer_flops(config: PretrainedConfig, layer: int, tokens: int, *, causal: bo
     Args:
         config: of the language model.
         layer: number of the layer.
-        tokens: that enter it.
+        tokens: that it looks at.
+        running: of them, those that run through it, the last ones; None for all.
         causal: leave out the masked half of attention, `2 n (n + 1) H d`, as kernels do that get no explicit mask.
     """
-    mlp = 2 * tokens * _mlp_weights(config, layer)
+    running = tokens if running is None else running
     if layer not in attending(config):
-        return mlp + _delta_net_flops(config, tokens)
-    _, queries, _ = decoder_widths(config)
-    pairs = tokens * (tokens + 1) // 2 if causal else tokens * tokens
-    return mlp + 2 * tokens * _attention_weights(config) + 4 * pairs * queries
+        return 2 * running * _mlp_weights(config, layer, 1) + _delta_net_flops(config, running)
+    _, queries, _ = decoder_widths(config, layer)
+    pairs = running * tokens - (running * (running - 1) // 2 if causal else 0)
+    return 2 * running * _layer_weights(config, layer) + 4 * pairs * queries
 
 
-def layer_bytes(config: PretrainedConfig, layer: int, tokens: int, bytes_per_value: int) -> int:
+def layer_bytes(config: PretrainedConfig, layer: int, tokens: int, bytes_per_value: int, running: int = 0) -> int:
     """Bytes that one decoder layer cannot help moving: its weights, and the keys and values, written and read once.
 
-    Of experts, as many as the tokens can meet. Hidden states, and those that recurrent layers keep, are left out.
+    Of experts, as many as the tokens can meet. Keys and values of another layer are read. Hidden states, and those that
+    recurrent layers keep, are left out.
 
     Args:
         config: of the language model.
         layer: number of the layer.
-        tokens: that enter it, over the whole batch.
+        tokens: that it looks at, over the whole batch.
         bytes_per_value: of weights, keys and values.
+        running: of them, those that run through it; 0 for all.
     """
-    mlp = _mlp_weights(config, layer, tokens)
-    if layer not in attending(config):
-        return (mlp + _delta_net_weights(config)) * bytes_per_value
-    _, _, keys = decoder_widths(config)
-    return (mlp + _attention_weights(config) + 2 * tokens * 2 * keys) * bytes_per_value
+    weights = _layer_weights(config, layer, running or tokens)
+    moved = 1 if _uses_others(config, layer) else 2
+    return (weights + moved * _kept_values(config, layer) * tokens) * bytes_per_value
 
 
 def kv_cache_bytes(config: PretrainedConfig, tokens_per_layer: Sequence[int], bytes_per_value: int) -> int:
-    """Bytes of the keys and values of one prompt: `2 K d` values per token and layer that attends."""
-    _, _, keys = decoder_widths(config)
-    kept = attending(config)
-    return sum(n for layer, n in enumerate(tokens_per_layer) if layer in kept) * 2 * keys * bytes_per_value
+    """Bytes of the keys and values of one prompt: `2 K d` values per token and layer that has them of its own."""
+    return sum(_kept_values(config, layer) * n for layer, n in enumerate(tokens_per_layer)) * bytes_per_value
 
 
-def decoder_widths(config: PretrainedConfig) -> tuple[int, int, int]:
-    """Widths of hidden states, of all queries and of all keys of a token."""
-    heads, key_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return config.hidden_size, heads * head_dim, (key_heads or heads) * head_dim
+def decoder_widths(config: PretrainedConfig, layer: int) -> tuple[int, int, int]:
+    """Widths of hidden states, of all queries and of all keys of a token in a layer."""
+    own = config.per_layer_config[layer]
+    heads, key_heads = own.num_attention_heads, getattr(own, "num_key_value_heads", None)
+    head_dim = getattr(own, "head_dim", None) or own.hidden_size // heads
+    return own.hidden_size, heads * head_dim, (key_heads or heads) * head_dim
 
 
-def query_channels(config: PretrainedConfig) -> int:
+def query_channels(config: PretrainedConfig, layer: int) -> int:
     """Channels that the projection of queries makes of a token: those of all queries, and of their gates."""
-    _, queries, _ = decoder_widths(config)
+    _, queries, _ = decoder_widths(config, layer)
     return 2 * queries if config.model_type in GATED_ATTENTION else queries
 
 
-def _attention_weights(config: PretrainedConfig) -> int:
-    """Weights of the four projections of attention."""
-    hidden, queries, keys = decoder_widths(config)
-    return hidden * (query_channels(config) + 2 * keys + queries)
+def _kept_values(config: PretrainedConfig, layer: int) -> int:
+    """Values of the key and the value of a token that a layer looks at, none where it keeps a state in their place."""
+    _, _, keys = decoder_widths(config, layer)
+    return 2 * keys if layer in attending(config) else 0
+
+
+def _sharing_layers(config: PretrainedConfig) -> int:
+    """How many layers, the last ones, use the keys and values of others."""
+    return getattr(config, "num_kv_shared_layers", None) or 0
+
+
+def _uses_others(config: PretrainedConfig, layer: int) -> bool:
+    return layer >= config.num_hidden_layers - _sharing_layers(config)
+
+
+def _layer_weights(config: PretrainedConfig, layer: int, tokens: int = 1) -> int:
+    """Weights of the products of a layer that so many tokens can meet."""
+    attends = layer in attending(config)
+    mixing = _attention_weights(config, layer) if attends else _delta_net_weights(config)
+    own_input = getattr(config, "hidden_size_per_layer_input", None) or 0
+    return mixing + _mlp_weights(config, layer, tokens) + 2 * config.hidden_size * own_input
+
+
+def _attention_weights(config: PretrainedConfig, layer: int) -> int:
+    """Weights of the projections of attention."""
+    hidden, queries, keys = decoder_widths(config, layer)
+    made = 0 if _uses_others(config, layer) else 2
+    if made and getattr(config, "attention_k_eq_v", False) and config.layer_types[layer] == "full_attention":
+        made = 1
+    return hidden * (query_channels(config, layer) + made * keys + queries)
 
 
 def _delta_net_weights(config: PretrainedConfig) -> int:
@@ -187,9 +232,9 @@ def _delta_net_widths(config: PretrainedConfig) -> tuple[int, int]:
     return keys, values
 
 
-def _mlp_weights(config: PretrainedConfig, layer: int, tokens: int = 1) -> int:
+def _mlp_weights(config: PretrainedConfig, layer: int, tokens: int) -> int:
     """Weights of the MLP in a layer that so many tokens can meet; of experts, each token meets a few."""
-    hidden = config.hidden_size
+    hidden, beside = config.hidden_size, getattr(config, "enable_moe_block", False)
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
     leading = range(getattr(config, "first_k_dense_replace", None) or 0)
     dense_layers = getattr(config, "mlp_only_layers", None) or leading
@@ -198,9 +243,17 @@ def _mlp_weights(config: PretrainedConfig, layer: int, tokens: int = 1) -> int:
         shared = getattr(config, "shared_expert_intermediate_size", None)  # one that sees all, and its gate
         always = 3 * hidden * shared + hidden if shared else 0
         always += 3 * hidden * width * (getattr(config, "n_shared_experts", None) or 0)
-        met = min(experts, tokens * config.num_experts_per_tok)
+        always += _dense_mlp_weights(config, layer) if beside else 0
+        met = min(experts, tokens * (config.top_k_experts if beside else config.num_experts_per_tok))
         return 3 * hidden * met * width + hidden * experts + always
-    return (2 if config.model_type in UNGATED else 3) * hidden * config.intermediate_size
+    return _dense_mlp_weights(config, layer)
+
+
+def _dense_mlp_weights(config: PretrainedConfig, layer: int) -> int:
+    """Weights of an MLP that all tokens meet."""
+    wide = 2 if getattr(config, "use_double_wide_mlp", False) and _uses_others(config, layer) else 1
+    products: int = 2 if config.model_type in UNGATED else 3
+    return products * config.hidden_size * config.intermediate_size * wide
 
 
 def _weights(modules: Iterable[nn.Module]) -> int:
@@ -208,15 +261,19 @@ def _weights(modules: Iterable[nn.Module]) -> int:
     return sum(weight.numel() for module in modules for weight in module.parameters() if weight.ndim > 1)
 
 
-def _width(attention: Any) -> int:
-    """Heads times head size of an attention of the vision encoder."""
+def _width(attention: Any, name: str) -> int:
+    """Heads times head size of the queries, or of the keys, of an attention of the vision encoder."""
     made: dict[str, Any] = projections(attention)
-    return made[KEYS].out_features if KEYS in made else made[FUSED].out_features // 3
+    if FUSED in made:
+        return made[FUSED].out_features // 3
+    return getattr(made[name], "linear", made[name]).out_features  # Gemma 4's is in a module that clips
 
 
-def _pooling_flops(tower: nn.Module, tokens: int) -> int:
-    """SigLIP's attention pooling of one picture, which runs although no model here uses what it gives."""
-    head = getattr(tower, "head", None)
+def _pooling_flops(tower: Any, tokens: int) -> int:
+    """Pooling of one picture: Gemma 4's, a product, and SigLIP's attention, which runs although no model uses it."""
+    head, side = getattr(tower, "head", None), getattr(tower.config, "pooling_kernel_size", 1)
+    if side > 1:
+        return 2 * tokens * (tokens // side**2) * tower.config.hidden_size
     if head is None:
         return 0
     width = head.attention.embed_dim

@@ -221,9 +221,9 @@ class Planner:
         Raises:
             BudgetError: the method cannot reach its retention here.
         """
-        image, config, layers = self.geometry.image, self.family.decoder.config, len(self.family.layers)
+        image, config, layers = self.geometry.image, self.family.decoder.config, self.family.num_layers
         others = self.prompt_tokens - image.num_tokens
-        stages = checked_budgets(method, image.num_tokens, layers, self.family.first_stage_layer, small_images)
+        stages = checked_budgets(method, image.num_tokens, layers, self.family.stage_layers, small_images)
         alive = [image.num_tokens] * layers
         for layer, count in stages.items():
             alive[layer:] = [count] * (layers - layer)
@@ -321,10 +321,6 @@ class Planner:
         counts = [image.num_tokens, *stages.values()]
         if min(counts) == image.num_tokens:
             return 0  # nothing is ever dropped, and so nothing selected
-        config = self.family.decoder.config
-        hidden, queries, keys = decoder_widths(config)
-        head_dim = queries // config.num_attention_heads
-        others = self.prompt_tokens - image.num_tokens
 
         def shown(layer: int, before: int) -> int:
             """Visual tokens in the layer whose keys and attention a stage sees, `before` having come to it."""
@@ -334,29 +330,37 @@ class Planner:
             return counts[sum(stage <= seen for stage in stages)]
 
         return sum(
-            method.selection_flops(
-                StageShape(
-                    layer=layer,
-                    stage=number,
-                    before=before,
-                    after=after,
-                    grids=image.sizes,
-                    prompt=before + others,
-                    shown=shown(layer, before) + others,
-                    text=self.text_tokens,
-                    hidden=hidden,
-                    query_width=queries,
-                    query_channels=query_channels(config),
-                    key_width=self._vision.key_width if layer == 0 else keys,
-                    head_dim=self._vision.head_dim if layer == 0 else head_dim,
-                    ahead_key_width=keys,
-                    saliency=self._vision.saliency,
-                    received=self._vision.received,
-                    decoder_layer=partial(layer_flops, config),
-                    normalised_keys=self.family.normalises_keys,
-                )
-            )
+            method.selection_flops(self._shape(layer, number, before, after, shown(layer, before)))
             for number, (layer, (before, after)) in enumerate(zip(stages, pairwise(counts), strict=True))
+        )
+
+    def _shape(self, layer: int, stage: int, before: int, after: int, shown: int) -> StageShape:
+        """Sizes at a stage; of visual tokens `before` come to it, `after` stay, and it sees `shown` in a layer."""
+        image, vision, config = self.geometry.image, self._vision, self.family.decoder.config
+        others, seen = self.prompt_tokens - image.num_tokens, self.family.keys_before(layer) if layer else 0
+        hidden, queries, keys = decoder_widths(config, seen)
+        _, ahead_queries, ahead_keys = decoder_widths(config, layer)
+        return StageShape(
+            layer=layer,
+            stage=stage,
+            before=before,
+            after=after,
+            grids=image.sizes,
+            prompt=before + others,
+            shown=shown + others,
+            text=self.text_tokens,
+            hidden=hidden,
+            query_width=queries,
+            query_channels=query_channels(config, seen),
+            key_width=vision.key_width if layer == 0 else keys,
+            head_dim=vision.head_dim if layer == 0 else queries // config.num_attention_heads,
+            ahead_query_width=ahead_queries,
+            ahead_query_channels=query_channels(config, layer),
+            ahead_key_width=ahead_keys,
+            saliency=vision.saliency,
+            received=vision.received,
+            decoder_layer=partial(layer_flops, config),
+            normalised_keys=self.family.normalises_keys,
         )
 
     @property

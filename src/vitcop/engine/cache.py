@@ -17,7 +17,9 @@ from ..models import ModelFamily
 from .layout import Layout
 from .positions import RotaryPositions
 
-# Their common base, which transformers 5.17 does not have.
+# What stands in for layers that use the keys and values of another, which transformers 5.17 does not have.
+_EMPTY: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
+# The common base of quantised layers, which it does not have either.
 _QUANTISED: type = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
 
 
@@ -27,7 +29,7 @@ class Request:
 
     Attributes:
         prompt_length: columns of the unpruned prompt, padding included.
-        num_layers: decoder layers that a complete prefill fills.
+        num_layers: decoder layers that a complete prefill fills, from the first on.
         layouts: first decoder layer of each stretch -> the prompt tokens held from that layer on.
         positions: rotary positions of the tokens that entered the decoder, as in `layouts[0]`.
         ends: prompt column behind the last token of each prompt: less than `prompt_length` where it is padded there.
@@ -115,10 +117,10 @@ class PrunedCache(Cache):
             UnsupportedModelError: the layers do not hold what the request left in them.
         """
         assert self.request is not None
-        widths = self.request.widths
-        held = [pair for pair in zip(self.layers, widths, strict=False) if isinstance(pair[0], CacheLayerMixin)]
+        widths, layers = self.request.widths, [layer for layer in self.layers if not isinstance(layer, _EMPTY)]
+        held = [pair for pair in zip(layers, widths, strict=False) if isinstance(pair[0], CacheLayerMixin)]
         tails = {layer.get_seq_length() - width for layer, width in held}
-        if len(self.layers) != len(widths) or len(tails) != 1 or min(tails) < 0:
+        if len(layers) != len(widths) or len(tails) != 1 or min(tails) < 0:
             raise UnsupportedModelError(
                 "This KV cache no longer holds what pruning left in it (an interrupted prefill, or an edit of single "
                 "layers); start again with a new cache."
@@ -233,7 +235,7 @@ def check_prunable(cache: Cache, family: ModelFamily) -> None:
     layers = getattr(cache, "layers", None)
     kind = getattr(cache, "layer_class_to_replicate", None) or DynamicLayer
     growing = layers is not None and all(
-        isinstance(layer, DynamicLayer) or (family.has_states and _is_state(layer)) for layer in layers
+        isinstance(layer, (DynamicLayer, *_EMPTY)) or (family.has_states and _is_state(layer)) for layer in layers
     )
     with_keys = [number for number, layer in enumerate(layers or ()) if not _is_state(layer)]
     if growing and family.has_states and with_keys != list(family.attending):

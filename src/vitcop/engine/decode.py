@@ -15,7 +15,7 @@ from ..models.base import Call
 from .cache import PrunedCache
 from .forward import Forward
 from .layout import Layout
-from .masks import entering_mask, layer_mask
+from .masks import entering_mask, last_queries, layer_mask
 from .positions import count_positions
 
 
@@ -89,7 +89,7 @@ class Decode(Forward):
             plain = kind == "full_attention" and self.masks[kind] is None and self._needs_none(layout)
             if layout is not self.request.layouts[0] and not plain:
                 self.masks[kind] = self._mask(layer, layout, hidden_states)
-        return hidden_states, kwargs | {"attention_mask": self.masks[kind]}
+        return hidden_states, kwargs | {"attention_mask": last_queries(self.masks[kind], hidden_states.shape[1])}
 
     def finish(self) -> None:
         self.interrupted = False

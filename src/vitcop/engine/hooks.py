@@ -40,7 +40,7 @@ from .decode import Decode
 from .forward import Forward
 from .placement import Placeholders, columns_behind
 from .prefill import Prefill
-from .refusals import check_cache, check_encoded, check_head, check_mask, check_no_drafts, check_no_images
+from .refusals import check_cache, check_encoded, check_head, check_mask, check_no_drafts, check_no_images, check_shared
 
 logger = logging.getLogger("vitcop")
 
@@ -285,6 +285,10 @@ class Pruning:
                     return original(*args, **kwargs)
                 output = original(**forward.start(call))
                 report = forward.finish()
+            asked = self._thread.asked.get("logits_to_keep")
+            if isinstance(asked, int) and asked and isinstance(output, ModelOutput):
+                # The head would tell by its length whether this has been done.
+                output.last_hidden_state = output.last_hidden_state[:, -asked:]
             if report is not None:
                 self._thread.report = report
                 logger.debug("%s", report)
@@ -334,6 +338,7 @@ class Pruning:
         thread.report = None
         check_encoded(thread.asked | call, self._family.base.forward)
         check_mask(mask, tokens, placeholders)
+        check_shared(call)
         check_head(thread.asked, self._family.decoder.config, placeholders)
         if cache is not None:
             check_prunable(cache, self._family)
@@ -406,8 +411,12 @@ class Pruning:
         forward = self._thread.forward
         if forward is None or kwargs is None or forward.leaves_alone(kwargs):
             return None
-        hidden_states, kwargs = forward.before_layer(index, args[0], kwargs)
-        return (hidden_states, *args[1:]), kwargs
+        hidden_states, *others = args
+        if others:
+            kwargs = bound(layer.forward, args, kwargs)
+            hidden_states = kwargs.pop("hidden_states")
+        hidden_states, kwargs = forward.before_layer(index, hidden_states, kwargs)
+        return (hidden_states,), kwargs
 
 
 def _stock_model(model: Any) -> PreTrainedModel:

@@ -78,6 +78,11 @@ def layer_mask(
     return mask + logits[:, None].to(mask)
 
 
+def last_queries(mask: Any, count: int) -> Any:
+    """The mask of the last tokens alone, in a layer that gets no others; only those of sdpa and eager have rows."""
+    return mask[..., -count:, :] if isinstance(mask, Tensor) and mask.ndim == 4 else mask
+
+
 def _window(length: int, columns: Tensor) -> Callable[..., Any]:
     def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
         return columns[batch, query] - columns[batch, key] < length

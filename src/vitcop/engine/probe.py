@@ -71,7 +71,7 @@ def check_probe(family: ModelFamily, layer: int) -> None:
     Raises:
         VitcopError, UnsupportedModelError: as `probed_keys` does.
     """
-    config, last = family.decoder.config, len(family.layers)
+    config, last = family.decoder.config, family.num_layers
     if not 1 <= layer <= last:
         raise VitcopError(
             f"A probe shows the keys of the layer before one of 1 to {last} of this decoder; got {layer}."

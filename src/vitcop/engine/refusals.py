@@ -74,6 +74,19 @@ def check_mask(mask: Any, prompts: Tensor, placeholders: Placeholders) -> None:
         raise UnsupportedModelError("attention_mask hides visual tokens; leave them out of the prompt.")
 
 
+def check_shared(call: Call) -> None:
+    """Raise if keys and values were asked for that layers share, to be taken for those of the unpruned prompt.
+
+    Args:
+        call: arguments of the model.
+    """
+    if call.get("return_shared_kv_states"):
+        raise UnsupportedModelError(
+            "return_shared_kv_states gives the keys and values of what is left of a prompt, which Gemma 4's assistants "
+            "take for all of it: leave it out, and the assistant, or draft by prompt_lookup_num_tokens."
+        )
+
+
 def check_head(call: Call, config: PretrainedConfig, placeholders: Placeholders) -> None:
     """Raise if the head was asked for what it reads off the columns of the unpruned prompt.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..selection.tokens import Selection, VisualTokens, merge_counts, merge_hidd
 from .cache import PrunedCache, Request, adopt, cache_in
 from .calibration import Counts
 from .layout import Layout
-from .masks import entering_mask, layer_mask
+from .masks import entering_mask, last_queries, layer_mask
 from .placement import Placed
 from .positions import RotaryPositions, position_behind
 from .signals import Attended, LayerInput, Prompts, StageSource
@@ -62,7 +62,7 @@ class Stages:
         prompts: Prompts,
         placed: Placed,
         schedule: Sequence[dict[int, int]],
-        blocks: Int[Tensor, "batch seq"] | None,
+        blocks: Mapping[str, Int[Tensor, "batch seq"]],
     ) -> None:
         self.family, self.method, self.prompts, self.placed, self.blocks = family, method, prompts, placed, blocks
         self.schedule, lengths = schedule, prompts.lengths
@@ -110,12 +110,16 @@ class Stages:
         width, real = entering.width, self.prompts.placeholders.real
         self.request = Request(
             prompt_length=width,
-            num_layers=len(self.family.layers),
+            num_layers=self.family.num_layers,
             layouts=self.layouts,
             positions=positions,
             ends=(real * torch.arange(1, width + 1, device=real.device)).amax(1),
             text_after_images=width - 1 - (self.placed.slots % width).max(),
         )
+        asked = kwargs.get("logits_to_keep")
+        if self.layers[-1] and isinstance(asked, int) and asked and not self.prompts.placeholders.end_in_text(asked):
+            # Where a model lets the last tokens alone through its last layers, a stage may have dropped these before.
+            kwargs |= {"logits_to_keep": 0}
         return kwargs | {"position_ids": positions.values}
 
     def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:
@@ -134,7 +138,9 @@ class Stages:
             kind = self.family.layer_kinds[layer]
             if kind not in self.fitted:
                 self.fitted[kind] = self._fit(layer, hidden_states, kwargs)
-            kwargs = kwargs | self.fitted[kind]
+            kwargs = kwargs | self.fitted[kind] | self._inputs(hidden_states.shape[1], kwargs)
+            if hidden_states.shape[1] < self.layout.width:
+                kwargs |= _last(hidden_states.shape[1], kwargs)
         if self.attended is not None and self.shown[self.attended.got.layer] <= layer:
             self.attended = None
         if layer in self.shown:
@@ -175,7 +181,7 @@ class Stages:
     def report(self) -> Report:
         return Report(
             method=self.method.name,
-            num_layers=len(self.family.layers),
+            num_layers=self.family.num_layers,
             images=self.placed.observation.images,
             modalities=self.placed.modalities,
             rows=self.placed.rows,
@@ -309,8 +315,17 @@ class Stages:
             fitted["position_ids"] = gather_slots(kwargs["position_ids"], self.entered, -1)
         return fitted
 
+    def _inputs(self, count: int, kwargs: Call) -> Call:
+        """What the model goes on passing of each token that entered, or of the last of these, for the last `count`."""
+        assert self.entered is not None
+        given = {name: kwargs[name] for name in self.family.layer_inputs if kwargs.get(name) is not None}
+        slots, width = self.entered[:, -count:], self.layouts[0].width
+        return {
+            name: gather_slots(part, slots - (width - part.shape[1]), 1 - part.ndim) for name, part in given.items()
+        }
+
     def _mask(self, layer: int, hidden_states: Tensor) -> Any:
-        columns = self.layout.columns
+        columns, blocks = self.layout.columns, self.blocks.get(self.family.layer_kinds[layer])
         return layer_mask(
             self.family,
             layer,
@@ -318,7 +333,7 @@ class Stages:
             self.cache,
             real=self.layout.mask,
             columns=columns,
-            blocks=None if self.blocks is None else self.blocks.to(columns.device).gather(1, columns),
+            blocks=None if blocks is None else blocks.to(columns.device).gather(1, columns),
             counts=self.layout.counts,
         )
 
@@ -337,6 +352,13 @@ def _whole(prompts: Prompts) -> Layout:
     real, lengths = prompts.placeholders.real, prompts.placeholders.prompt_lengths
     columns = torch.arange(width, device=device).expand(batch, width)
     return Layout(columns, None if min(lengths) == width else real.to(device))
+
+
+def _last(count: int, kwargs: Call) -> Call:
+    """Mask and rotary embeddings of the last tokens, where the model lets no others on."""
+    cos, sin = kwargs["position_embeddings"]
+    mask = last_queries(kwargs["attention_mask"], count)
+    return {"attention_mask": mask, "position_embeddings": (cos[:, -count:], sin[:, -count:])}
 
 
 def _even(shifts: Tensor, alive: Tensor) -> bool:

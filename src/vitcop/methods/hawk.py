@@ -70,7 +70,7 @@ class HAWK(ScorePruner, EntrancePruner):
 
     def selection_flops(self, stage: StageShape) -> int:
         """`2 h (t w + n k)` for queries of t and keys of n tokens, and `2 n w` for their products."""
-        return stage.ahead(stage.text, stage.before) + 2 * stage.before * stage.query_width
+        return stage.ahead(stage.text, stage.before) + 2 * stage.before * stage.ahead_query_width
 
     def _weights(self, suited: Float[Tensor, "images longest heads"]) -> Float[Tensor, " heads"]:
         assert self.head_weights is not None

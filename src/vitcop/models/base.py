@@ -127,9 +127,10 @@ class VisionModules:
     """What runs between pixels and the decoder.
 
     Attributes:
-        tower: the vision encoder; convolutions in it make its patches.
+        tower: the vision encoder; convolutions in it make its patches, and what is in `embedding`.
         layers: those of the tower.
         windowed: how many of the layers attend within windows.
+        embedding: products within the tower that make its patches and are no convolutions.
         attention: the one that is observed.
         has_cls: whether [CLS] stands before the patches, and shows the saliency.
         projector: all that features go through behind the tower.
@@ -141,6 +142,7 @@ class VisionModules:
     has_cls: bool
     projector: Sequence[nn.Module]
     windowed: int = 0
+    embedding: Sequence[nn.Module] = ()
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,16 @@ class ModelFamily(ABC):
         tiles_are_images: whether the encoder gets tiles without being told which picture they are of; see `joined`.
         has_windows: whether decoder layers may attend to a sliding window. The decoder then takes a mask for each kind.
         has_states: whether decoder layers may fold tokens into a state (linear attention, short convolutions).
+        layer_inputs: names of what a decoder layer gets of each token besides hidden states, (batch, tokens, ...).
         first_stage_layer: the earliest decoder layer before which tokens may be dropped, besides 0: at least one before
             it has keys to show.
         key_cutoff: density cutoff known to suit the keys of this vision encoder, or None.
         observed: for each modality the vision attention of the layer whose features the model uses.
         model, base, decoder, layers: the model, its base model, its language model and the layers of that.
         layer_kinds: of each decoder layer, as in `config.layer_types`.
-        attending: numbers of the decoder layers that attend, and so keep keys; the others keep a state.
+        attending: numbers of the decoder layers that attend; the others keep a state.
+        num_layers: decoder layers that hold keys and values, or a state, of their own, over which retention is
+            averaged. Any behind them use those of the last one of their kind, and hold no token.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -187,6 +192,7 @@ class ModelFamily(ABC):
     tiles_are_images: ClassVar[bool] = False
     has_windows: bool = False
     has_states: ClassVar[bool] = False
+    layer_inputs: ClassVar[tuple[str, ...]] = ()
     key_cutoff: float | None = None
     observed: dict[str, nn.Module]
 
@@ -199,7 +205,19 @@ class ModelFamily(ABC):
         self.layer_kinds = layer_kinds(self.decoder.config)
         self.attending = attending(self.decoder.config)
         self.first_stage_layer = self.attending[0] + 1
+        attentions = (getattr(layer, "self_attn", None) for layer in self.layers)
+        self.num_layers = sum(not getattr(attention, "is_kv_shared_layer", False) for attention in attentions)
         self.check_attention()
+
+    @property
+    def stage_layers(self) -> range:
+        """Decoder layers, besides 0, before which tokens may be dropped.
+
+        Keys and values that layers behind `num_layers` use have to be made of what these hold.
+        """
+        last, own = self.num_layers - 1, self.layer_kinds[: self.num_layers]
+        used = (last - own[::-1].index(kind) for kind in set(self.layer_kinds[self.num_layers :]))
+        return range(self.first_stage_layer, min(used, default=last) + 1)
 
     @property
     def normalises_keys(self) -> bool:
@@ -285,9 +303,9 @@ class ModelFamily(ABC):
         kind = self.layer_kinds[layer]
         frequencies = getattr(rotary, f"{kind}_inv_freq", getattr(rotary, "inv_freq", None))
         types = getattr(rotary, "rope_type", None)
-        changing = {"dynamic", "longrope"} & set(types.values() if isinstance(types, dict) else [types])
+        unlike = {"dynamic", "longrope", "proportional"} & set(types.values() if isinstance(types, dict) else [types])
         turned = 2 * len(frequencies) if frequencies is not None and self.turns(layer) else 0
-        if frequencies is None or self.keeps_positions or changing or turned != getattr(attention, "head_dim", None):
+        if frequencies is None or self.keeps_positions or unlike or turned != getattr(attention, "head_dim", None):
             raise UnsupportedModelError(
                 "calibrate='distance' needs a rotary embedding of one axis that turns all channels of every layer by "
                 "angles which do not change with the length, and this "
@@ -384,9 +402,9 @@ class ModelFamily(ABC):
         number = torch.arange(sum(lengths), device=device)
         return number - starts_of(lengths, device)[segment_ids(lengths, device)]
 
-    def attention_blocks(self, call: Call) -> Int[Tensor, "batch seq"] | None:
-        """For decoders in which tokens of one block see each other both ways: the block of each token, -1 for none."""
-        return None
+    def attention_blocks(self, call: Call) -> dict[str, Int[Tensor, "batch seq"]]:
+        """Kinds of layers in which tokens of one block see each other both ways: the block of each, -1 for none."""
+        return {}
 
     def gather_features(self, kwargs: Call, slots: Int[Tensor, "batch kept"], alive: Tensor, count: int) -> Call:
         """What the decoder gets besides embeddings, after tokens were dropped from what enters it.
@@ -409,7 +427,7 @@ def _check_decoder(decoder: PreTrainedModel, has_windows: bool, has_states: bool
     if kinds - known or (not kinds and getattr(config, "sliding_window", None)):
         raise UnsupportedModelError(
             f"The {config.model_type!r} decoder has sliding-window or other partial attention, which is supported for "
-            "no family but Gemma 3 and Cohere's; use a checkpoint whose layers attend to all tokens before them."
+            "no family but Gemma 3 and 4 and Cohere's; use a checkpoint whose layers attend to all tokens before them."
         )
     kept = [layer for layer, kind in zip(layers, layer_kinds(config), strict=False) if kind not in STATES]
     if not kept or not all(hasattr(layer, "self_attn") for layer in kept):

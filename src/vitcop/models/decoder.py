@@ -160,6 +160,9 @@ def _width(norm: nn.Module) -> int | None:
 def rotated(
     layer: Any, states: Float[Tensor, "batch heads rows head_dim"], rotary: Rotary
 ) -> Float[Tensor, "batch rows heads head_dim"]:
-    """Queries or keys after the layer's own rotary embedding."""
+    """Queries or keys after the layer's own rotary embedding, which turns both at once or either by itself."""
     module: Any = inspect.getmodule(type(layer.self_attn))
-    return module.apply_rotary_pos_emb(states, states, *rotary)[0].transpose(1, 2)
+    turn = module.apply_rotary_pos_emb
+    both = "k" in inspect.signature(turn).parameters
+    turned: Tensor = turn(states, states, *rotary)[0] if both else turn(states, *rotary)
+    return turned.transpose(1, 2)

@@ -82,7 +82,11 @@ def projections(attention: Any) -> dict[str, nn.Module]:
 
 def num_heads(attention: Any) -> int:
     """Heads of an attention of an encoder."""
-    heads: int = attention.num_heads if hasattr(attention, "num_heads") else attention.num_attention_heads
+    if hasattr(attention, "num_heads"):
+        heads: int = attention.num_heads
+        return heads
+    settings = attention if hasattr(attention, "num_attention_heads") else attention.config
+    heads = settings.num_attention_heads
     return heads
 
 
@@ -291,6 +295,32 @@ def with_rotary(watched: Watched, queries: Tensor, keys: Tensor, lengths: Sequen
     def show() -> tuple[Tensor, Tensor]:
         turned = [_rotate(states, *rotary) for states in (queries, keys)]
         return keys, attention_received(turned[0], turned[1], scale, lengths)
+
+    return Patches(show)
+
+
+def with_axes(
+    watched: Watched, real: Bool[Tensor, "pictures patches"], turn: Callable[[str, Tensor], Tensor]
+) -> Patches:
+    """Patches of padded pictures in an encoder with rotary positions on two axes, by what they receive: Gemma 4's.
+
+    Args:
+        real: where there is a patch and no padding, on the CPU.
+        turn: what the layer makes of queries or keys, by the name of their projection, before it multiplies them.
+
+    Raises:
+        UnsupportedModelError: the encoder ran on another number of pictures.
+    """
+    pictures, length = real.shape
+    queries, keys = (watched.made_by(name).unflatten(-1, (-1, watched.module.head_dim)) for name in (QUERIES, KEYS))
+    _check_count("pictures, tiles or frames", len(keys), pictures)
+
+    def show() -> tuple[Tensor, Tensor]:
+        turned = [turn(name, states).flatten(0, 1) for name, states in ((QUERIES, queries), (KEYS, keys))]
+        there = upload(real.flatten(), keys.device)
+        each = turned[1].repeat_interleave(turned[0].shape[1] // turned[1].shape[1], 1)  # a key head may serve several
+        saliency = attention_received(turned[0], each, watched.module.scaling, [length] * pictures, there)
+        return keys.flatten(0, 1), saliency
 
     return Patches(show)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .base import Call, Description
@@ -43,10 +43,12 @@ class Gemma3(TowerFamily):
         """Rows and columns of patches that become one visual token."""
         return self.base.multi_modal_projector.kernel_size
 
-    def attention_blocks(self, call: Call) -> Int[Tensor, "batch seq"] | None:
+    def attention_blocks(self, call: Call) -> dict[str, Int[Tensor, "batch seq"]]:
         kinds = call.get("token_type_ids")
-        if kinds is None:
-            return None
-        image = kinds == 1
-        starts = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
-        return torch.where(image, starts.cumsum(1) - 1, -1)
+        return {} if kinds is None else dict.fromkeys(self.layer_kinds, runs(kinds == 1))
+
+
+def runs(chosen: Bool[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    """Number of the run of chosen tokens that each is in, -1 for none."""
+    starts = chosen & ~torch.nn.functional.pad(chosen, (1, 0))[:, :-1]
+    return torch.where(chosen, starts.cumsum(1) - 1, -1)

@@ -56,8 +56,8 @@ class TowerFamily(ModelFamily):
         super().__init__(model)
         self.observed = {modality: encoder.attention_at(self.tower(modality), layer) for modality in self.modalities}
         vision = config.vision_config
-        size = vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size
-        if encoder is CLIP and size == VIT_L_336:
+        sizes = ("hidden_size", "num_hidden_layers", "image_size", "patch_size")
+        if encoder is CLIP and tuple(getattr(vision, size) for size in sizes) == VIT_L_336:
             self.key_cutoff = VIT_L_336_CUTOFF
 
     @property

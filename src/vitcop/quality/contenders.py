@@ -89,7 +89,7 @@ def setting_of(subject: Subject, planner: Planner, suite: str, seed: int, batch:
         suite=suite,
         seed=seed,
         visual_tokens=planner.geometry.image.num_tokens,
-        layers=len(planner.family.layers),
+        layers=planner.family.num_layers,
         dtype=str(subject.model.dtype).removeprefix("torch."),
         device=device_name(subject.model.device),
         batch=batch,
@@ -164,7 +164,7 @@ class Contest:
         return Row(MAJORITY, 1.0, 0.0, 0, [self.suite.guesses()])
 
     def _blind(self, retention: float, journal: Journal) -> Row:
-        decoder, layers = self.planner.family.decoder.config, len(self.planner.family.layers)
+        decoder, layers = self.planner.family.decoder.config, self.planner.family.num_layers
         flops = prefill_flops(decoder, [self.reader.text_tokens] * layers)
         return self._answered(BLIND, 1.0, [self.reader.read_blind(journal)], flops)
 

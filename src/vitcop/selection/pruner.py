@@ -349,12 +349,13 @@ def preset_retention(schedule: Mapping[int, int]) -> float:
 
 
 def checked_budgets(
-    method: Pruner, num_tokens: int, num_layers: int, first_layer: int, small_images: SmallImages = "floor"
+    method: Pruner, num_tokens: int, num_layers: int, stage_layers: range, small_images: SmallImages = "floor"
 ) -> dict[int, int]:
     """The method's schedule, in order of its layers, if a decoder can carry it out.
 
     Args:
-        num_tokens, num_layers, first_layer: as of `budgets`.
+        num_tokens, num_layers: as of `budgets`.
+        stage_layers: layers, besides 0, before which this decoder lets tokens be dropped.
         small_images: "refuse" raises where even one token in each stage averages more than the method's retention.
 
     Raises:
@@ -362,16 +363,16 @@ def checked_budgets(
     """
     tokens, method = method.tokens, method.of_image(num_tokens)
     try:
-        budgets = dict(sorted(method.budgets(num_tokens, num_layers, first_layer).items()))
+        budgets = dict(sorted(method.budgets(num_tokens, num_layers, stage_layers.start).items()))
     except BudgetError as error:
         if tokens is None:
             raise
         raise BudgetError(f"With tokens={tokens}, of {num_tokens} visual tokens: {error}") from error
     for layer in budgets:
-        if layer != 0 and not first_layer <= layer < num_layers:
+        if layer != 0 and layer not in stage_layers:
             raise BudgetError(
-                f"{method.name} would prune before layer {layer}; this model can be pruned at 0 and from {first_layer} "
-                f"to {num_layers - 1}."
+                f"{method.name} would prune before layer {layer}; this model can be pruned at 0 and from "
+                f"{stage_layers.start} to {stage_layers.stop - 1}."
             )
     counts = [num_tokens, *budgets.values()]
     if not budgets or not all(isinstance(number, int) for number in (*budgets, *counts)):

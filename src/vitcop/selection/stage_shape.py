@@ -19,11 +19,12 @@ class StageShape:
         shown: all tokens of the prompt in the layer before, whose keys and attention the stage sees.
         text: text tokens behind the image.
         hidden: width of hidden states.
-        query_width: heads times head size of the decoder's queries.
+        query_width: heads times head size of the queries of the layer that `shown` speaks of.
         query_channels: what their projection makes of a token: twice as much where it makes gates as well.
         key_width, head_dim: heads times head size of `VisualTokens.keys`, and the head size: the vision encoder's at
-            layer 0, the decoder's later.
-        ahead_key_width: heads times head size of `VisualTokens.keys_ahead`, which are the decoder's at every layer.
+            layer 0, those of the layer that `shown` speaks of later.
+        ahead_query_width, ahead_query_channels, ahead_key_width: the same of the layer about to run, whose queries and
+            keys `VisualTokens.queries_ahead` and `keys_ahead` are.
         saliency: floating point operations of the saliency and the keys that the entrance shows.
         received: the same, of attention received in one encoder layer, also where there is [CLS].
         decoder_layer: the same, of a decoder layer, from its number and the tokens that enter it.
@@ -43,6 +44,8 @@ class StageShape:
     query_channels: int
     key_width: int
     head_dim: int
+    ahead_query_width: int
+    ahead_query_channels: int
     ahead_key_width: int
     saliency: int
     received: int
@@ -55,14 +58,14 @@ class StageShape:
         With q queries, n tokens in that layer, hidden width h and query width w: `2 q h w + 2 q n w`, and `check`.
         Where gates are projected along, the first is twice that.
         """
-        return self._rows(queries, self.shown) + self.check
+        return 2 * queries * (self.hidden * self.query_channels + self.shown * self.query_width) + self.check
 
     def ahead(self, queries: int, keys: int) -> int:
         """Floating point operations of `queries_ahead` of q tokens and `keys_ahead` of n: `2 h (q w + n k)`.
 
         With hidden width h and widths w of queries and k of keys.
         """
-        return 2 * self.hidden * (queries * self.query_channels + keys * self.ahead_key_width)
+        return 2 * self.hidden * (queries * self.ahead_query_channels + keys * self.ahead_key_width)
 
     def probe(self, layer: int, tokens: int) -> int:
         """Floating point operations of `probed_keys(layer)` of n tokens: what the layers before `layer - 1` take for
@@ -78,8 +81,6 @@ class StageShape:
 
     def row_ahead(self, queries: int = 1) -> int:
         """As `row`, in the decoder layer about to run, whose keys have to be made: `2 n h k` more, k their width."""
-        made = 2 * self.prompt * self.hidden * self.key_width
-        return self._rows(queries, self.prompt) + self.check + made
-
-    def _rows(self, queries: int, tokens: int) -> int:
-        return 2 * queries * (self.hidden * self.query_channels + tokens * self.query_width)
+        made = 2 * self.prompt * self.hidden * self.ahead_key_width
+        queried = queries * (self.hidden * self.ahead_query_channels + self.prompt * self.ahead_query_width)
+        return 2 * queried + self.check + made

@@ -203,7 +203,7 @@ def check_method(method: Pruner, family: ModelFamily, *, native: bool = True) ->
     Raises:
         UnsupportedModelError: it cannot.
     """
-    decoder: dict[str, Any] = {"num_layers": len(family.layers), "normalised_keys": family.normalises_keys}
+    decoder: dict[str, Any] = {"num_layers": family.num_layers, "normalised_keys": family.normalises_keys}
     check_entrance(method, **decoder, probe=True)
     if method.positions == "keep" and not family.keeps_positions:
         raise UnsupportedModelError(
