@@ -21,6 +21,7 @@ from ..selection.tokens import SALIENCY, EncoderSignal, VisualTokens
 from .encoders import Patches, Watched
 from .geometry import Geometry, Size
 from .grids import Grids
+from .repeats import Repeats
 
 Call = dict[str, Any]
 """The arguments of a call, all by name."""
@@ -169,6 +170,7 @@ class ModelFamily(ABC):
         keeps_positions: whether surviving tokens always stay at their positions, whatever the method says.
         tiles_are_images: whether the encoder gets tiles without being told which picture they are of; see `joined`.
         has_windows: whether decoder layers may attend to a sliding window.
+        runs_on_some: whether the encoder can run on some of the patches of a picture; see `arguments_of_some`.
         first_stage_layer: the earliest decoder layer before which tokens may be dropped, besides 0.
         key_cutoff: density cutoff known to suit the keys of this vision encoder, or None.
         observed: for each modality the vision attention of the layer whose features the model uses.
@@ -182,6 +184,7 @@ class ModelFamily(ABC):
     keeps_positions: ClassVar[bool] = False
     tiles_are_images: ClassVar[bool] = False
     has_windows: ClassVar[bool] = False
+    runs_on_some: ClassVar[bool] = False
     first_stage_layer: int = 1
     key_cutoff: float | None = None
     observed: dict[str, nn.Module]
@@ -337,6 +340,23 @@ class ModelFamily(ABC):
     @abstractmethod
     def vision(self, modality: str) -> VisionModules:
         """The modules that turn a modality into rows of the decoder."""
+
+    def encoder_places(self, sizes: Tensor) -> Int[Tensor, " tokens"]:
+        """Where the layers of an encoder that `runs_on_some` have each visual token, on the CPU.
+
+        Args:
+            sizes: frames, rows and columns of each picture, in patches.
+        """
+        raise NotImplementedError
+
+    def arguments_of_some(self, sizes: Tensor, repeats: Repeats) -> Call:
+        """What an encoder that `runs_on_some` works out of sizes if it is not given it, for the tokens that go in.
+
+        Args:
+            sizes: as of `encoder_places`.
+            repeats: which tokens these are.
+        """
+        raise NotImplementedError
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
         """Whether each image that was observed is a further tile of the one before it.
