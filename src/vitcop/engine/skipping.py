@@ -129,7 +129,7 @@ class Skipping:
         """Give each token that was left out what came out for the one that it repeats."""
         if not isinstance(output, ModelOutput) or output.get("attentions") is not None:
             raise UnsupportedModelError(
-                "Skipped patches have no rows in attention maps of the encoder, and cannot be filled into a bare tuple: "
+                "Skipped patches have no rows in attention maps of the encoder, and are not filled into a bare tuple: "
                 "leave out output_attentions and return_dict=False."
             )
         place = self._family.encoder_places(sizes)
