@@ -13,6 +13,7 @@ from transformers.vision_utils import get_vision_window_index
 
 import vitcop
 from vitcop.engine.skipping import REPEATS
+from vitcop.models.encoders import FUSED, KEYS, projections
 
 SKIPPING = [name for name, family in FAMILIES.items() if vitcop.FAMILIES[family.model().config.model_type].runs_on_some]
 UNIT = 4  # patches of a token
@@ -124,7 +125,9 @@ def test_a_repeated_token_shows_what_the_one_shows_that_it_repeats(name, recorde
     model, (kind, pixels, sizes) = family.model("recorded"), next(seen_by(with_repeats(family)))
     attention = vitcop.FAMILIES[model.config.model_type](model).observed[kind]
     made = []
-    attention.qkv.register_forward_hook(lambda module, args, output: made.append(output))
+    projecting = projections(attention)
+    maker = projecting.get(KEYS) or projecting[FUSED]
+    maker.register_forward_hook(lambda module, args, output: made.append(output))
     with torch.no_grad(), vitcop.prune(model, vitcop.Census()), vitcop.skip_repeated_patches(model):
         output = encoded(model, kind, pixels, sizes)
     (observation,) = [value for value in vars(output).values() if isinstance(value, vitcop.Observation)]
@@ -133,7 +136,8 @@ def test_a_repeated_token_shows_what_the_one_shows_that_it_repeats(name, recorde
     row = torch.full((len(order),), -1)
     row[order[goes_in]] = torch.arange(len(repeats.kept))  # where the encoder has it
     row = row[repeats.kept[repeats.source]]
-    keys = made[0].unflatten(-1, (3, attention.num_heads, -1))[:, 1].unflatten(0, (-1, UNIT)).mean(1)
+    keys = made[0] if KEYS in projecting else made[0].chunk(3, -1)[1]
+    keys = keys.unflatten(-1, (attention.num_heads, -1)).unflatten(0, (-1, UNIT)).mean(1)
     got = torch.cat([weights.mean((0, 1, 2)) for weights in recorded[attention]]).view(-1, UNIT).mean(1)
     torch.testing.assert_close(observation.keys, keys[row])
     torch.testing.assert_close(observation.saliency, got[row])
