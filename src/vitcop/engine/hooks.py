@@ -30,7 +30,6 @@ from ..errors import UnsupportedModelError, VitcopError
 from ..models import Observation, family_of
 from ..models.base import Call
 from ..models.encoders import Watched, projections
-from ..models.repeats import Repeats
 from ..report import Report
 from ..selection.pruner import Pruner, SmallImages
 from .arguments import bound, encoder_outputs
@@ -368,7 +367,9 @@ class Pruning:
                 thread.watched = None
             if not isinstance(output, ModelOutput) or not watched:
                 return output
-            observation = self._observe(modality, call, watched, getattr(output, REPEATS, None))
+            repeats = getattr(output, REPEATS, None)
+            watched = {module: replace(seen, repeats=repeats) for module, seen in watched.items()}
+            observation = self._observe(modality, call, watched)
             _check_observation(observation, output)
             if isinstance(thread.forward, Prefill):
                 thread.forward.observations[modality].append(observation)
@@ -376,11 +377,8 @@ class Pruning:
                 setattr(output, _OBSERVATION, observation)
             return output
 
-    def _observe(
-        self, modality: str, call: Call, watched: dict[nn.Module, Watched], repeats: Repeats | None
-    ) -> Observation:
+    def _observe(self, modality: str, call: Call, watched: dict[nn.Module, Watched]) -> Observation:
         main, *others = self._watched[modality]
-        watched = {module: replace(seen, repeats=repeats) for module, seen in watched.items()}
         observation = self._family.observe(modality, call, watched[main])
         signals = {}
         for signal, module in zip(self._signals, others, strict=True):
