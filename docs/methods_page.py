@@ -43,6 +43,18 @@ others raise. By default `Census` calibrates and no other does, so that for flas
 `Census(calibrate="none")`. A `Pipeline` has its own, whatever its stages have, and takes it also where they merge
 nothing.
 
+## Before the encoder
+
+No method spares the vision encoder. `vitcop.skip_repeated_patches(model)` does for Qwen-VL and GLM-V, on pictures that
+are flat over large parts, by itself or together with any method: a visual token whose pixels are, value for value,
+those of its left neighbour, or else of the one above, is not encoded, and gets the features of the one that it repeats.
+Placeholders and positions stay as they are; to drop them is left to the method. PixelPrune
+([arXiv 2604.00886](https://arxiv.org/abs/2604.00886)) drops them from the prompt as well, and reports competitive
+accuracy on documents and screens. Where something repeats, the features of all tokens change, as each attends to a flat
+stretch once and not as often as it is large. What that does to answers has not been measured: none of our small models
+has such an encoder. Of the tokens of five drawn screens of 1,920 by 1,080 pixels, 18 to 89 % repeat a neighbour, nearly
+as many after JPEG, and of noise none ([NOTES](../benchmarks/NOTES.md), entry 14).
+
 ## Which positions
 
 | what is asked | positions | what speaks for it |

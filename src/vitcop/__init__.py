@@ -9,7 +9,7 @@ from .methods import METHODS
 
 if TYPE_CHECKING:
     from .costs.plan import Plan, Planner
-    from .engine import Pruning, prune, pruning_of
+    from .engine import Pruning, Skipping, prune, pruning_of, skip_repeated_patches
     from .errors import BudgetError, UnsupportedModelError, VitcopError
     from .inputs.downsample import downsample
     from .methods.averagepool import AveragePool
@@ -83,6 +83,7 @@ __all__ = [
     "ScorePruner",
     "Selection",
     "Selector",
+    "Skipping",
     "SparseVLM",
     "Stage",
     "StageReport",
@@ -99,11 +100,12 @@ __all__ = [
     "downsample",
     "prune",
     "pruning_of",
+    "skip_repeated_patches",
 ]
 
 # torch and transformers take seconds to import: the command line must be able to refuse bad input before that.
 _HOMES = {
-    "engine": ("Pruning", "prune", "pruning_of"),
+    "engine": ("Pruning", "Skipping", "prune", "pruning_of", "skip_repeated_patches"),
     "inputs.downsample": ("downsample",),
     "errors": ("BudgetError", "UnsupportedModelError", "VitcopError"),
     "methods": (

@@ -13,7 +13,6 @@ it is in the `Request` of its KV cache. Neither model nor method keeps any.
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -41,6 +40,9 @@ from .forward import Forward
 from .placement import Placeholders, columns_behind
 from .prefill import Prefill
 from .refusals import check_cache, check_encoded, check_head, check_mask, check_no_drafts, check_no_images, check_shared
+from .skipping import REPEATS
+from .stock import stock_model
+from .wrapper import Wrapper
 
 logger = logging.getLogger("vitcop")
 
@@ -117,7 +119,7 @@ class Pruning:
     """
 
     def __init__(self, model: nn.Module, method: Pruner, small_images: SmallImages = "floor") -> None:
-        stock = _stock_model(model)
+        stock = _unpruned_model(model)
         if not isinstance(method, Pruner):
             raise VitcopError(f"The method must be one such as vitcop.ViTCoP(), not {method!r}.")
         if method.positions not in ("compact", "keep"):
@@ -137,7 +139,7 @@ class Pruning:
         self._watched = {modality: self._watched_modules(modality) for modality in self._family.modalities}
         self._thread = _Thread()
         self._calls, self._removed, self._changed = 0, False, threading.Condition()
-        self._hooks: list[RemovableHandle | _Wrapper] = []
+        self._hooks: list[RemovableHandle | Wrapper] = []
         self._add_hooks(stock)
         if method.tokens is None:  # what share these are of a picture is not known before there is one
             floors.warn(stock, getattr(method, "retention", 1.0))
@@ -185,7 +187,7 @@ class Pruning:
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
         def around(owner: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
-            self._hooks.append(_Wrapper(owner, name, wrapper))
+            self._hooks.append(Wrapper(owner, name, wrapper))
 
         for modality in family.modalities:
             around(family.base, f"get_{modality}_features", partial(self._encode, modality))
@@ -376,6 +378,8 @@ class Pruning:
                 thread.watched = None
             if not isinstance(output, ModelOutput) or not watched:
                 return output
+            repeats = getattr(output, REPEATS, None)
+            watched = {module: replace(seen, repeats=repeats) for module, seen in watched.items()}
             observation = self._observe(modality, call, watched)
             _check_observation(observation, output)
             if isinstance(thread.forward, Prefill):
@@ -419,59 +423,15 @@ class Pruning:
         return (hidden_states,), kwargs
 
 
-def _stock_model(model: Any) -> PreTrainedModel:
+def _unpruned_model(model: Any) -> PreTrainedModel:
     """The transformers model in `model`, if it can be pruned as it is."""
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"A {type(model).__name__} cannot be pruned; pass a loaded transformers model.")
-    stock = getattr(model, "get_base_model", lambda: model)()  # of a PEFT wrapper
-    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
-        raise UnsupportedModelError("A compiled model cannot be pruned; prune the model without torch.compile.")
-    if not isinstance(stock, PreTrainedModel):
-        raise UnsupportedModelError(f"A {type(stock).__name__} cannot be pruned; pass a transformers model.")
-    if (getattr(stock, "tp_size", None) or 1) > 1:
-        raise UnsupportedModelError(
-            "A tensor-parallel model cannot be pruned, since no process sees the keys of all heads; load it with "
-            "device_map instead of tp_plan."
-        )
+    stock = stock_model(model)
     if (pruning := pruning_of(stock)) is not None:
         raise UnsupportedModelError(
             f"This model is pruned already: {pruning}; remove() that first, by vitcop.pruning_of(model).remove() where "
             "the handle is lost."
         )
     return stock
-
-
-class _Wrapper:
-    """A method of one object wrapped by another, until it is removed.
-
-    Where a forward hook sees too little: `image_sizes` and the like, which say how features are packed into tokens,
-    end at `get_image_features`, which `generate` calls before the first forward.
-    """
-
-    def __init__(self, owner: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
-        self.owner: nn.Module | None = owner
-        self.name = name
-        self.before = vars(owner).get(name)
-        original = getattr(owner, name)
-
-        @functools.wraps(original)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return wrapper(original, args, kwargs) if self.owner is not None else original(*args, **kwargs)
-
-        self.wrapped = wrapped
-        setattr(owner, name, wrapped)
-
-    def remove(self) -> None:
-        owner, self.owner = self.owner, None
-        if owner is None:
-            return
-        # Where somebody has wrapped it again, it stays, and does nothing.
-        if vars(owner).get(self.name) is self.wrapped:
-            delattr(owner, self.name)
-            if self.before is not None:
-                setattr(owner, self.name, self.before)
-        # It refers to us, and to its owner: in a circle, a model would wait for the collector.
-        del self.wrapped
 
 
 def _observations_in(call: Call) -> dict[str, Observation]:

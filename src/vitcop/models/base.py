@@ -22,6 +22,7 @@ from .decoder import STATES, attending, check_rows, layer_kinds
 from .encoders import Patches, Watched
 from .geometry import Geometry, Size
 from .grids import Grids
+from .repeats import Repeats
 
 Call = dict[str, Any]
 """The arguments of a call, all by name."""
@@ -174,6 +175,7 @@ class ModelFamily(ABC):
         has_windows: whether decoder layers may attend to a sliding window. The decoder then takes a mask for each kind.
         has_states: whether decoder layers may fold tokens into a state (linear attention, short convolutions).
         layer_inputs: names of what a decoder layer gets of each token besides hidden states, (batch, tokens, ...).
+        runs_on_some: whether the encoder can run on some of the patches of a picture; see `arguments_of_some`.
         first_stage_layer: the earliest decoder layer before which tokens may be dropped, besides 0: at least one before
             it has keys to show.
         key_cutoff: density cutoff known to suit the keys of this vision encoder, or None.
@@ -193,6 +195,7 @@ class ModelFamily(ABC):
     has_windows: bool = False
     has_states: ClassVar[bool] = False
     layer_inputs: ClassVar[tuple[str, ...]] = ()
+    runs_on_some: ClassVar[bool] = False
     key_cutoff: float | None = None
     observed: dict[str, nn.Module]
 
@@ -385,6 +388,23 @@ class ModelFamily(ABC):
     @abstractmethod
     def vision(self, modality: str) -> VisionModules:
         """The modules that turn a modality into rows of the decoder."""
+
+    def encoder_places(self, sizes: Tensor) -> Int[Tensor, " tokens"]:
+        """Where the layers of an encoder that `runs_on_some` have each visual token, on the CPU.
+
+        Args:
+            sizes: frames, rows and columns of each picture, in patches.
+        """
+        raise NotImplementedError
+
+    def arguments_of_some(self, sizes: Tensor, repeats: Repeats) -> Call:
+        """What an encoder that `runs_on_some` works out of sizes if it is not given it, for the tokens that go in.
+
+        Args:
+            sizes: as of `encoder_places`.
+            repeats: which tokens these are.
+        """
+        raise NotImplementedError
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
         """Whether each image that was observed is a further tile of the one before it.

@@ -19,6 +19,7 @@ from ..errors import UnsupportedModelError
 from ..ops.saliency import attention_received, cls_attention
 from ..ops.segments import upload
 from .grids import Shape, patch_numbers
+from .repeats import Repeats
 
 
 @dataclass(frozen=True)
@@ -200,12 +201,14 @@ class Watched:
         inputs: its arguments.
         projected: what its projections of queries and keys were seen to make, by their names.
         received: ask for the attention that each patch receives from all, even where there is a [CLS].
+        repeats: which tokens it ran on, if it did not on all.
     """
 
     module: Any
     inputs: dict[str, Any]
     projected: dict[str, Tensor]
     received: bool = False
+    repeats: Repeats | None = None
 
     @property
     def hidden_states(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import ClassVar
@@ -11,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from ..errors import UnsupportedModelError
 from ..ops.segments import upload
@@ -19,6 +21,7 @@ from .base import Call, Description, ModelFamily, VisionModules
 from .encoders import FUSED, Patches, Watched, with_rotary
 from .geometry import Geometry, Size
 from .grids import Grids, Shape, merged_grids
+from .repeats import Repeats
 
 VIDEO_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768}
 """Least and most pixels of a frame by default in `Qwen2VLVideoProcessor`, which needs torchvision to be imported."""
@@ -35,6 +38,7 @@ class Qwen2VL(ModelFamily):
         refuses=("sliding windows in the decoder",),
     )
     keeps_positions = True
+    runs_on_some = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -51,13 +55,30 @@ class Qwen2VL(ModelFamily):
 
     def shown(self, modality: str, call: Call, watched: Watched) -> Patches:
         side, shapes = self._merged, [shape for image in self._images(modality, call) for shape in image]
-        lengths = [rows * columns for rows, columns in shapes]
+        lengths, place = [rows * columns for rows, columns in shapes], self._places(shapes)
+        if (repeats := watched.repeats) is not None:
+            lengths, place = [side**2 * length for length in repeats.lengths], repeats.places(place)
         patches = with_rotary(watched, *self._queries_and_keys(watched), lengths)
-        # The encoder has the patches of a token one after another, and its tokens in the order of its windows.
-        place = torch.arange(sum(lengths) // side**2, device="cpu")
-        if self._window is not None:
-            place = _places_in_windows([(rows // side, columns // side) for rows, columns in shapes], self._window)
-        return patches.mean(place[:, None] * side**2 + torch.arange(side**2, device="cpu"))
+        return patches.mean(_patches_of(place, side**2))
+
+    def encoder_places(self, sizes: Tensor) -> Int[Tensor, " tokens"]:
+        return self._places([(rows, columns) for frames, rows, columns in sizes.tolist() for _ in range(frames)])
+
+    def arguments_of_some(self, sizes: Tensor, repeats: Repeats) -> Call:
+        side, device = self._merged, sizes.device
+        patches = upload(_patches_of(repeats.kept, side**2).flatten(), device)
+        arguments = {name: values[patches] for name, values in self._of_patches(sizes).items()}
+        arguments["cu_seqlens"] = _ends([side**2 * length for length in repeats.lengths], device)
+        if self._window is None:
+            return arguments
+        vision, place = self.model.config.vision_config, self.encoder_places(sizes)
+        _, ends = get_vision_window_index(sizes.cpu(), side, vision.window_size, vision.patch_size)
+        windows = torch.bucketize(side**2 * place[repeats.kept], ends[1:], right=True).bincount()
+        window_ends = _ends((side**2 * windows[windows > 0]).tolist(), device)
+        return arguments | {
+            "window_index": upload(repeats.order(place), device),
+            "cu_window_seqlens": window_ends,
+        }
 
     def positions_alone(self, tokens: VisualTokens) -> Int[Tensor, "visual 3"]:
         """Frame, row and column of each token. Frames are one apart, however much time lies between them."""
@@ -105,6 +126,20 @@ class Qwen2VL(ModelFamily):
         queries, keys, _ = watched.made_by(FUSED).unflatten(-1, (3, watched.module.num_heads, -1)).unbind(1)
         return queries, keys
 
+    def _of_patches(self, sizes: Tensor) -> Call:
+        """Those arguments of `arguments_of_some` that have a row per patch, for all patches."""
+        return {"position_ids": get_vision_position_ids(sizes, self._merged)}
+
+    def _places(self, shapes: Sequence[Shape]) -> Int[Tensor, " tokens"]:
+        """Where the encoder has each token of grids of so many rows and columns of patches.
+
+        It has the patches of a token one after another, and its tokens in the order of its windows.
+        """
+        tokens = [(rows // self._merged, columns // self._merged) for rows, columns in shapes]
+        if self._window is not None:
+            return _places_in_windows(tokens, self._window)
+        return torch.arange(sum(rows * columns for rows, columns in tokens), device="cpu")
+
     def _resized(self, size: Size, factor: int) -> tuple[int, int]:
         """Height and width, in pixels, that the processor gives to a picture or to the frames of a video."""
         limits = Qwen2VLImageProcessorPil.size if size.frames is None else VIDEO_SIZE
@@ -129,6 +164,16 @@ class Qwen2VL(ModelFamily):
         vision = self.model.config.vision_config
         window = getattr(vision, "window_size", None)
         return None if window is None else window // vision.spatial_merge_size // vision.patch_size
+
+
+def _patches_of(tokens: Int[Tensor, " tokens"], count: int) -> Int[Tensor, "tokens count"]:
+    """Numbers of the patches of tokens that are each made of `count` in a row."""
+    return tokens[:, None] * count + torch.arange(count, device="cpu")
+
+
+def _ends(lengths: Sequence[int], device: torch.device) -> Int[Tensor, " ends"]:
+    """Where each of some stretches begins, and the last one ends, as attention is told it."""
+    return upload([0, *accumulate(lengths)], device).int()
 
 
 def _spans(count: int, side: int) -> list[int]:

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from ..ops.gather import gather_slots
 from ..ops.segments import indices_of
@@ -44,6 +45,17 @@ class Qwen3VL(Qwen2VL):
         kept = number.flatten()[indices_of(mask.flatten(), count)]
         features = [feature[kept.to(feature.device)] for feature in kwargs["deepstack_visual_embeds"]]
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": features}
+
+    def _of_patches(self, sizes: Tensor) -> Call:
+        vision = self.base.visual
+        indices, weights = get_vision_interpolation_indices_and_weights(
+            sizes,
+            num_grid_per_side=vision.num_grid_per_side,
+            mode=vision.interpolation_mode,
+            align_corners=vision.interpolation_align_corners,
+            spatial_merge_size=self._merged,
+        )
+        return super()._of_patches(sizes) | {"interp_indices": indices, "interp_weights": weights}
 
     def _resized(self, size: Size, factor: int) -> tuple[int, int]:
         if size.frames is None:
