@@ -91,7 +91,7 @@ class Report:
 
     Attributes:
         method: name of the pruning method.
-        num_layers: decoder layers that hold keys and values of their own.
+        num_layers: decoder layers that hold keys and values, or a state, of their own.
         images: the grids (tiles, frames) of each image or video, and where its visual tokens stand in them.
             All images of the batch come before all videos.
         modalities: "image" or "video", of each.

@@ -87,7 +87,7 @@ def prefill_flops(config: PretrainedConfig, tokens_per_layer: Sequence[int]) -> 
 
     Args:
         config: of the language model.
-        tokens_per_layer: tokens that enter each decoder layer that has keys and values of its own.
+        tokens_per_layer: tokens that enter each decoder layer that has keys and values, or a state, of its own.
     """
     return sum(layer_flops(config, *layer) for layer in layers_run(config, tokens_per_layer))
 
