@@ -114,6 +114,21 @@ def test_a_request_that_fails_says_why_in_one_line_and_the_other_side_answers(pa
     shot(page, "refused")
     ask(page, " ")
     page.get_by_text("There is no question; type one.").first.wait_for()
+    ask(page, "word " * 500)
+    page.get_by_text("A question has at most 2,000 characters").first.wait_for()
+
+
+def test_a_fault_takes_the_place_of_the_last_answer_and_tells_no_secret(page, model, monkeypatch):
+    ask(page)
+    page.locator("h3").nth(1).wait_for()
+
+    def broken(*asked):
+        raise RuntimeError("/secret/folder")
+
+    monkeypatch.setattr(Model, "answer", broken)
+    ask(page)
+    page.get_by_text("This failed with RuntimeError").nth(1).wait_for()
+    assert page.locator("h3").count() == 0 and "secret" not in page.content()
 
 
 def test_what_is_no_picture_or_too_large_is_refused(page, tmp_path):

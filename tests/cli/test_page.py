@@ -57,6 +57,11 @@ def test_what_is_compared_planned_measured_and_asked_has_its_tables(tmp_path):
     assert page.count("<section>") == 4
 
 
+def test_a_title_that_is_no_text_leaves_a_page(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "own.png")
+    assert "<h1>a?b</h1>" in page_of(tmp_path / "own.png", folder=tmp_path, title="a\udcffb")
+
+
 @pytest.mark.parametrize(
     ("files", "complaint"),
     [
@@ -64,6 +69,7 @@ def test_what_is_compared_planned_measured_and_asked_has_its_tables(tmp_path):
         (["text.json"], "is not what a vitcop command writes"),
         (["list.json"], "is neither a picture nor"),
         (["cut.json"], "is not what a vitcop command writes"),
+        (["empty.json"], "is not what a vitcop command writes"),
         (["own.png", "--html", "page.txt"], "--html needs one of the extensions .html"),
         (["own.png", "--html", "missing/page.html"], "no folder missing"),
         (["page.html", "--html", "page.html"], "overwrite page.html"),
@@ -75,6 +81,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(files, complaint, tmp_path, mon
     Path("text.json").write_text("no json")
     Path("page.html").write_text("somebody's")
     Path("list.json").write_text("[1]")
+    Path("empty.json").write_text('{"report": {"images": [], "num_layers": 2}}')
     Path("cut.json").write_text('{"report": {"images": []}}')
     result = invoke("report", *files)
     assert (result.exit_code, result.stdout) == (2, "")

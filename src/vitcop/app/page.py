@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -21,12 +22,15 @@ from .asking import Model
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio
 
+logger = logging.getLogger("vitcop")
+
 DENSE = "dense"
 LONGEST_QUEUE = 16  # requests that wait; whoever comes then is told to try again
 LARGEST_UPLOAD = "64mb"
 UPLOADS_KEPT = 600  # seconds, and as long between looks
 FRAMES = 8
 LONGEST_ANSWER = 64  # tokens
+LONGEST_QUESTION = 2000  # characters
 LOWEST, HIGHEST = 0.02, 1.0
 
 
@@ -70,7 +74,7 @@ def make_page(models: Mapping[str, Model], methods: Sequence[str]) -> gradio.Blo
 
 def serve_page(page: gradio.Blocks, host: str, port: int) -> None:
     """Answer browsers until somebody stops it."""
-    page.launch(server_name=host, server_port=port, max_file_size=LARGEST_UPLOAD, share=False, show_error=True)
+    page.launch(server_name=host, server_port=port, max_file_size=LARGEST_UPLOAD, share=False, show_error=False)
 
 
 def _side(choices: list[str], chosen: str) -> tuple[Any, Any, Any, Any]:
@@ -96,7 +100,7 @@ def _estimating(models: Mapping[str, Model]) -> Any:
             if method == DENSE:
                 return "<p>All visual tokens, in all layers.</p>"
             plan = models[model].plan(_read(picture, clip), _made(method, retention))
-        except VitcopError as error:
+        except Exception as error:
             return _refusal(error)
         tokens = sum(plan.visual_tokens) / len(plan.visual_tokens)
         flops, dense = plan.flops.total / 1e9, plan.dense_flops.total / 1e9
@@ -118,8 +122,12 @@ def _answering(models: Mapping[str, Model]) -> Any:
             pruner = None if method == DENSE else _made(method, retention)
             if not question.strip():
                 raise VitcopError("There is no question; type one.")
+            if len(question) > LONGEST_QUESTION:  # whoever comes next waits for as long as it takes
+                raise VitcopError(
+                    f"A question has at most {LONGEST_QUESTION:,} characters; this has {len(question):,}."
+                )
             found = models[model].answer(_read(picture, clip), question, pruner, LONGEST_ANSWER)
-        except VitcopError as error:
+        except Exception as error:
             return _refusal(error)
         said = f"<h3>{escape(found.text)}</h3><p>{method}, {found.seconds:.2f} s</p>"
         return said if found.report is None else f"{said}<p>{escape(found.report.summary)}</p>{found.stages}"
@@ -141,5 +149,10 @@ def _read(picture: str | None, clip: str | None) -> Subject:
         raise VitcopError(str(error).replace(f"{Path(clip or picture or '').parent}{os.sep}", "")) from error
 
 
-def _refusal(error: VitcopError) -> str:
-    return f"<p role='alert'><b>{escape(one_line(error))}</b></p>"
+def _refusal(error: Exception) -> str:
+    """In the place of what stood there. What is not for users, as of a method or a device, goes to the log."""
+    said = one_line(error)
+    if not isinstance(error, VitcopError):
+        logger.error("A request failed.", exc_info=error)
+        said = f"This failed with {type(error).__name__}; the log of the page says why."
+    return f"<p role='alert'><b>{escape(said)}</b></p>"

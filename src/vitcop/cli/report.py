@@ -38,9 +38,10 @@ def report(
             if not file.is_file():
                 raise VitcopError(f"There is no file {file}.")
         check_file("--html", page, files)
-        written = html.page(title, [_section(file) for file in files])
+        # What is no text, as half a character of a broken file, must not cost a page that stands there.
+        written = html.page(title, [_section(file) for file in files]).encode("utf-8", "replace")
         with writing_errors("--html", page):
-            page.write_text(written, encoding="utf-8")
+            page.write_bytes(written)
 
 
 def _section(file: Path) -> tuple[str, str]:
@@ -52,7 +53,7 @@ def _section(file: Path) -> tuple[str, str]:
         for key, section in SECTIONS.items():
             if isinstance(values, dict) and key in values:
                 return section(values)
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, RecursionError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise VitcopError(f"{file} is not what a vitcop command writes by --json.") from error
     raise VitcopError(
         f"{file} is neither a picture nor what vitcop run, compare, plan, bench or eval writes by --json."
