@@ -70,10 +70,14 @@ class StageReport:
         pairs = zip(self.index[rows].tolist(), self.cluster[rows].tolist(), strict=True)
         return {token: cluster for token, cluster in pairs if cluster >= 0}
 
+    @property
+    def where(self) -> str:
+        """In words."""
+        return f"before layer {self.layer}" if self.layer else "entering the decoder"
+
     def __repr__(self) -> str:
         merged = "" if self.merge is None else ", the others merged"
-        where = f"before layer {self.layer}" if self.layer else "entering the decoder"
-        return f"StageReport({where}: {sum(self.after)} of {sum(self.before)} visual tokens kept{merged})"
+        return f"StageReport({self.where}: {sum(self.after)} of {sum(self.before)} visual tokens kept{merged})"
 
     # Where each image stands among the rows is worked out once, for batches of hundreds of images.
     @cached_property
@@ -128,6 +132,11 @@ class Report:
             alive[stage.layer :] = [stage.after[image]] * (self.num_layers - stage.layer)
         return alive
 
+    @property
+    def all_visual_tokens(self) -> list[int]:
+        """Visual tokens of all images together alive in each decoder layer."""
+        return [sum(alive) for alive in zip(*map(self.visual_tokens, range(len(self.images))), strict=True)]
+
     def tokens(self, row: int = 0) -> list[int]:
         """All tokens of a row, text included, alive in each decoder layer."""
         alive = [self.prompt_lengths[row]] * self.num_layers
@@ -142,8 +151,7 @@ class Report:
     @property
     def overall_retention(self) -> float:
         """Share of the visual tokens of all images that was alive, averaged over the decoder layers."""
-        alive = sum(sum(self.visual_tokens(image)) for image in range(len(self.images)))
-        return alive / (self.num_layers * sum(self.image_lengths))
+        return sum(self.all_visual_tokens) / (self.num_layers * sum(self.image_lengths))
 
     @property
     def positions(self) -> Int[Tensor, "batch width"]:
@@ -232,9 +240,8 @@ class Report:
         """The same as a table and as figures, as notebooks show it."""
         layers, rows = self._table()
         head = ["", "row", "tokens", *(f"from layer {layer}" for layer in layers), "average"]
-        of_images = [self.visual_tokens(image) for image in range(len(self.images))]
-        alive = list(map(sum, zip(*of_images, strict=True)))
-        figures = figures_of(alive, sum(self.image_lengths), self.prefill_flops, self.kv_cache_bytes)
+        total = sum(self.image_lengths)
+        figures = figures_of(self.all_visual_tokens, total, self.prefill_flops, self.kv_cache_bytes)
         return f"<div>{html.table(head, rows, self.summary)}{figures}</div>"
 
     def _table(self) -> tuple[list[int], list[list[object]]]:

@@ -54,8 +54,7 @@ def stages_as_html(pictures: Sequence[Image.Image], report: Report, seen: Sequen
             _grid(number, shape, behind[number], report, kept, member_of, colors, stage.clusters(), titles)
             for number, shape in enumerate(report.images[0].shapes)
         )
-        where = f"before layer {stage.layer}" if stage.layer else "entering the decoder"
-        said = f"{where}: {stage.after[0]} of {report.image_lengths[0]} tokens"
+        said = f"{stage.where}: {stage.after[0]} of {report.image_lengths[0]} tokens"
         columns.append(f"<figure><figcaption>{said}</figcaption>{drawn}</figure>")
     if not columns:
         return "<p>Nothing was dropped.</p>"
@@ -66,13 +65,12 @@ def fates(report: Report) -> dict[int, str]:
     """What became of each visual token of the one image."""
     found: dict[int, str] = {}
     for stage in report.stages:
-        where = f"before layer {stage.layer}" if stage.layer else "entering the decoder"
         merged = {member: token for token, members in stage.merged().items() for member in members if member != token}
         kept = set(stage.kept())
         for token in _came(stage):
             if token not in kept:
                 into = f"merged into token {merged[token]}" if token in merged else "dropped"
-                found[token] = f"{into} {where}"
+                found[token] = f"{into} {stage.where}"
     return {token: found.get(token, "alive to the end") for token in range(report.image_lengths[0])}
 
 

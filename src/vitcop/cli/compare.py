@@ -133,8 +133,7 @@ class _Outcome:
     @property
     def drops_at_entrance(self) -> bool:
         """Whether fewer visual tokens enter the decoder than there are."""
-        entering = [self.report.visual_tokens(image)[0] for image in range(len(self.report.images))]
-        return sum(entering) < sum(self.report.image_lengths)
+        return self.report.all_visual_tokens[0] < sum(self.report.image_lengths)
 
     @property
     def entry(self) -> Entry:

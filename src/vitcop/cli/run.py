@@ -165,8 +165,7 @@ def _table(question: str, report: Report, answers: tuple[str, str], seconds: dic
     table.add_row("time to first token", *(f"{1000 * value:,.1f} ms" for value in seconds.values()))
     table.add_section()
     total, layer = sum(report.image_lengths), 0
-    of_images = [report.visual_tokens(image) for image in range(len(report.images))]
-    for alive, layers in groupby(map(sum, zip(*of_images, strict=True))):
+    for alive, layers in groupby(report.all_visual_tokens):
         first, layer = layer, layer + len(list(layers))
         table.add_row(f"visual tokens, layers {first}-{layer - 1}", str(total), str(alive))
     table.add_row("average retention", "100.0%", f"{report.overall_retention:.1%}")

@@ -136,7 +136,9 @@ def layer_flops(
     return 2 * running * _layer_weights(config, layer) + 4 * pairs * queries
 
 
-def layer_bytes(config: PretrainedConfig, layer: int, tokens: int, bytes_per_value: int, running: int = 0) -> int:
+def layer_bytes(
+    config: PretrainedConfig, layer: int, tokens: int, bytes_per_value: int, running: int | None = None
+) -> int:
     """Bytes that one decoder layer cannot help moving: its weights, and the keys and values, written and read once.
 
     Of experts, as many as the tokens can meet. Keys and values of another layer are read. Hidden states, and those that
@@ -147,9 +149,9 @@ def layer_bytes(config: PretrainedConfig, layer: int, tokens: int, bytes_per_val
         layer: number of the layer.
         tokens: that it looks at, over the whole batch.
         bytes_per_value: of weights, keys and values.
-        running: of them, those that run through it; 0 for all.
+        running: of them, those that run through it; None for all.
     """
-    weights = _layer_weights(config, layer, running or tokens)
+    weights = _layer_weights(config, layer, tokens if running is None else running)
     moved = 1 if _uses_others(config, layer) else 2
     return (weights + moved * _kept_values(config, layer) * tokens) * bytes_per_value
 

@@ -98,7 +98,7 @@ class _TrueRetention:
         if report is None or report is self.last:  # a prompt without a picture leaves the report before it
             return
         self.last = report
-        self.alive += sum(sum(report.visual_tokens(image)) for image in range(len(report.images)))
+        self.alive += sum(report.all_visual_tokens)
         self.all += report.num_layers * sum(report.image_lengths)
         self.prompts += len(report.prompt_lengths)
 

@@ -149,7 +149,7 @@ def _columns(image: int, pictures: Sequence[Image.Image], of_stages: Sequence[Gr
     colors = colors_of(token for groups in of_stages for token in groups)
     columns = [Column("As the model sees it", f"{total} tokens", [grid.seen() for grid in grids])]
     for stage, groups in zip(report.stages, of_stages, strict=True):
-        title = f"Before layer {stage.layer}" if stage.layer else "Entering the decoder"
+        title = stage.where.capitalize()
         panels = [grid.panel(stage.kept(image), groups, colors) for grid in grids]
         columns.append(Column(title, f"{stage.after[image]} of {total} tokens", panels))
     return columns

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,12 +69,12 @@ class Served:
     family: ModelFamily
     settings: Mapping[str, Any]
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Version of vitcop and settings, by which parts of a server know whether they prune alike."""
         return f"vitcop {__version__} {json.dumps(self.settings, sort_keys=True)}"
 
-    @property
+    @cached_property
     def fingerprint(self) -> int:
         """The identity in 63 bits."""
         return int.from_bytes(hashlib.sha256(self.identity.encode()).digest()[:8], "big") >> 1
