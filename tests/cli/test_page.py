@@ -70,6 +70,7 @@ def test_a_title_that_is_no_text_leaves_a_page(tmp_path):
         (["list.json"], "is neither a picture nor"),
         (["cut.json"], "is not what a vitcop command writes"),
         (["empty.json"], "is not what a vitcop command writes"),
+        (["own.tiff"], "nor a picture that browsers show, by its name: .png"),
         (["own.png", "--html", "page.txt"], "--html needs one of the extensions .html"),
         (["own.png", "--html", "missing/page.html"], "no folder missing"),
         (["page.html", "--html", "page.html"], "overwrite page.html"),
@@ -78,6 +79,7 @@ def test_a_title_that_is_no_text_leaves_a_page(tmp_path):
 def test_bad_input_gets_one_line_and_exit_code_2(files, complaint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("own.png")
+    Image.new("RGB", (8, 8)).save("own.tiff")
     Path("text.json").write_text("no json")
     Path("page.html").write_text("somebody's")
     Path("list.json").write_text("[1]")

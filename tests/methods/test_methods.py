@@ -72,6 +72,8 @@ def test_a_number_of_tokens_stands_for_the_retention():
     ) == {60}
     with pytest.raises(vitcop.BudgetError, match="give one"):
         vitcop.ViTCoP(retention=0.5, tokens=64)
+    with pytest.raises(vitcop.BudgetError, match="give one"):  # also where it is the default
+        vitcop.Pruner.from_dict({"method": "vitcop", "retention": 1 / 9, "tokens": 64})
     with pytest.raises(vitcop.BudgetError, match="at least 1; got 0"):
         vitcop.ViTCoP(tokens=0)
     with pytest.raises(vitcop.BudgetError, match="no setting `retention`"):
@@ -82,6 +84,12 @@ def test_a_number_of_tokens_stands_for_the_retention():
         checked_budgets(vitcop.PyramidDrop(tokens=10), 576, 32, range(1, 32))
     with pytest.raises(vitcop.VitcopError, match="`tokens` is a setting of every method"):
         type("OfOnesOwn", (vitcop.VisionZip,), {"__annotations__": {"tokens": "int"}})
+
+
+def test_a_decoder_without_a_layer_for_stages_is_pruned_at_its_entrance_alone():
+    assert checked_budgets(vitcop.VisionZip(), 576, 8, range(8, 8)) == {0: 64}
+    with pytest.raises(vitcop.BudgetError, match="can be pruned at 0 alone"):
+        checked_budgets(tiny.ThreeStages(), 576, 8, range(8, 8))
 
 
 def test_unknown_names_are_answered_with_the_nearest():

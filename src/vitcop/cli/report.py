@@ -13,10 +13,19 @@ from .. import html
 from ..errors import VitcopError
 from ..figures import figure
 from .common import one_line_errors
-from .outputs import PICTURE_KINDS, check_file, writing_errors
+from .outputs import check_file, writing_errors
 
 PAGE_KINDS = (".html", ".htm")
-MEDIA_TYPES = {kind: f"image/{kind[1:]}" for kind in PICTURE_KINDS} | {".jpg": "image/jpeg", ".svg": "image/svg+xml"}
+MEDIA_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
+    ".bmp": "image/bmp",
+    ".svg": "image/svg+xml",
+}
+"""Of pictures that browsers show."""
 
 
 def report(
@@ -24,7 +33,7 @@ def report(
         list[Path],
         typer.Argument(
             help="What vitcop run, compare, plan, bench and eval wrote by --json, and pictures, such as those of "
-            "--overlay, --sheet and --plot, in the order in which they shall stand."
+            f"--overlay, --sheet and --plot ({', '.join(MEDIA_TYPES)}), in the order in which they shall stand."
         ),
     ],
     page: Annotated[Path, typer.Option("--html", help="Write the page to this file.")] = Path("report.html"),
@@ -54,7 +63,10 @@ def _section(file: Path) -> tuple[str, str]:
             if isinstance(values, dict) and key in values:
                 return section(values)
     except (ValueError, RecursionError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        raise VitcopError(f"{file} is not what a vitcop command writes by --json.") from error
+        raise VitcopError(
+            f"{file} is not what a vitcop command writes by --json, nor a picture that browsers show, by its name: "
+            f"{', '.join(MEDIA_TYPES)}."
+        ) from error
     raise VitcopError(
         f"{file} is neither a picture nor what vitcop run, compare, plan, bench or eval writes by --json."
     )

@@ -239,11 +239,12 @@ class ModelFamily(ABC):
             UnsupportedModelError: the layer has none, or not by itself.
         """
         if layer not in self.attending:
-            others = ", ".join(str(number) for number in self.attending if number >= self.first_stage_layer)
+            others = ", ".join(str(number) for number in self.attending if number in self.stage_layers)
+            elsewhere = f"place the stage before one of layers {others}, or " if others else ""
             raise UnsupportedModelError(
                 f"Decoder layer {layer} of this {self.model.config.model_type!r} model folds tokens into a state, and "
-                f"has no queries and keys to select by: place the stage before one of layers {others}, or use a method "
-                "that does not look at the layer about to run."
+                f"has no queries and keys to select by: {elsewhere}use a method that does not look at the layer about "
+                "to run."
             )
         module = self.layers[layer]
         check_rows(module, self.decoder.config)

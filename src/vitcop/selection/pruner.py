@@ -292,6 +292,15 @@ class Pruner(Selector):
         del settings["tokens" if self.tokens is None else "retention"]  # what does not count
         return settings
 
+    @classmethod
+    def _made(cls: type[P], settings: Mapping[str, Any]) -> P:
+        # Here it can be told, also of a retention that is the method's default.
+        if settings.get("tokens") is not None and settings.get("retention") is not None:
+            raise BudgetError(
+                "retention is a share of the visual tokens of an image and tokens a number of them; give one."
+            )
+        return super()._made(settings)
+
     def share_of(self, num_tokens: int) -> float:
         """Share of the visual tokens of an image that is to be alive, averaged over the decoder layers.
 
@@ -370,10 +379,8 @@ def checked_budgets(
         raise BudgetError(f"With tokens={tokens}, of {num_tokens} visual tokens: {error}") from error
     for layer in budgets:
         if layer != 0 and layer not in stage_layers:
-            raise BudgetError(
-                f"{method.name} would prune before layer {layer}; this model can be pruned at 0 and from "
-                f"{stage_layers.start} to {stage_layers.stop - 1}."
-            )
+            others = f" and from {stage_layers.start} to {stage_layers.stop - 1}" if stage_layers else " alone"
+            raise BudgetError(f"{method.name} would prune before layer {layer}; this model can be pruned at 0{others}.")
     counts = [num_tokens, *budgets.values()]
     if not budgets or not all(isinstance(number, int) for number in (*budgets, *counts)):
         raise BudgetError(f"{method.name} must give whole numbers of tokens for whole layers, not {budgets}.")
