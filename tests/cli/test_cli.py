@@ -204,6 +204,7 @@ def test_the_example_question_is_for_the_example_picture_only(arguments, questio
         (["--overlay", "folder.png"], "is a folder"),
         (["--image", "tiny.png", "--overlay", "tiny.png"], "overwrite tiny.png"),
         (["--model", "./missing"], "no such folder"),
+        (["--model", "qwen2.5-vl-7b"], "a shape without weights"),
         (["--model", "llama"], "Models of type 'llama' take no pictures"),
         (["--model", "vip"], "unknown model type 'vipllava'. Did you mean 'llava'?"),
         (["--device", "tpu"], "unknown device 'tpu'"),
