@@ -74,9 +74,13 @@ REFUSED = {
     "stages between the layers of DeepStack": lambda model: None,
     "pictures and videos in one batch": lambda model: None,
     "looking ahead at a layer that does not attend": lambda model: None,
+    "prompts without token_type_ids": lambda model: None,
 }
 # What comes along with such a forward, of no matter what sizes.
-BROUGHT = {"pictures and videos in one batch": dict.fromkeys(("pixel_values", "pixel_values_videos"), torch.zeros(1))}
+BROUGHT = {
+    "pictures and videos in one batch": dict.fromkeys(("pixel_values", "pixel_values_videos"), torch.zeros(1)),
+    "prompts without token_type_ids": {"token_type_ids": None},
+}
 # What such a forward is asked for.
 ASKED = {
     "stages between the layers of DeepStack": vitcop.Random(0.9, layer=1),

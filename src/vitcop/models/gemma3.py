@@ -23,6 +23,7 @@ class Gemma3(TowerFamily):
         refuses=("another encoder", "flash attention"),
     )
     has_windows = True
+    has_blocks = True
 
     def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
         return merged_grids(self._pictures(call), self._merged)
