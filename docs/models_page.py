@@ -55,6 +55,10 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   leaves the decoder the places that tokens had in it, and so is to be preferred where boxes or masks are asked for
   (not measured). The processor has no chat template, so that commands do not ask as the model was trained to be
   asked: do so in Python.
+* `shieldgemma2` is a classifier around a Gemma 3: `vitcop.prune(model.model, ...)` prunes that, and the classifier is
+  called as ever.
+* InternVL 3.5 with a decoder of Qwen3 is as InternVL 3, but for its QK-norm. With that of gpt-oss, whose layers have
+  windows and sinks, it raises.
 * In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, Gemma 3 and 4) have ViTCoP's stages II
   and III rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
 
