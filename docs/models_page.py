@@ -47,8 +47,20 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   keep a quarter: the decoder pays for 280, the encoder for all of them. Its small models (E2B, E4B) end in layers that
   use the keys and values of layers before them: retention is averaged over the others, and nothing is dropped behind
   the first layer whose keys are so used. Sound is text. `gemma4_unified` has no vision encoder to observe.
-* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, Gemma) have ViTCoP's stages II and III
-  rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
+* Prompts of PaliGemma see themselves both ways, pictures and text, and an answer behind them sees backwards: it needs
+  the `token_type_ids` that its processor makes, in a forward as in `generate`. `EarlyViTCoP` raises, as a picture by
+  itself is not what it is beside its question. The decoder of PaliGemma 2, Gemma 2, has a soft cap on attention, so
+  that methods that read rows of it, and `DART`, raise; key norms work, and the decoder runs under eager attention.
+  Answers name places by location tokens, which are of the whole picture whatever is left of it. `positions="keep"`
+  leaves the decoder the places that tokens had in it, and so is to be preferred where boxes or masks are asked for
+  (not measured). The processor has no chat template, so that commands do not ask as the model was trained to be
+  asked: do so in Python.
+* `shieldgemma2` is a classifier around a Gemma 3: `vitcop.prune(model.model, ...)` prunes that, and the classifier is
+  called as ever.
+* InternVL 3.5 with a decoder of Qwen3 is as InternVL 3, but for its QK-norm. With that of gpt-oss, whose layers have
+  windows and sinks, it raises.
+* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, Gemma 3 and 4) have ViTCoP's stages II
+  and III rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
 
 One budget covers one picture or one video: tiles and frames share it in proportion to the visual tokens they really
 have. Separators (newlines, row breaks, markers, a frame's [CLS], registers) are text and always stay.

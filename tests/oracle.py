@@ -152,15 +152,28 @@ class Far:
         return self.added[:, (queries[..., None] - keys[:, None]).abs()] * self.visual[:, None]
 
 
-def _pictures(config: Any, layer: int, inputs: dict[str, Tensor]) -> Tensor | None:
-    """(batch, seq) bool: tokens of pictures that stand apart, and in this layer see each other both ways."""
+PALIGEMMA = ("gemma", "gemma2")
+"""Its decoders. The window of the second does not cut what sees itself both ways."""
+
+
+def _blocks(config: Any, layer: int, inputs: dict[str, Tensor]) -> Tensor | None:
+    """(batch, seq): tokens of the same number see each other both ways in this layer; -1 for none."""
+    if config.model_type in PALIGEMMA:
+        return inputs["token_type_ids"].eq(0).long() - 1
     if "token_type_ids" in inputs:  # of Gemma 3
-        return inputs["token_type_ids"] == 1
+        return _pictures(inputs["token_type_ids"] == 1)
     both_ways = getattr(config, "use_bidirectional_attention", None) == "vision"
-    return inputs["mm_token_type_ids"] > 0 if both_ways and config.layer_types[layer] == "sliding_attention" else None
+    if not both_ways or config.layer_types[layer] != "sliding_attention":
+        return None
+    return _pictures(inputs["mm_token_type_ids"] > 0)
 
 
-def _stock_mask(config: Any, layer: int, inputs: dict[str, Tensor], queries: int, seen: int) -> Tensor:
+def _pictures(image: Tensor) -> Tensor:
+    """(batch, seq): the number of the picture, which stand apart; -1 for none."""
+    return (image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]).cumsum(1).masked_fill(~image, 0) - 1
+
+
+def stock_mask(config: Any, layer: int, inputs: dict[str, Tensor], queries: int, seen: int) -> Tensor:
     """(batch, queries, seen) bool: what the dense model's layer lets each token see, padding not considered."""
     mask = _mask(inputs)
     width, device = mask.shape[1], mask.device
@@ -169,15 +182,15 @@ def _stock_mask(config: Any, layer: int, inputs: dict[str, Tensor], queries: int
     behind = torch.arange(seen - width, device=device)
     columns = torch.cat([torch.arange(width, device=device).expand_as(mask), end + behind], 1)
     visible = torch.ones(queries, seen, dtype=torch.bool, device=device).tril(seen - queries)[None]
-    image = _pictures(config, layer, inputs)
-    if image is not None:
-        image = torch.nn.functional.pad(image, (0, seen - width))
-        picture = (image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]).cumsum(1)
-        both = image[:, -queries:, None] & image[:, None] & (picture[:, -queries:, None] == picture[:, None])
-        visible = visible | both
+    both = torch.zeros_like(visible)
+    blocks = _blocks(config, layer, inputs)
+    if blocks is not None:
+        blocks = torch.nn.functional.pad(blocks, (0, seen - width), value=-1)
+        both = (blocks[:, -queries:, None] == blocks[:, None]) & (blocks >= 0)[:, None]
     if getattr(config, "layer_types", None) and config.layer_types[layer] == "sliding_attention":
-        visible = visible & (columns[:, -queries:, None] - columns[:, None] < config.sliding_window)
-    return visible
+        near = columns[:, -queries:, None] - columns[:, None] < config.sliding_window
+        return (visible & near) | both if config.model_type in PALIGEMMA else (visible | both) & near
+    return visible | both
 
 
 def _masked_dense(
@@ -222,7 +235,7 @@ def _forwards(
         seen = width + step
         queries = width if step == 0 else 1
         visible = torch.cat([alive, alive.new_ones(*alive.shape[:2], step)], -1)
-        stock = [_stock_mask(config, layer, inputs, queries, seen) for layer in range(len(alive))]
+        stock = [stock_mask(config, layer, inputs, queries, seen) for layer in range(len(alive))]
         masks = torch.stack([s.expand(batch_size, -1, -1) for s in stock]) & visible[:, :, None]
         hidden = ~masks[:, :, None]
         state["masks"] = hidden.new_zeros(hidden.shape, dtype=model.dtype).masked_fill(hidden, lowest)

@@ -103,7 +103,9 @@ class Written:
         videos = [pixels(name, paint) for row in rows for name in row if name in VIDEOS]
         text = [f"look at {' and '.join(self.video if n in VIDEOS else self.image for n in row)} what" for row in rows]
         visuals = ({"images": pictures} if any(pictures) else {}) | ({"videos": videos} if videos else {})
-        return dict(self.build()(text=text, **visuals, **self.asked, padding=True, return_tensors="pt"))
+        made = dict(self.build()(text=text, **visuals, **self.asked, padding=True, return_tensors="pt"))
+        made.pop("labels", None)  # which PaliGemma's makes of no answer as well
+        return made
 
     def expected(self, rows: list[tuple[str, ...]]) -> list[tuple[str, int, int]]:
         """Modality, row and visual tokens of each image in the report."""
@@ -235,6 +237,14 @@ PROCESSORS = {
             "eoi_token": "<end_of_image>",
         },
         image="<start_of_image>",
+        wide=16,
+        tall=16,
+        needs=(),
+    ),
+    "paligemma": Written(
+        ("PaliGemmaProcessor", {}),
+        ("SiglipImageProcessor", square(24) | {"image_seq_length": 16}),
+        names={"image_token": "<image>", "bos_token": "<s>"},
         wide=16,
         tall=16,
         needs=(),

@@ -137,6 +137,20 @@ def test_keys_that_layers_share_are_not_handed_to_an_assistant():
         model(**inputs, return_shared_kv_states=True)
 
 
+def test_a_draft_that_a_whole_prompt_would_see_raises():
+    family = FAMILIES["paligemma"]
+    model, inputs = family.model(), batch([ONE_IMAGE], family=family)
+    # Words that come again, so that prompt lookup drafts what follows them.
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[5, 6, 7, 8, 5]])], 1)
+    answered = family.token_kinds(inputs["input_ids"])["token_type_ids"]
+    asked = GREEDY | {"prompt_lookup_num_tokens": 2}
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        plain = model.generate(**inputs | {"token_type_ids": answered}, **GREEDY)
+        assert torch.equal(model.generate(**inputs | {"token_type_ids": answered}, **asked), plain)
+        with pytest.raises(vitcop.UnsupportedModelError, match="leave out the assistant"):
+            model.generate(**inputs | {"token_type_ids": torch.zeros_like(answered)}, **asked)
+
+
 def test_heads_that_pick_a_token_by_its_column_raise():
     config = copy.deepcopy(FAMILIES["gemma3"].model().config)
     config.num_labels = config.text_config.num_labels = 2

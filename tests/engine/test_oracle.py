@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracle import alive_columns, masked_dense_logits, pruned_logits
+from oracle import alive_columns, masked_dense_logits, pruned_logits, stock_mask
 from tiny import ENGINE, FAMILIES, KEEP_ONLY, ONE_IMAGE, batch, ragged
 
 PROMPTS = ["one", "even", "ragged-left", "ragged-right"]
@@ -25,3 +25,20 @@ def test_equals_masked_dense(name, method, prompts, attention):
     dense = masked_dense_logits(model, inputs, method, report)
     for after, before in zip(pruned, dense, strict=True):
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4 with experts", "paligemma", "paligemma with gemma2"])
+def test_the_oracle_sees_what_the_dense_model_sees(name):
+    """Where tokens see each other both ways, and windows cut that or do not."""
+    family, seen = FAMILIES[name], []
+    model, inputs = family.model("eager"), batch(ragged(family), family=family)
+    decoder, real = model.get_decoder(), inputs["attention_mask"].bool()
+    for layer in decoder.layers[:2]:
+        layer.register_forward_pre_hook(
+            lambda *call: seen.append(call[2]["attention_mask"][:, 0] == 0), with_kwargs=True
+        )
+    with torch.no_grad():
+        model(**inputs)
+    for layer, stock in enumerate(seen):
+        visible = stock_mask(decoder.config, layer, inputs, *stock.shape[1:]) & real[:, None]
+        assert torch.equal(visible[real], stock[real])

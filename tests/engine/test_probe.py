@@ -23,6 +23,7 @@ NORMALISED = (
     "qwen3_5_moe",
     "qwen3_omni_moe_thinker",
 )
+PROBED = [name for name, family in FAMILIES.items() if name not in NORMALISED and "earlyvitcop" not in family.refuses]
 START = DECODER["bos_token_id"]
 
 
@@ -41,7 +42,7 @@ class Probing(vitcop.Random):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("layer", [1, 2, 4])
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in NORMALISED])
+@pytest.mark.parametrize("name", PROBED)
 def test_probed_keys_are_those_of_the_stock_decoder(name, layer, attention):
     """But for their rotary embedding, which leaves all norms as they are. Images are of different sizes."""
     family, method = FAMILIES[name], Probing(until=layer)
@@ -98,7 +99,7 @@ def unmixed(name):
     ]
 
 
-UNMIXED = [(name, visual) for name in FAMILIES if name not in NORMALISED for visual in unmixed(name)]
+UNMIXED = [(name, visual) for name in PROBED for visual in unmixed(name)]
 
 
 @pytest.mark.parametrize(("name", "visual"), UNMIXED, ids=lambda value: value if isinstance(value, str) else value.kind)
@@ -124,7 +125,7 @@ def test_alone_in_a_prompt_an_image_keeps_what_the_second_stage_of_vitcop_leaves
     assert kept[0] == kept[1] and any(len(group) > 1 for group in kept[0][1].values())
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in NORMALISED])
+@pytest.mark.parametrize("name", PROBED)
 def test_outputs_of_layers_are_those_of_the_prompt(name):
     """Transformers collects them by hooks, which must not take those of a probe for these."""
     family = FAMILIES[name]

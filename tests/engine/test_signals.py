@@ -9,6 +9,7 @@ import pytest
 import torch
 from families.base import DECODER, IMAGE, NUM_LAYERS, VIDEO
 from families.llava import Llava
+from families.paligemma import PaliGemma2
 from peft import LoraConfig, get_peft_model
 from tiny import FAMILIES, LLAVA, METHODS, ONE_IMAGE, ThreeStages, batch, merged, ragged
 from transformers import DynamicCache, OlmoeConfig, Phi3Config
@@ -45,6 +46,10 @@ class Reading(ThreeStages):
         if self.calibrate != "none" and tokens.layer == 0:
             return merged(selection.keep, tokens.lengths, budget)
         return selection
+
+
+SHOWN = [name for name, family in FAMILIES.items() if "fastv" not in family.refuses]
+"""Families whose decoders show rows of attention."""
 
 
 def run(family, attention, method, inputs):
@@ -90,16 +95,26 @@ class WithOlmoe(Llava):
     text = OlmoeConfig(**DECODER, num_experts=4, num_experts_per_tok=2)
 
 
+class WithoutCap(PaliGemma2):
+    """Rows that reach beyond a window where tokens see each other both ways."""
+
+    cap = None
+
+
+OTHERS = {"llava with olmoe": WithOlmoe(), "paligemma without a cap": WithoutCap()}
+
 HOWS = (("keep", 0, "none"), ("compact", 0, "none"), ("keep", 1, "none"), ("keep", 0, "size"))
-ROWS = [(name, *how) for name in FAMILIES for how in HOWS] + [
+ROWS = [(name, *how) for name in SHOWN for how in HOWS] + [
     (name, "keep", 0, "distance") for name in ("llava", "gemma3", "internvl")
 ]
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize(("name", "positions", "since", "calibrate"), [*ROWS, ("llava with olmoe", "keep", 0, "none")])
+@pytest.mark.parametrize(
+    ("name", "positions", "since", "calibrate"), [*ROWS, *((name, "keep", 0, "none") for name in OTHERS)]
+)
 def test_rows_are_the_attention_that_the_decoder_pays(name, positions, since, calibrate, padding):
-    family = FAMILIES[name] if name in FAMILIES else WithOlmoe()
+    family = (FAMILIES | OTHERS)[name]
     inputs, attends = batch(ragged(family), padding, family), tuple(attending(family.model()))
     reading = partial(Reading, positions=positions, since=since, calibrate=calibrate, attends=attends)
     read, weights, report = run(family, "eager", reading(), inputs)
@@ -161,7 +176,7 @@ def test_rows_under_dropout_are_those_that_the_layers_have_drawn():
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SHOWN)
 def test_states_of_text_and_pictures_are_those_of_the_decoder(name, padding):
     family = FAMILIES[name]
     model, inputs, entered = family.model(), batch(ragged(family), padding, family), {}
@@ -225,9 +240,9 @@ PROJECTIONS = operator.attrgetter("q_proj", "k_proj")
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("name", [*FAMILIES, "llava with olmoe"])
+@pytest.mark.parametrize("name", [*SHOWN, "llava with olmoe"])
 def test_what_a_layer_would_project_is_what_it_turns_by_its_rotary_embedding(name, padding, monkeypatch):
-    family = FAMILIES[name] if name in FAMILIES else WithOlmoe()
+    family = (FAMILIES | OTHERS)[name]
     model, inputs = family.model(), batch(ragged(family), padding, family)
     attends = attending(model)
     method = Ahead(attends=tuple(attends))
@@ -314,10 +329,12 @@ def test_attention_that_cannot_be_worked_out_raises(change):
 @pytest.mark.parametrize(
     ("name", "method"), [(name, m) for name, family in FAMILIES.items() for m in sorted(family.refuses)]
 )
-def test_a_layer_that_does_not_attend_shows_nothing_ahead(name, method):
+def test_what_layers_do_not_show_is_refused(name, method):
+    """A layer that does not attend shows nothing, one with a soft cap no rows, and an image that sees text no keys."""
     family = FAMILIES[name]
     model, inputs = family.model(), batch([ONE_IMAGE], family=family)
-    refused = pytest.raises(vitcop.UnsupportedModelError, match="folds tokens into a state")
+    ways = "folds tokens into a state|rows cannot be worked out|cannot be run over an image by itself"
+    refused = pytest.raises(vitcop.UnsupportedModelError, match=ways)
     with torch.no_grad(), vitcop.prune(model, METHODS[method]), refused:
         model(**inputs)
 

@@ -20,9 +20,9 @@ OF_VITCOP = ("vitcop", "vitcop_last_query", "earlyvitcop")
 # Experts wait for what each of them gets, in the layer of a probe as well.
 UNAWAITED = [
     (name, method)
-    for name in FAMILIES
+    for name, family in FAMILIES.items()
     for method in OF_VITCOP
-    if (name, method) != ("llava with mixtral", "earlyvitcop")
+    if (name, method) != ("llava with mixtral", "earlyvitcop") and method not in family.refuses
 ]
 CPU = torch.device("cpu")
 

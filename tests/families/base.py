@@ -65,7 +65,7 @@ class TinyFamily(ABC):
         sizes: how many sizes of images there are.
         frames_per_grid: pictures of a video that become one grid.
         shrunk_sizes: those of the sizes of which several patches are interpolated to one token.
-        refuses: methods of `tiny.METHODS` that look at layers of its decoder which do not attend.
+        refuses: methods of `tiny.METHODS` that look at what layers of its decoder do not show.
     """
 
     name: str

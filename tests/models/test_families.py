@@ -5,14 +5,27 @@ from typing import ClassVar
 
 import pytest
 import torch
+from families.base import IMAGE
+from families.internvl import InternVL35, InternVL35Oss
 from families.omni import MISSING, Qwen3Omni, Qwen25Omni
-from tiny import FAMILIES, LLAVA, ONE_IMAGE, batch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from oracle import masked_dense_logits, pruned_logits
+from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, ragged
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    ShieldGemma2Config,
+    ShieldGemma2ForImageClassification,
+)
 
 import vitcop
 from docs.models_page import page
 from vitcop.models import FAMILIES as KNOWN
 from vitcop.models import Description, Encoder, Geometry, Grids, TowerFamily, family_of
+
+WRAPPED = ("shieldgemma2",)
+"""Gemma 3 by another name, which has a test of its own."""
 
 
 def test_the_table_is_up_to_date():
@@ -22,7 +35,7 @@ def test_the_table_is_up_to_date():
 
 def test_every_family_has_a_tiny_model_for_each_of_its_encoders_and_of_what_it_takes():
     configs = {name: built_model(name).config for name in FAMILIES}
-    assert {config.model_type for config in configs.values()} == set(KNOWN) - set(MISSING)
+    assert {config.model_type for config in configs.values()} == set(KNOWN) - {*MISSING, *WRAPPED}
     for model_type, family in KNOWN.items():
         if model_type in MISSING:
             continue
@@ -74,9 +87,17 @@ REFUSED = {
     "stages between the layers of DeepStack": lambda model: None,
     "pictures and videos in one batch": lambda model: None,
     "looking ahead at a layer that does not attend": lambda model: None,
+    "prompts without token_type_ids": lambda model: None,
+    "the classifier of ShieldGemma 2, whose `.model` can be pruned": lambda model: (
+        setattr(model.config, "model_type", "shieldgemma2"),
+        setattr(model, "can_generate", lambda: False),
+    ),
 }
 # What comes along with such a forward, of no matter what sizes.
-BROUGHT = {"pictures and videos in one batch": dict.fromkeys(("pixel_values", "pixel_values_videos"), torch.zeros(1))}
+BROUGHT = {
+    "pictures and videos in one batch": dict.fromkeys(("pixel_values", "pixel_values_videos"), torch.zeros(1)),
+    "prompts without token_type_ids": {"token_type_ids": None},
+}
 # What such a forward is asked for.
 ASKED = {
     "stages between the layers of DeepStack": vitcop.Random(0.9, layer=1),
@@ -93,6 +114,44 @@ def test_what_the_table_says_raises(name):
         method = ASKED.get(refused, vitcop.Random())
         with torch.no_grad(), pytest.raises(vitcop.VitcopError), vitcop.prune(model, method):
             model(**inputs)
+
+
+def test_shieldgemma_classifies_by_a_pruned_gemma():
+    """Its own classifier reads the last logits, which stay the last."""
+    family = FAMILIES["gemma3"]
+    gemma = family.model().config
+    config = ShieldGemma2Config(
+        text_config=gemma.text_config,
+        vision_config=gemma.vision_config,
+        mm_tokens_per_image=gemma.mm_tokens_per_image,
+        image_token_index=IMAGE,
+        yes_token_index=7,
+        no_token_index=9,
+    )
+    torch.manual_seed(0)
+    model, inputs = ShieldGemma2ForImageClassification(config).eval(), batch(ragged(family), family=family)
+    with pytest.raises(vitcop.UnsupportedModelError, match=r"prune that, vitcop\.prune\(model\.model"):
+        vitcop.prune(model, vitcop.ViTCoP(0.3))
+    with torch.no_grad(), vitcop.prune(model.model, vitcop.ViTCoP(0.3)) as pruning:
+        classes = model(**inputs).logits
+        assert abs(pruning.report.average_retention(0) - 0.3) <= 1 / 16
+        assert torch.equal(classes, model.model(**inputs).logits[:, -1, [7, 9]])
+
+
+def test_internvl_with_the_decoder_of_qwen3():
+    family = InternVL35()
+    model, inputs = family.model(), batch(ragged(family), family=family)
+    assert family_of(model).normalises_keys
+    report, pruned = pruned_logits(model, inputs, ThreeStages())
+    for after, before in zip(pruned, masked_dense_logits(model, inputs, ThreeStages(), report), strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+def test_internvl_with_the_decoder_of_gpt_oss_raises():
+    with torch.device("meta"):
+        model = InternVL35Oss().build("eager")
+    with pytest.raises(vitcop.UnsupportedModelError, match="'gpt_oss' decoder has sliding-window"):
+        family_of(model)
 
 
 @pytest.mark.parametrize("tiny", [Qwen25Omni(), Qwen3Omni()], ids=lambda tiny: tiny.name)

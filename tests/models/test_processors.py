@@ -157,7 +157,12 @@ def test_an_evaluation_plans_for_the_size_that_the_processor_makes():
 
 
 # Line breaks that the tokenizer here drops.
-BREAKS = {"gemma3": {"wide": 2, "tall": 2}, "idefics3": {"wide": 2, "tall": 4}, "smolvlm": {"wide": 2, "tall": 4}}
+BREAKS = {
+    "gemma3": {"wide": 2, "tall": 2},
+    "paligemma": {"wide": 1, "tall": 1},
+    "idefics3": {"wide": 2, "tall": 4},
+    "smolvlm": {"wide": 2, "tall": 4},
+}
 
 
 @pytest.mark.parametrize(

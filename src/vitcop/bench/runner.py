@@ -111,7 +111,8 @@ class _Run:
         self.stopwatch = Stopwatch(self.model.device)
         self.picture = random_picture(course.size or self.family.default_size)
         # Eager attention multiplies all pairs, and so does what gets an explicit mask.
-        self.causal = self.family.decoder.config._attn_implementation != "eager" and not self.family.has_windows
+        masked = self.family.has_windows or self.family.has_blocks
+        self.causal = self.family.decoder.config._attn_implementation != "eager" and not masked
         rounds = course.repeats + 1
         self.passes = len(course.batches) * len(course.retentions) * ((len(course.methods) + 1) * rounds + 1)
 

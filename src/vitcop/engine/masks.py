@@ -17,15 +17,18 @@ from .calibration import Counts
 from .layout import Layout
 
 
-def entering_mask(family: ModelFamily, layout: Layout, real: Tensor | None, mask_of: Callable[[int], Any]) -> Any:
+def entering_mask(
+    family: ModelFamily, layout: Layout, real: Tensor | None, mask_of: Callable[[int], Any], *, both_ways: bool = False
+) -> Any:
     """What the decoder takes as its mask: a 2-D one, of which it makes others, or one for each kind of layer.
 
     Args:
         layout: of what enters.
         real: the 2-D mask.
         mask_of: makes the mask of a layer.
+        both_ways: whether some tokens see what follows them.
     """
-    if not family.has_windows and layout.counts is None:
+    if not family.has_windows and not both_ways and layout.counts is None:
         return real
     if not family.has_windows and not family.has_states:
         return mask_of(0)
@@ -53,7 +56,7 @@ def layer_mask(
     Args:
         real: where the layer holds a token and no padding; None when everywhere.
         columns: of the unpruned prompt and what came behind it, of all that the layer holds; new tokens come last.
-        blocks: tokens of the same block see each other both ways; -1 for none.
+        blocks: tokens of the same block see each other both ways; -1 for none. See `ModelFamily.attention_blocks`.
         counts: how often each token that the layer holds counts.
     """
     if family.layer_kinds[layer] in STATES:
@@ -64,9 +67,11 @@ def layer_mask(
     if counts is not None:
         config = copy.copy(config)
         config._attn_implementation = "eager"  # whose masks are added to logits, which the others can do as well
-    overlays: dict[str, Callable[..., Any]] = {}
-    if blocks is not None:
+    overlays: dict[str, Any] = {}
+    if blocks is not None and family.windows_cut_blocks:
         overlays["or_mask_function"] = blockwise_overlay(blocks)
+    elif blocks is not None:
+        overlays["block_sequence_ids"] = blocks  # added behind the window
     if family.layer_kinds[layer] == "sliding_attention":
         overlays["and_mask_function"] = _window(config.sliding_window, columns)
     mask = create_causal_mask(config, hidden_states, real, cache, layer_idx=layer, **overlays)

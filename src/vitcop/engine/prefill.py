@@ -11,6 +11,7 @@ from ..report import Report
 from ..selection.pruner import Pruner, SmallImages
 from .forward import Forward
 from .placement import Placeholders, place_images
+from .refusals import check_drafted
 from .signals import Prompts
 from .stages import Stages
 
@@ -38,6 +39,7 @@ class Prefill(Forward):
         ids = call.get("input_ids")
         self.prompts: Tensor = ids if ids is not None else call["inputs_embeds"]
         self.blocks = family.attention_blocks(call)
+        check_drafted(self.blocks, placeholders)
 
     def enter(self, kwargs: Call) -> Call:
         """Apply stage 0 to what enters the language model."""
@@ -51,8 +53,9 @@ class Prefill(Forward):
             lengths=lengths,
             rows=placed.rows,
             placeholders=self.placeholders,
+            blocks=self.blocks,
         )
-        self.stages = Stages(family, self.method, prompts, placed, schedule, self.blocks)
+        self.stages = Stages(family, self.method, prompts, placed, schedule)
         if self.stages.layers:
             family.check_calibration(self.method.calibrate)
         return self.stages.enter(kwargs)

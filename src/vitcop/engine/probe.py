@@ -78,9 +78,9 @@ def check_probe(family: ModelFamily, layer: int) -> None:
         )
     # Embeddings that the decoder scales before its first layer, and what it adds between its layers.
     scaled, deepstack = getattr(config, "embedding_multiplier", 1) != 1, family.first_stage_layer > 1
-    # Gemma 3's rotary embedding is one for each kind of layer, and its images see themselves both ways.
+    # Gemma 3's rotary embedding is one for each kind of layer.
     one_rotary = hasattr(getattr(family.decoder, "rotary_emb", None), "inv_freq")
-    if scaled or deepstack or family.has_states or not one_rotary:
+    if scaled or deepstack or family.has_states or family.has_blocks or not one_rotary:
         raise UnsupportedModelError(
             f"The first layers of the {config.model_type!r} decoder need more than embeddings and a causal mask, so "
             "that they cannot be run over an image by itself: use ViTCoP, which looks at the keys of the prompt."

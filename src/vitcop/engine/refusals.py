@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, PretrainedConfig
 
@@ -49,6 +50,19 @@ def check_no_drafts(call: Call, defaults: Any) -> None:
         raise UnsupportedModelError(
             "Assisted decoding cannot go on with the KV cache of an earlier turn: transformers would have the whole "
             "conversation read once more behind it, dense too. Leave out the assistant or prompt lookup, or the cache."
+        )
+
+
+def check_drafted(blocks: Mapping[str, Int[Tensor, "batch seq"]], placeholders: Placeholders) -> None:
+    """Raise if a draft of the answer that came along with the prompts is in a block with tokens of these.
+
+    Args:
+        blocks: as of `ModelFamily.attention_blocks`.
+    """
+    if placeholders.drafted and any((block[:, placeholders.undrafted :] >= 0).any() for block in blocks.values()):
+        raise UnsupportedModelError(
+            "Assisted decoding has transformers take the first draft for a part of the prompt, all of which then sees "
+            "it, so that the answer would be another one, dense too: leave out the assistant or prompt lookup."
         )
 
 

@@ -36,6 +36,7 @@ class Prompts:
         lengths: visual tokens per image.
         rows: the row of the batch in which each image stands.
         placeholders: where the prompts have placeholders and padding.
+        blocks: by kind of layer, as of `ModelFamily.attention_blocks`.
     """
 
     embeddings: Float[Tensor, "batch seq hidden"]
@@ -43,6 +44,19 @@ class Prompts:
     lengths: tuple[int, ...]
     rows: tuple[int, ...]
     placeholders: Placeholders
+    blocks: Mapping[str, Int[Tensor, "batch seq"]]
+
+    def blocks_of(
+        self, kind: str, columns: Int[Tensor, "rows held"], rows: slice = slice(None)
+    ) -> Int[Tensor, "rows held"] | None:
+        """The block of each token that layers of a kind hold of some prompts; None where all see what is before them.
+
+        Args:
+            columns: of the prompts.
+            rows: which prompts these are.
+        """
+        blocks = self.blocks.get(kind)
+        return None if blocks is None else blocks[rows].to(columns.device).gather(1, columns)
 
     @cached_property
     def is_text(self) -> Bool[Tensor, "batch seq"]:
@@ -264,20 +278,30 @@ class StageSource(Source):
             part = attended.of_row(of_row)
             total = slots.new_zeros(width, dtype=torch.float32)
             for some, share in zip((slots % width).split(block), weight.split(block), strict=True):
-                total = total + (share[:, None] * self._rows(part, some[None])[0]).sum(0)
+                total = total + (share[:, None] * self._rows(part, some[None], of_row)[0]).sum(0)
             received.append(total[own % width])
         return torch.cat(received)
 
-    def _rows(self, attended: Attended, slots: Int[Tensor, "batch rows"]) -> Float[Tensor, "batch rows width"]:
-        """Attention of the tokens in `slots` to all that a layer held."""
+    def _rows(
+        self, attended: Attended, slots: Int[Tensor, "batch rows"], prompts: slice = slice(None)
+    ) -> Float[Tensor, "batch rows width"]:
+        """Attention of the tokens in `slots` to all that a layer held of some prompts."""
         got, layout = attended.got, attended.layout.to(slots.device)
         module: Any = self.family.layers[got.layer]
         queries, columns, alive = got.at(slots).queries(module), layout.columns, layout.alive
         assert attended.keys is not None
-        visible = alive[:, None] & (torch.arange(columns.shape[1], device=slots.device) <= slots[..., None])
-        if self.family.layer_kinds[got.layer] == "sliding_attention":
+        visible = torch.arange(columns.shape[1], device=slots.device) <= slots[..., None]
+        kind, mates = self.family.layer_kinds[got.layer], None
+        blocks = self.prompts.blocks_of(kind, columns, prompts)
+        if blocks is not None:
+            asking = blocks.gather(1, slots)[..., None]
+            mates = (asking >= 0) & (asking == blocks[:, None])
+            visible = visible | mates
+        if kind == "sliding_attention":
             behind = columns.gather(1, slots)[..., None] - columns[:, None]
-            visible = visible & (behind < self.family.decoder.config.sliding_window)
+            near = behind < self.family.decoder.config.sliding_window
+            visible = visible & (near if mates is None or self.family.windows_cut_blocks else near | mates)
+        visible = visible & alive[:, None]
         added = None
         if layout.counts is not None:
             added = layout.counts.logits(self.family, got.layer, columns.gather(1, slots), columns)

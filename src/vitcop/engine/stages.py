@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
@@ -62,9 +61,8 @@ class Stages:
         prompts: Prompts,
         placed: Placed,
         schedule: Sequence[dict[int, int]],
-        blocks: Mapping[str, Int[Tensor, "batch seq"]],
     ) -> None:
-        self.family, self.method, self.prompts, self.placed, self.blocks = family, method, prompts, placed, blocks
+        self.family, self.method, self.prompts, self.placed = family, method, prompts, placed
         self.schedule, lengths = schedule, prompts.lengths
         dropping = any(min(budgets.values()) < n for budgets, n in zip(schedule, lengths, strict=True))
         self.layers = sorted({layer for budgets in schedule for layer in budgets}) if dropping else []
@@ -102,7 +100,13 @@ class Stages:
             hidden_states, slots = self._pack(0, hidden_states, entering.mask, self.tokens, self.row_lengths[0])
         if slots is not None:
             kwargs |= self.family.gather_features(kwargs, slots, self.layout.alive, sum(self.tokens.lengths))
-            mask = entering_mask(self.family, self.layout, self.layout.mask, lambda n: self._mask(n, hidden_states))
+            mask = entering_mask(
+                self.family,
+                self.layout,
+                self.layout.mask,
+                lambda n: self._mask(n, hidden_states),
+                both_ways=bool(self.prompts.blocks),
+            )
             kwargs |= {"inputs_embeds": hidden_states, "attention_mask": mask}
         positions = self._positions(kwargs.get("position_ids"), entering, slots)
         if self.method.calibrate == "distance":
@@ -325,7 +329,7 @@ class Stages:
         }
 
     def _mask(self, layer: int, hidden_states: Tensor) -> Any:
-        columns, blocks = self.layout.columns, self.blocks.get(self.family.layer_kinds[layer])
+        columns = self.layout.columns
         return layer_mask(
             self.family,
             layer,
@@ -333,7 +337,7 @@ class Stages:
             self.cache,
             real=self.layout.mask,
             columns=columns,
-            blocks=None if blocks is None else blocks.to(columns.device).gather(1, columns),
+            blocks=self.prompts.blocks_of(self.family.layer_kinds[layer], columns),
             counts=self.layout.counts,
         )
 

@@ -173,6 +173,8 @@ class ModelFamily(ABC):
         keeps_positions: whether surviving tokens always stay at their positions, whatever the method says.
         tiles_are_images: whether the encoder gets tiles without being told which picture they are of; see `joined`.
         has_windows: whether decoder layers may attend to a sliding window. The decoder then takes a mask for each kind.
+        has_blocks: whether tokens of the prompt may see each other both ways; see `attention_blocks`.
+        windows_cut_blocks: whether they do so within a sliding window alone.
         has_states: whether decoder layers may fold tokens into a state (linear attention, short convolutions).
         layer_inputs: names of what a decoder layer gets of each token besides hidden states, (batch, tokens, ...).
         runs_on_some: whether the encoder can run on some of the patches of a picture; see `arguments_of_some`.
@@ -193,6 +195,8 @@ class ModelFamily(ABC):
     keeps_positions: ClassVar[bool] = False
     tiles_are_images: ClassVar[bool] = False
     has_windows: bool = False
+    has_blocks: ClassVar[bool] = False
+    windows_cut_blocks: ClassVar[bool] = True
     has_states: ClassVar[bool] = False
     layer_inputs: ClassVar[tuple[str, ...]] = ()
     runs_on_some: ClassVar[bool] = False
@@ -281,10 +285,10 @@ class ModelFamily(ABC):
         config = self.decoder.config
         if "flash" not in config._attn_implementation:
             return
-        if self.has_windows:
+        if self.has_windows or self.has_blocks:
             raise UnsupportedModelError(
                 "This decoder cannot be pruned with flash attention, which knows neither image masks nor where in "
-                "the prompt a window ends; use attn_implementation='sdpa'."
+                "the prompt a window ends; use attn_implementation='sdpa' or 'eager'."
             )
         if "llama_4_scaling_beta" in (getattr(config, "rope_parameters", None) or {}):
             raise UnsupportedModelError(
@@ -424,7 +428,14 @@ class ModelFamily(ABC):
         return number - starts_of(lengths, device)[segment_ids(lengths, device)]
 
     def attention_blocks(self, call: Call) -> dict[str, Int[Tensor, "batch seq"]]:
-        """Kinds of layers in which tokens of one block see each other both ways: the block of each, -1 for none."""
+        """Kinds of layers in which tokens of one block see each other both ways: the block of each, -1 for none.
+
+        Args:
+            call: arguments of the base model.
+
+        Raises:
+            UnsupportedModelError: they do not say.
+        """
         return {}
 
     def gather_features(self, kwargs: Call, slots: Int[Tensor, "batch kept"], alive: Tensor, count: int) -> Call:
@@ -448,7 +459,8 @@ def _check_decoder(decoder: PreTrainedModel, has_windows: bool, has_states: bool
     if kinds - known or (not kinds and getattr(config, "sliding_window", None)):
         raise UnsupportedModelError(
             f"The {config.model_type!r} decoder has sliding-window or other partial attention, which is supported for "
-            "no family but Gemma 3 and 4 and Cohere's; use a checkpoint whose layers attend to all tokens before them."
+            "no family but Gemma 3 and 4, PaliGemma and Cohere's; use a checkpoint whose layers attend to all tokens "
+            "before them."
         )
     kept = [layer for layer, kind in zip(layers, layer_kinds(config), strict=False) if kind not in STATES]
     if not kept or not all(hasattr(layer, "self_attn") for layer in kept):

@@ -1,11 +1,16 @@
-"""Gemma 3: average-pooled pictures, whose tokens see each other both ways, and layers with a sliding window."""
+"""Gemma 3: average-pooled pictures, whose tokens see each other both ways, and layers with a sliding window.
+
+It is what ShieldGemma 2 classifies pictures by.
+"""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from ..errors import UnsupportedModelError
 from .base import Call, Description
 from .encoders import SIGLIP, Patches, Watched
 from .geometry import Geometry, Size
@@ -16,13 +21,22 @@ from .tower import TowerFamily
 class Gemma3(TowerFamily):
     """One square grid per picture."""
 
-    model_types = ("gemma3",)
+    model_types = ("gemma3", "shieldgemma2")
     encoders = {"siglip_vision_model": SIGLIP}
     described = Description(
         saliency="attention received, mean over the patches of a token",
-        refuses=("another encoder", "flash attention"),
+        refuses=("another encoder", "flash attention", "the classifier of ShieldGemma 2, whose `.model` can be pruned"),
     )
     has_windows = True
+    has_blocks = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        if model.config.model_type == "shieldgemma2" and not model.can_generate():
+            raise UnsupportedModelError(
+                "ShieldGemma 2 reads its classes off the last logits of a Gemma 3 that it holds: prune that, "
+                "vitcop.prune(model.model, ...), and call the whole as ever."
+            )
+        super().__init__(model)
 
     def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
         return merged_grids(self._pictures(call), self._merged)

@@ -42,6 +42,7 @@ class Gemma4(TowerFamily):
         refuses=("no vision encoder", "another encoder", "flash attention", "text that sees what follows it"),
     )
     has_windows = True
+    has_blocks = True
     layer_inputs = ("per_layer_input",)
 
     def __init__(self, model: PreTrainedModel) -> None:

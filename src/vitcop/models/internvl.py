@@ -1,4 +1,4 @@
-"""InternVL 3: tiles of equal size, whose patches are merged by pixel shuffle."""
+"""InternVL 3 and 3.5: tiles of equal size, whose patches are merged by pixel shuffle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class InternVL(TowerFamily):
     described = Description(
         saliency="attention of [CLS], mean over the patches of a token",
         grids="tile; those that follow each other are one picture, so that frames of a video are pictures",
-        refuses=OTHER_FEATURES,
+        refuses=(*OTHER_FEATURES, "sliding windows in the decoder"),
     )
     tiles_are_images = True
 

@@ -47,6 +47,7 @@ NOT_TESTED = frozenset(
         "glm4v_moe",
         "glm46v",
         "aya_vision",
+        "paligemma",
         "qwen2_5_omni_thinker",
         "qwen3_5",
         "qwen3_5_moe",
