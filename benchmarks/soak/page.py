@@ -40,15 +40,16 @@ class Asked:
     retention: float
 
 
-class Person:
-    """A browser's requests, without a browser."""
+class Browser:
+    """The requests of a browser, without one; any number at once."""
 
     def __init__(self, url: str, function: int, name: str) -> None:
-        self._client = httpx.Client(base_url=f"{url.rstrip('/')}/gradio_api", timeout=WAIT)
+        pool = httpx.Limits(max_connections=None)
+        self._client = httpx.Client(base_url=f"{url.rstrip('/')}/gradio_api", timeout=WAIT, limits=pool)
         self._function, self._name = function, name
 
     def ask(self, asked: Asked, leave: bool = False) -> str | None:
-        """The answer as HTML; None if there is none, as the queue is full or this person has left."""
+        """The answer as HTML; None if there is none, as the queue is full or whoever asked has left."""
         (path,) = self._client.post("/upload", files={"files": ("picture.png", asked.picture)}).json()
         picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
         data = [self._name, picture, None, asked.method, asked.retention, asked.question]
@@ -80,8 +81,8 @@ def soak(model: Any, processor: Any, requests: int, people: int = 12, different:
     page = make_page({"box": Model("box", model, processor)}, [name for name in METHODS if name != DENSE])
     function = next(number for number, each in page.fns.items() if each.name == "answer")
     _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
-    person = Person(url, function, "box")
-    alone = [person.ask(each) for each in asked]
+    browser = Browser(url, function, "box")
+    alone = [browser.ask(each) for each in asked]
     pruned = [shown for each, shown in zip(asked, alone, strict=True) if each.method != DENSE]
     assert len(set(pruned)) == len(pruned), "what cannot be told apart would hide what is mixed up"
     outcome.before = Traces.of(model)
@@ -89,7 +90,7 @@ def soak(model: Any, processor: Any, requests: int, people: int = 12, different:
     def ask(number: int) -> None:
         with turn:
             which, leave = draw.randrange(different), draw.random() < LEAVING
-        shown = Person(url, function, "box").ask(asked[which], leave)
+        shown = browser.ask(asked[which], leave)
         if leave:
             result = "cancelled"
         elif shown is None:
@@ -107,7 +108,7 @@ def soak(model: Any, processor: Any, requests: int, people: int = 12, different:
     with Faults(model, FAILING).on(), ThreadPoolExecutor(people) as crowd:
         list(crowd.map(ask, range(requests)))
     outcome.seconds = time.perf_counter() - begin
-    outcome.mixed += [person.ask(each) for each in asked] != alone  # and whoever has left is forgotten by then
+    outcome.mixed += [browser.ask(each) for each in asked] != alone  # and whoever has left is forgotten by then
     outcome.after, outcome.megabytes = Traces.of(model), memory.quarters
     page.close()
     return outcome
