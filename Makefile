@@ -67,12 +67,12 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 # The tables of families and methods, from their registries, and of what others measured; and of all pages a site, in
-# build/site. What is wrong with a page, or with a link, ends it.
+# build/site. What is wrong with a page, or with a link, ends it (with --quiet, warnings would not count).
 docs: $(VENV)/.installed $(DOCS)/.dev
 	$(BIN)/python docs/models_page.py > docs/models.md
 	$(BIN)/python docs/methods_page.py > docs/methods.md
 	$(BIN)/python docs/floors_page.py > docs/floors.md
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 # The tables of speed in README and docs, and the plots, from the runs in benchmarks/runs.
 results: $(VENV)/.dev
