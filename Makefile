@@ -12,7 +12,7 @@ APP := .venv-app
 DOCS := .venv-docs
 
 .PHONY: demo test test-slow test-oldest test-processors test-ray test-lmms test-testbed test-vllm test-app test-all lint docs results \
-	gpu gpu-rehearsal gpu-wheels quality quality-full testbed-quality format train clean
+	gpu gpu-rehearsal gpu-wheels soak quality quality-full testbed-quality format train clean
 
 demo: $(VENV)/.installed
 	mkdir -p build
@@ -85,6 +85,10 @@ gpu:
 # The same code on this CPU, with sizes that are soon done.
 gpu-rehearsal: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.gpu --rehearsal --out build/gpu-rehearsal
+
+# Thousands of requests to threads, `vitcop eval` and the page, many of which fail or are given up. Half an hour or more.
+soak: $(APP)/.dev
+	$(APP)/bin/python -m benchmarks.soak threads eval app
 
 # What `make gpu` imports besides, for Python 3.12 on Linux: to be brought along to a machine that lacks it.
 gpu-wheels:

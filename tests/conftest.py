@@ -1,6 +1,9 @@
 """Settings of the whole suite."""
 
+import gc
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
 # Nothing here may come from the network: who asks the Hub is refused, on every machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -8,8 +11,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import hypothesis
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+PACKAGE = Path(find_spec("vitcop").origin).parent
+
+
+def with_shapes():
+    """The modules of the package that say shapes in their annotations."""
+    for path in PACKAGE.rglob("*.py"):
+        if "from jaxtyping import" in path.read_text(encoding="utf-8"):
+            yield ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+# Each call of a checked function is as slow as a small operation on tensors, and types without shapes are left to mypy.
+install_import_hook([*with_shapes()], "beartype.beartype")
 
 # The models are tiny: more threads only wait for each other, and xdist runs one process per core.
 torch.set_num_threads(1)
@@ -24,6 +41,12 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("fixed")
+
+
+def pytest_collection_finish():
+    """Keep the garbage collector, which tests ask what is left, from looking at everything that was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

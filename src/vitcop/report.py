@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -17,6 +17,9 @@ from .costs.closed_forms import kv_cache_bytes, prefill_flops
 from .figures import figure
 from .models.grids import Grids
 from .selection.tokens import Selection, VisualTokens
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +183,31 @@ class Report:
             sum(kv_cache_bytes(self.decoder_config, n, self.bytes_per_value) for n in dense),
             sum(kv_cache_bytes(self.decoder_config, n, self.bytes_per_value) for n in pruned),
         )
+
+    def overlay(
+        self,
+        pictures: Image.Image | Sequence[Image.Image],
+        processor: Any = None,
+        pixel_values: Tensor | None = None,
+        heading: Sequence[str] = (),
+    ) -> Image.Image:
+        """Draw what every stage left of all images, as `vitcop run --overlay` does.
+
+        Args:
+            pictures: all that the prompts were about, in the order of `images`, or the frames of their only video.
+            processor: of transformers, that made the prompts. Some cut off the margins of pictures, and what is drawn
+                without one is wrong for these.
+            pixel_values: as the processor made them; needed where it cuts pictures into tiles.
+            heading: lines that stand above, such as the question and the answer.
+
+        Raises:
+            VitcopError: these are other pictures than the prompts had, or tiles without what they were made by.
+        """
+        from .pictures.overlay import overlay_of_prompt
+        from .pictures.seen import pictures_of_grids
+
+        several = pictures if isinstance(pictures, Sequence) else [pictures]
+        return overlay_of_prompt(pictures_of_grids(several, self, processor, pixel_values), self, heading)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""

@@ -5,7 +5,10 @@ from pathlib import Path
 from shutil import which
 
 import pytest
+from clips import greys, write_clip
+from families import FAMILIES
 from PIL import Image
+from stand_in import StandIn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 pytest.importorskip("gradio", reason="needs Gradio and Playwright; `make test-app` installs them in an environment")
@@ -33,6 +36,17 @@ def model():
 @pytest.fixture(scope="module")
 def address(model):
     page = make_page({"box": model}, list(vitcop.METHODS))
+    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
+    yield url
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def address_of_clips():
+    """A page whose model takes videos; the one in the box takes none."""
+    family = FAMILIES["qwen2_vl"]
+    model = Model("tiny", family.model(), StandIn(family, family.visual("video", size=0, seed=0)))
+    page = make_page({"tiny": model}, list(vitcop.METHODS))
     _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
     yield url
     page.close()
@@ -140,6 +154,37 @@ def test_what_is_no_picture_or_too_large_is_refused(page, tmp_path):
     refused.wait_for()
     assert refused.inner_text().startswith(f"large.png has {side} x {side} pixels")
     shot(page, "too-large")
+
+
+def test_a_clip_takes_the_place_of_the_picture_and_every_frame_that_became_a_grid_is_shown(
+    browser, address_of_clips, tmp_path
+):
+    page = browser.new_page(viewport={"width": 1500, "height": 1300})
+    page.set_default_timeout(WAIT)
+    page.goto(address_of_clips)
+    page.get_by_text("A short clip in place of the picture").click()
+    clip = write_clip(tmp_path / "clip.mp4", greys(20))
+    page.locator("input[type=file]").last.set_input_files(clip)
+    page.get_by_text("clip.mp4").first.wait_for()
+    ask(page, "what happens?")
+    page.locator("h3").nth(1).wait_for()
+    stages = page.locator(".vitcop-stages").first
+    grids = len(FAMILIES["qwen2_vl"].visual("video", size=0, seed=0).pixels) // FAMILIES["qwen2_vl"].frames_per_grid
+    assert stages.locator("svg").count() == 3 * grids  # of ViTCoP
+    shot(page, "clip")
+    page.close()
+
+
+def test_a_phone_has_all_of_it_below_each_other(browser, address):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.set_default_timeout(WAIT)
+    page.goto(address)
+    page.get_by_text("visual tokens on average").wait_for()
+    ask(page)
+    page.locator("h3").nth(1).wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    shot(page, "phone")
+    page.close()
 
 
 def test_people_at_once_get_their_own_answers(browser, address, model):

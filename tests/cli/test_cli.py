@@ -6,16 +6,14 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from clips import RATE, greys, number_of, write_clip
 from families import FAMILIES
-from families.base import TinyFamily, Visual
 from PIL import Image
-from transformers import BatchFeature
+from stand_in import StandIn
 from transformers.utils import is_torchvision_available
 from transformers.video_utils import VideoMetadata
 from typer.testing import CliRunner
@@ -105,33 +103,9 @@ def test_compare_puts_dense_beside_pruned_and_overlay_draws_every_stage(tmp_path
     Image.open(tmp_path / "kept.png").verify()
 
 
-class Processor:
-    """What transformers' processors do that the command relies on, for a tiny model."""
-
-    chat_template = "given"
-    image_processor = SimpleNamespace(image_mean=[0.4, 0.6, 0.2], image_std=[0.2, 0.4, 0.2])
-    video_processor = SimpleNamespace(do_center_crop=False)
-
-    def __init__(self, family: TinyFamily, visual: Visual) -> None:
-        self.family, self.visual = family, visual
-
-    def apply_chat_template(self, messages: list, add_generation_prompt: bool) -> str:
-        self.content = messages[0]["content"]
-        return "a prompt"
-
-    def __call__(self, text: str, return_tensors: str, **visuals: object) -> BatchFeature:
-        self.visuals = visuals
-        tokens = torch.tensor([[1, *self.family.tokens(self.visual), 7]])
-        inputs = {"input_ids": tokens} | self.family.token_kinds(tokens) | self.family.inputs([[self.visual]])
-        return BatchFeature(inputs)
-
-    def batch_decode(self, tokens: torch.Tensor, skip_special_tokens: bool) -> list[str]:
-        return [f"{tokens.shape[1]} tokens"]
-
-
 def test_a_video_is_read_answered_compared_and_drawn(tmp_path, monkeypatch):
     family = FAMILIES["qwen2_vl"]
-    processor = Processor(family, family.visual("video", size=0, seed=0))
+    processor = StandIn(family, family.visual("video", size=0, seed=0))
     loaded = []
     monkeypatch.setattr(cli.run, "load", lambda *asked: loaded.append(asked) or (family.model(), processor))
     clip, page = write_clip(tmp_path / "clip.mp4", greys(20)), tmp_path / "kept.png"
@@ -159,7 +133,7 @@ def test_the_overlay_of_a_picture_in_tiles_shows_the_tiles(tmp_path, monkeypatch
     family = FAMILIES["llava_next"]
     visual = family.visual("image", size=0, seed=0)
     visual.pixels[:] = torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None]
-    monkeypatch.setattr(cli.run, "load", lambda *asked: (family.model(), Processor(family, visual)))
+    monkeypatch.setattr(cli.run, "load", lambda *asked: (family.model(), StandIn(family, visual)))
     result = run("--method", "knorm", "--retention", "1/2", "--overlay", tmp_path / "kept.png")
     assert result.exit_code == 0, result.output
     page = Image.open(tmp_path / "kept.png")
@@ -204,6 +178,7 @@ def test_the_example_question_is_for_the_example_picture_only(arguments, questio
         (["--overlay", "folder.png"], "is a folder"),
         (["--image", "tiny.png", "--overlay", "tiny.png"], "overwrite tiny.png"),
         (["--model", "./missing"], "no such folder"),
+        (["--model", "qwen2.5-vl-7b"], "a shape without weights"),
         (["--model", "llama"], "Models of type 'llama' take no pictures"),
         (["--model", "vip"], "unknown model type 'vipllava'. Did you mean 'llava'?"),
         (["--device", "tpu"], "unknown device 'tpu'"),

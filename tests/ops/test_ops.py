@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from vitcop.ops.greedy import best_cover, farthest_first, keep_greedily, most_probable
 from vitcop.ops.matching import most_similar, thin_out
@@ -21,6 +22,12 @@ def drawn(*size):
 def likeness(features):
     """Cosines, where the largest cannot be told from 1."""
     return features @ features.mT
+
+
+def test_shapes_in_annotations_are_checked():
+    """By the import hook of `conftest.py`, which would do nothing if a module were imported before it."""
+    with pytest.raises(TypeCheckError, match="tokens heads head_dim"):
+        key_norm(torch.zeros(3, 8))
 
 
 PICKS = {

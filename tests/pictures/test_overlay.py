@@ -79,6 +79,32 @@ def test_every_image_of_a_prompt_has_its_row_below_the_heading():
         assert {token for token in range(6) if not is_grey(pixel(below, 1, token))} == kept
 
 
+def test_a_report_draws_itself_of_what_its_processor_showed_the_model():
+    report = report_of(Grids.full((ROWS, COLUMNS)), stage(0, list(range(6)), [0, 5]))
+    picture = Image.new("RGB", (3 * COLUMNS * CELL, ROWS * CELL), "white")
+    picture.paste(mosaic(COLORS, COLUMNS), (COLUMNS * CELL, 0))
+    crop = {"height": 2 * CELL, "width": 3 * CELL}
+    cropping = SimpleNamespace(do_center_crop=True, size={"shortest_edge": 2 * CELL}, crop_size=crop)
+    page = report.overlay(picture, SimpleNamespace(image_processor=cropping), heading=["what is left?"])
+    expected = overlay_of_prompt([[mosaic(COLORS, COLUMNS)]], report, ["what is left?"])
+    assert page.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "grids", "modalities", "complaint"),
+    [
+        (2, [1], ["image"], "of 1 pictures, and is drawn on as many; got 2"),
+        (1, [2], ["image"], "give the processor and its pixel values"),
+        (2, [1, 1], ["image", "video"], "a video and pictures"),
+    ],
+)
+def test_what_would_be_drawn_in_the_wrong_place_is_refused(pictures, grids, modalities, complaint):
+    images = tuple(Grids.full(*[(ROWS, COLUMNS)] * count) for count in grids)
+    report = replace(report_of(images[0]), images=images, modalities=tuple(modalities))
+    with pytest.raises(VitcopError, match=complaint):
+        report.overlay([mosaic(COLORS, COLUMNS)] * pictures)
+
+
 def test_tiles_of_several_pictures_are_told_apart():
     tiles = torch.arange(5.0)[:, None, None, None].expand(5, 3, 2, 2)
     padded = torch.stack([tiles[:3], torch.cat([tiles[3:], tiles[:1]])])

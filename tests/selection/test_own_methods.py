@@ -92,7 +92,7 @@ def test_names_that_stand_twice_are_the_same():
     from vitcop.bench import SHAPES
     from vitcop.quality.variants import ABLATIONS
 
-    assert tuple(SHAPES) == cli.choice.SHAPES
+    assert tuple(SHAPES) == cli.common.SHAPES
     assert {f"{name}-ablations": tuple(variants) for name, variants in ABLATIONS.items()} == cli.eval.ABLATIONS
     for catalogue in (vitcop.METHODS, vitcop.methods.STAGES):
         assert [kind.name for kind in catalogue.values()] == list(catalogue)

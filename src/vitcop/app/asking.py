@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -12,7 +11,7 @@ from typing import Any
 
 from ..costs.plan import Plan, Planner
 from ..engine import prune
-from ..inputs.chat import Chat, Subject
+from ..inputs.chat import Chat, Subject, pictures_in
 from ..inputs.video import Clip
 from ..pictures.seen import pictures_of_grids
 from ..report import Report
@@ -68,7 +67,7 @@ class Model:
             return Answer(text, seconds)
         assert pruning.report is not None
         report = replace(pruning.report, method=observed.method.name)
-        (pictures,) = pictures_of_grids(subject, chat, report)
+        (pictures,) = pictures_of_grids(pictures_in(subject), report, chat.processor, chat.pixel_values)
         return Answer(text, seconds, report, stages_as_html(pictures, report, observed.seen))
 
     def plan(self, subject: Subject, method: Pruner) -> Plan:
@@ -78,8 +77,7 @@ class Model:
             VitcopError: it cannot reach its retention.
         """
         frames = len(subject.frames) if isinstance(subject, Clip) else None
-        pictures: Sequence[Any] = subject.frames if isinstance(subject, Clip) else subject
-        return _planner(self, *pictures[0].size, frames).plan(method)
+        return _planner(self, *pictures_in(subject)[0].size, frames).plan(method)
 
 
 @lru_cache(maxsize=64)

@@ -16,8 +16,8 @@ from .observed import Seen
 
 SIDE, QUALITY = 640, 85  # pixels of the longer side of a picture behind tokens, and how well it is kept
 STYLE = """\
-.vitcop-stages { display: flex; flex-wrap: wrap; gap: .8rem; }
-.vitcop-stages figure { margin: 0; flex: 1 1 12rem; }
+.vitcop-stages { display: grid; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: .8rem; }
+.vitcop-stages figure { margin: 0; }
 .vitcop-stages figcaption { font-size: .85rem; }
 .vitcop-stages svg { width: 100%; display: block; margin-bottom: .3rem; }
 .vitcop-stages rect { fill-opacity: 0; stroke-width: .1; }

@@ -11,8 +11,9 @@ from .. import builtin
 from ..errors import VitcopError, check_retention
 from ..inputs.pictures import check_size
 from ..shares import read_share
-from .choice import METHOD_HELP, SHAPES, check_shape, import_methods, read_methods
+from .choice import METHOD_HELP, check_shape, import_methods, read_methods
 from .common import (
+    SHAPES,
     TESTBED,
     CountingBar,
     DeviceOption,

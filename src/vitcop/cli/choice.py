@@ -12,7 +12,7 @@ import typer
 from ..errors import VitcopError, check_retention, check_tokens, unknown_name
 from ..selection.registry import check
 from ..shares import read_share
-from .common import RETENTION, TESTBED, read_list
+from .common import RETENTION, SHAPES, TESTBED, read_list
 
 if TYPE_CHECKING:
     from ..selection.pruner import Positions, Pruner
@@ -20,21 +20,6 @@ if TYPE_CHECKING:
 METHOD_HELP = "a name of vitcop methods, file.py:Class or package.module:Class"
 CONTENDERS = ("dense", "downsample", "majority", "blind", "oracle")
 """What stands beside methods in the tables of `compare`, `bench` and `eval`."""
-SHAPES = (
-    "llava-1.5-7b",
-    "llava-1.5-13b",
-    "llava-next-7b",
-    "llava-next-13b",
-    "llava-onevision-0.5b",
-    "qwen2.5-vl-7b",
-    "qwen3-vl-8b",
-    "qwen3.5-9b",
-    "glm-4.1v-9b",
-    "gemma-4-e4b",
-    "internvl3-8b",
-    "aya-vision-8b",
-)
-"""Names of `bench.SHAPES`, whose import takes seconds."""
 NUMBERINGS: dict[str, tuple[Positions | None, ...]] = {
     "default": (None,),
     "keep": ("keep",),

@@ -22,6 +22,21 @@ from ..inputs.video import read_clip
 
 TESTBED = "testbed"
 """The model that `vitcop.testbed` makes; of a folder that is called so, the name is ./testbed."""
+SHAPES = (
+    "llava-1.5-7b",
+    "llava-1.5-13b",
+    "llava-next-7b",
+    "llava-next-13b",
+    "llava-onevision-0.5b",
+    "qwen2.5-vl-7b",
+    "qwen3-vl-8b",
+    "qwen3.5-9b",
+    "glm-4.1v-9b",
+    "gemma-4-e4b",
+    "internvl3-8b",
+    "aya-vision-8b",
+)
+"""Names of `bench.SHAPES`, whose import takes seconds."""
 FRAMES = 16
 BATCH = 25
 DEVICES, DTYPES = ("cpu", "cuda"), ("float32", "bfloat16", "float16")
@@ -254,6 +269,19 @@ def load(name: str, modality: str, device: str | None = None, dtype: str | None 
     return model.to(device), processor
 
 
+def check_weights(model: str) -> None:
+    """Refuse a shape, which answers nothing.
+
+    Raises:
+        VitcopError: the model is one.
+    """
+    if model in SHAPES:
+        raise VitcopError(
+            f"{model} is a shape without weights, for plan and bench, and answers nothing; give a folder or a Hugging "
+            "Face name."
+        )
+
+
 def read_config(name: str) -> Any:
     """The config of a model, without what it may say of code to download and run.
 
@@ -261,9 +289,11 @@ def read_config(name: str) -> Any:
         name: folder, Hugging Face name, config.json or `TESTBED`.
 
     Raises:
-        VitcopError: it cannot be found or read.
+        VitcopError: it cannot be found or read, or is a shape.
     """
     import transformers
+
+    check_weights(name)
 
     transformers.logging.set_verbosity_error()
     if name == TESTBED:

@@ -17,7 +17,7 @@ from rich.text import Text
 from .. import builtin
 from ..errors import BudgetError, VitcopError, reason
 from ..figures import figure
-from ..inputs.chat import MAX_NEW_TOKENS, Chat, Subject, modality_of
+from ..inputs.chat import MAX_NEW_TOKENS, Chat, Subject, modality_of, pictures_in
 from ..inputs.downsample import downsample
 from ..inputs.video import Clip
 from ..methods import METHODS
@@ -138,7 +138,9 @@ class _Outcome:
     @property
     def entry(self) -> Entry:
         """Of the first picture, on the sheet."""
-        pictures = pictures_of_grids(self.subject, self.chat, self.report)
+        pictures = pictures_of_grids(
+            pictures_in(self.subject), self.report, self.chat.processor, self.chat.pixel_values
+        )
         answer = shorten(self.answer, LONGEST_ANSWER, placeholder="...")
         number = f"picture 1 of {len(pictures)}: " if len(pictures) > 1 else ""
         average = self.report.average_retention() * self.report.image_lengths[0] / self.whole[0]

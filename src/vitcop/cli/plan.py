@@ -14,9 +14,10 @@ from ..errors import VitcopError
 from ..figures import figure
 from ..inputs.chat import MAX_NEW_TOKENS
 from ..tables import add_columns
-from .choice import METHOD_HELP, SHAPES, Amount, PositionsOption, check_method, check_shape, make_method
+from .choice import METHOD_HELP, Amount, PositionsOption, check_method, check_shape, make_method
 from .common import (
     BATCH,
+    SHAPES,
     TESTBED,
     BatchOption,
     DeviceOption,

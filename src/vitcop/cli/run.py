@@ -15,9 +15,7 @@ from rich.text import Text
 
 from .. import builtin
 from ..figures import figure
-from ..inputs.chat import MAX_NEW_TOKENS, Chat, modality_of
-from ..pictures.overlay import overlay_of_prompt
-from ..pictures.seen import pictures_of_grids
+from ..inputs.chat import MAX_NEW_TOKENS, Chat, modality_of, pictures_in
 from ..tables import add_columns, add_prose, output, show
 from .choice import METHOD_HELP, Amount, check_method, make_method, read_positions
 from .common import (
@@ -118,7 +116,8 @@ def run(
         finally:  # whatever has become of stdout, this work was done
             if overlay:
                 with writing_errors("--overlay", overlay):
-                    overlay_of_prompt(pictures_of_grids(subject, chat, report), report, heading).save(overlay)
+                    page = report.overlay(pictures_in(subject), chat.processor, chat.pixel_values, heading)
+                    page.save(overlay)
             if json_file:
                 write_json("--json", json_file, asked)
 

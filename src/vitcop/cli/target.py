@@ -10,8 +10,8 @@ import typer
 from ..errors import VitcopError
 from ..inputs.chat import MAX_NEW_TOKENS
 from ..shares import read_share
-from .choice import SHAPES, import_methods, read_methods, read_positions
-from .common import BATCH, CountingBar, load, progress_bars, resumable, title_of
+from .choice import import_methods, read_methods, read_positions
+from .common import BATCH, CountingBar, check_weights, load, progress_bars, resumable, title_of
 from .outputs import check_file, deliver, make_folder
 
 CANDIDATES = "vitcop,census,visionzip,cdpruner,pyramiddrop"
@@ -44,8 +44,7 @@ def plan_quality(quality: str, model: str, inquiry: Inquiry, json_file: Path | N
     share, file = read_share(quality, "--quality"), inquiry.questions_file
     if file is None or not file.is_file():
         raise VitcopError(f"--quality needs a file of questions, given by --questions-file; got {file}.")
-    if model in SHAPES:
-        raise VitcopError(f"{model} is a shape without weights, which answers nothing; give a folder or a name.")
+    check_weights(model)
     names, numberings = read_methods("--methods", inquiry.methods), read_positions(inquiry.positions)
     check_file("--json", json_file, [file])
     if inquiry.folder is not None:

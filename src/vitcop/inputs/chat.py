@@ -22,6 +22,11 @@ def modality_of(subject: Subject) -> str:
     return "video" if isinstance(subject, Clip) else "image"
 
 
+def pictures_in(subject: Subject) -> tuple[Image.Image, ...]:
+    """The pictures, or the frames of the video."""
+    return subject.frames if isinstance(subject, Clip) else subject
+
+
 @dataclass(frozen=True)
 class Chat:
     """A loaded model, and a question about pictures or a video as it takes it."""
@@ -54,6 +59,11 @@ class Chat:
         output = self.generate(self.max_new_tokens, streamer=streamer)
         new = output[:, self.inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+
+    @property
+    def pixel_values(self) -> Any:
+        """Of its pictures, as the processor made them; None about a video."""
+        return self.inputs.get("pixel_values")
 
     def generate(self, max_new_tokens: int, **options: Any) -> Any:
         return self.model.generate(**self.inputs, **options, max_new_tokens=max_new_tokens, do_sample=False)

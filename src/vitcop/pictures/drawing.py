@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,7 +16,6 @@ from ..errors import VitcopError
 
 if TYPE_CHECKING:
     from ..models.grids import Grids
-    from ..report import Report
 
 Color = tuple[int, int, int]
 Place = tuple[int, int]  # column and row of a cell
@@ -33,7 +32,33 @@ DROPPED, HATCH, KEPT = (228, 228, 228), (150, 150, 150), (196, 138, 84)
 NOTE = "What is dropped before a layer has been read by all layers before that one."
 
 
-def groups_of_stages(report: Report, image: int) -> list[Groups]:
+@runtime_checkable
+class KeptByStage(Protocol):
+    """What is drawn of a stage: see `vitcop.StageReport`."""
+
+    @property
+    def where(self) -> str: ...
+    @property
+    def after(self) -> Sequence[int]: ...
+    def kept(self, image: int = 0) -> list[int]: ...
+    def merged(self, image: int = 0) -> dict[int, list[int]]: ...
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """What is drawn of a prompt: see `vitcop.Report`, which draws itself by this folder."""
+
+    @property
+    def images(self) -> Sequence[Grids]: ...
+    @property
+    def image_lengths(self) -> Sequence[int]: ...
+    @property
+    def modalities(self) -> Sequence[str]: ...
+    @property
+    def stages(self) -> Sequence[KeptByStage]: ...
+
+
+def groups_of_stages(report: Kept, image: int) -> list[Groups]:
     """For every stage, the tokens that stand for others from then on."""
     groups: Groups = {}
     stages = []

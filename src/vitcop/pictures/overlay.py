@@ -12,6 +12,7 @@ from .drawing import (
     SHORTEST_SIDE,
     Column,
     Groups,
+    Kept,
     colors_of,
     grids_of,
     groups_of_stages,
@@ -22,8 +23,6 @@ from .drawing import (
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ..report import Report
 
 # Grids that would stack up higher than this are drawn smaller, but not smaller than that.
 TALLEST, SMALLEST_SIDE = 1920, 160
@@ -96,7 +95,7 @@ def tiles_of_pictures(pixel_values: Tensor, counts: Sequence[int]) -> list[Tenso
     return list(row.split(list(counts)))
 
 
-def overlay(pictures: Image.Image | Sequence[Image.Image], report: Report, image: int = 0) -> Image.Image:
+def overlay(pictures: Image.Image | Sequence[Image.Image], report: Kept, image: int = 0) -> Image.Image:
     """Draw what every stage left of an image or a video: a column for each stage, and a row for each grid.
 
     Kept tokens have their colours and dropped ones are grey and hatched. Merged ones are tinted, and share an outline
@@ -116,7 +115,7 @@ def overlay(pictures: Image.Image | Sequence[Image.Image], report: Report, image
 
 
 def overlay_of_prompt(
-    pictures: Sequence[Sequence[Image.Image]], report: Report, heading: Sequence[str] = ()
+    pictures: Sequence[Sequence[Image.Image]], report: Kept, heading: Sequence[str] = ()
 ) -> Image.Image:
     """Draw what every stage left of all images of a prompt, one below the other.
 
@@ -132,7 +131,7 @@ def overlay_of_prompt(
 
 
 def _page(
-    heading: Sequence[str], pictures: Sequence[Sequence[Image.Image]], report: Report, images: Sequence[int]
+    heading: Sequence[str], pictures: Sequence[Sequence[Image.Image]], report: Kept, images: Sequence[int]
 ) -> Image.Image:
     of_stages = [groups_of_stages(report, image) for image in images]
     rows = [_columns(*each, report) for each in zip(images, pictures, of_stages, strict=True)]
@@ -141,7 +140,7 @@ def _page(
     return page_of(heading, rows, legend_of(merging=merging, blanks=blanks))
 
 
-def _columns(image: int, pictures: Sequence[Image.Image], of_stages: Sequence[Groups], report: Report) -> list[Column]:
+def _columns(image: int, pictures: Sequence[Image.Image], of_stages: Sequence[Groups], report: Kept) -> list[Column]:
     """The image as it is seen, and what each stage left of it."""
     shapes, total = report.images[image].shapes, report.image_lengths[image]
     shortest_side = max(SMALLEST_SIDE, min(SHORTEST_SIDE, TALLEST // len(shapes)))

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..inputs.video import Clip, middles
+from ..errors import VitcopError
+from ..inputs.video import middles
+from .drawing import Kept
 from .overlay import as_seen, tiles_as_seen, tiles_of_pictures
 
 if TYPE_CHECKING:
-    from ..inputs.chat import Chat, Subject
-    from ..report import Report
+    from torch import Tensor
 
 
-def pictures_of_grids(subject: Subject, chat: Chat, report: Report) -> list[list[Image.Image]]:
-    """What each grid covers of each picture, or of the video."""
+def pictures_of_grids(
+    pictures: Sequence[Image.Image], report: Kept, processor: Any, pixel_values: Tensor | None
+) -> list[list[Image.Image]]:
+    """What each grid covers of each picture, or of the video.
+
+    Args:
+        pictures: all of the prompts, or the frames of their only video.
+        report: of the prefill that read them.
+        processor: of transformers, that the prompts were made by; without one, all of each picture is taken as seen.
+        pixel_values: as it made them; needed of pictures in tiles.
+
+    Raises:
+        VitcopError: these are other pictures than the prompt had, or tiles without what they were made by.
+    """
     counts = [len(image.shapes) for image in report.images]
-    if isinstance(subject, Clip):
-        frames = (subject.frames[number] for number in middles(counts[0], len(subject.frames)))
-        return [[as_seen(frame, chat.processor.video_processor) for frame in frames]]
+    if set(report.modalities) == {"video"} and len(counts) == 1:
+        frames = (pictures[number] for number in middles(counts[0], len(pictures)))
+        return [[as_seen(frame, getattr(processor, "video_processor", None)) for frame in frames]]
+    if "video" in report.modalities:
+        raise VitcopError("The overlay of a prompt with several videos, or with a video and pictures, cannot be drawn.")
+    if len(pictures) != len(counts):
+        raise VitcopError(f"The report is of {len(counts)} pictures, and is drawn on as many; got {len(pictures)}.")
+    image_processor = getattr(processor, "image_processor", None)
     if max(counts) == 1:
-        return [[as_seen(picture, chat.processor.image_processor)] for picture in subject]
-    tiles = tiles_of_pictures(chat.inputs["pixel_values"], counts)
-    return [tiles_as_seen(each, chat.processor.image_processor) for each in tiles]
+        return [[as_seen(picture, image_processor)] for picture in pictures]
+    if image_processor is None or pixel_values is None:
+        raise VitcopError(
+            "Pictures that were cut into tiles are drawn from their tiles; give the processor and its pixel values."
+        )
+    return [tiles_as_seen(tiles, image_processor) for tiles in tiles_of_pictures(pixel_values, counts)]

@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from .drawing import PAPER, Column, colors_of, grids_of, groups_of_stages, has_blanks, legend_of, page_of
-
-if TYPE_CHECKING:
-    from ..report import Report
+from .drawing import PAPER, Column, Kept, colors_of, grids_of, groups_of_stages, has_blanks, legend_of, page_of
 
 MOST_IN_A_ROW = 5
 LONGEST_SIDE = 480  # of an image, in pixels, or a little more, since cells are whole pixels
@@ -32,7 +28,7 @@ class Entry:
     title: str
     caption: str
     pictures: Sequence[Image.Image]
-    report: Report
+    report: Kept
 
 
 def contact_sheet(entries: Sequence[Entry], heading: Sequence[str] = ()) -> Image.Image:
@@ -48,7 +44,7 @@ def contact_sheet(entries: Sequence[Entry], heading: Sequence[str] = ()) -> Imag
     return page_of(heading, rows, legend_of(merging=merging, blanks=blanks))
 
 
-def _groups(report: Report) -> dict[int, set[int]]:
+def _groups(report: Kept) -> dict[int, set[int]]:
     """The tokens that stand for others in the last decoder layer."""
     return groups_of_stages(report, image=0)[-1] if report.stages else {}
 
