@@ -223,7 +223,9 @@ def short() -> str:
         for name in _asked(found)
         if _SUMMARISED[name] in _SHORT
     ]
-    return _table(["percent of the dense model's right answers", *map(_fraction, retentions)], table) + "\n"
+    asked = " and ".join(f"{len(found.cases)} questions to {model}" for model, found in models.items())
+    shares = _table(["percent of the dense model's right answers", *map(_fraction, retentions)], table)
+    return f"{shares}\n\nOf {asked}: [all methods, with intervals](docs/results/README.md).\n"
 
 
 def _asked(found: Evaluation) -> list[str]:
