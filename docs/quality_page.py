@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
 
-from docs.readme import rewrite
+from docs.pages import DOCS, README, rewrite
 from vitcop.methods import METHODS, Census, ViTCoP
 from vitcop.quality import Evaluation
 from vitcop.quality.plot import plot
@@ -26,13 +25,15 @@ _SUMMARISED = {
     ORACLE: "oracle",
     f"{ORACLE}, keep": "oracle, keep",
 }
-"""Of the rows of a run, as far as it has them, those that the README shows, and what it calls them."""
+"""Of the rows of a run, as far as it has them, those that summaries show, and what these call them."""
+_SHORT = "ViTCoP, compact", "Census", "random, keep"
+"""Of these, those of the README."""
 ABLATED = {
     "validation": "on a validation seed, on the model in the box",
     "test": "on a test seed, on the model in the box",
     "testbed": "on a test seed, on the testbed",
 }
-RESULTS = Path(__file__).parent / "results"
+RESULTS = DOCS / "results"
 _TEXT = """\
 # What the model in the box still sees
 
@@ -203,12 +204,40 @@ def positions(name: str) -> str:
 
 
 def section() -> str:
-    """The part of the README: both models, the testbed first."""
+    """The part of docs/results/README.md: both models, the testbed first."""
     return (
         _summary(evaluation("testbed"), "new scenes of things that it knows, on new photographs,", "the testbed")
         + "\n"
         + _summary(evaluation("quality"), "held-out drawn scenes", "the model in the box")
     )
+
+
+def short() -> str:
+    """The part of the README: both models, and no interval."""
+    models = {"the testbed": evaluation("testbed"), "the model in the box": evaluation("quality")}
+    retentions = [each for each in evaluation("testbed").retentions if each < 1]
+    table = [
+        [f"{model}: {_SUMMARISED[name].partition(',')[0]}", *(f"{100 * left[name]:.0f}" for left in lefts)]
+        for model, found in models.items()
+        for lefts in [[_left(found, retention) for retention in retentions]]
+        for name in _asked(found)
+        if _SUMMARISED[name] in _SHORT
+    ]
+    asked = " and ".join(f"{len(found.cases)} questions to {model}" for model, found in models.items())
+    shares = _table(["percent of the dense model's right answers", *map(_fraction, retentions)], table)
+    return f"{shares}\n\nOf {asked}: [all methods, with intervals](docs/results/README.md).\n"
+
+
+def _asked(found: Evaluation) -> list[str]:
+    """The rows of a run that summaries show."""
+    asked = {row.name for row in found.rows}
+    return [name for name in _SUMMARISED if name in asked]
+
+
+def _left(found: Evaluation, retention: float) -> dict[str, float]:
+    """Accuracy as a share of the dense model's, by row."""
+    dense = found.accuracy(found.dense)
+    return {row.name: found.accuracy(row) / dense for row in found.rows if row.retention == retention}
 
 
 def _summary(found: Evaluation, about: str, model: str) -> str:
@@ -219,8 +248,7 @@ def _summary(found: Evaluation, about: str, model: str) -> str:
         "left of that, in percent (interval of 95 %):",
         "",
     ]
-    asked = {row.name for row in found.rows}
-    columns = [name for name in _SUMMARISED if name in asked]
+    columns = _asked(found)
     table = []
     for retention in found.retentions:
         rows = {row.name: row for row in found.rows if row.retention == retention < 1}
@@ -311,11 +339,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Write the pages, and a part of the README."""
+    """Write the pages, and parts of two others."""
     for name, image, text in (("quality", "quality", quality()), ("testbed", "quality-testbed", testbed())):
-        plot(evaluation(name)).savefig(RESULTS.parent / "images" / f"{image}.png", dpi=120)
+        plot(evaluation(name)).savefig(DOCS / "images" / f"{image}.png", dpi=120)
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
-    rewrite("quality", section())
+    rewrite(README, "quality", short())
+    rewrite(RESULTS / "README.md", "quality", section())
     (RESULTS / "census.md").write_text(census(), encoding="utf-8")
     for kind in ABLATED:
         name = f"ablations-{kind}"

@@ -27,8 +27,8 @@ from transformers import (
 from typer.testing import CliRunner
 
 import vitcop
-from benchmarks.report import section
-from docs.readme import README
+from benchmarks import report
+from docs.pages import README
 from vitcop import cli
 from vitcop.bench import SHAPES, Benchmark, Block, Course, Row, Spread, Subject, random_weights, run_benchmark
 from vitcop.bench.ceilings import Ceilings
@@ -470,5 +470,6 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(monkey
     assert 'pip install "vitcop[plot]"' in bench("--plot", "out.png").stderr
 
 
-def test_the_readme_says_what_the_stored_runs_say():
-    assert section() in README.read_text(encoding="utf-8"), "run `make results`"
+def test_pages_say_what_the_stored_runs_say():
+    assert report.short() in README.read_text(encoding="utf-8"), "run `make results`"
+    assert report.section() in report.PAGE.read_text(encoding="utf-8"), "run `make results`"

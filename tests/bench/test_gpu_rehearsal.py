@@ -78,13 +78,14 @@ def test_speed(tmp_path, monkeypatch):
     benchmark = Benchmark.from_dict(json.loads((tmp_path / "qwen2.5-vl-7b-cpu.json").read_text()))
     rows = benchmark.blocks[0].rows
     assert [row.method for row in rows] == ["dense", "vitcop", "visionzip", "random"]
-    # What it becomes in the README, where a GPU's prefill is some milliseconds.
+    # What it becomes in README and docs, where a GPU's prefill is some milliseconds.
     rows = tuple(replace(row, samples={phase: [0.0125] for phase in row.samples}) for row in rows)
     on_gpu = replace(
         benchmark, setting=replace(benchmark.setting, gpu=True), blocks=(replace(benchmark.blocks[0], rows=rows),)
     )
     monkeypatch.setattr(report, "runs", lambda: {"name": on_gpu})
-    assert "12.5 ms to 12.5 ms" in report.section() and "not measured" not in report.section()
+    assert "12.5 ms to 12.5 ms" in report.section() and "| 1.0x (" in report.short()
+    assert "not measured" not in report.section() + report.short()
 
 
 FOUND = "    task.found['lines'].append('found')\n    task.save()\n"

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import vitcop
 from docs import quality_page
-from docs.readme import README
+from docs.pages import README
 from vitcop import builtin, cli
 from vitcop.errors import VitcopError
 from vitcop.quality import Case, Course, Evaluation, Subject, Suite, evaluate
@@ -349,7 +349,8 @@ def test_the_pages_say_what_the_stored_answers_say():
         assert stored == quality_page.ablations(kind), "run `make quality`"
     assert (results / "census.md").read_text(encoding="utf-8") == quality_page.census(), "run `make quality`"
     assert (results / "testbed.md").read_text(encoding="utf-8") == quality_page.testbed(), "run `make testbed-quality`"
-    assert quality_page.section() in README.read_text(encoding="utf-8")
+    assert quality_page.section() in (results / "README.md").read_text(encoding="utf-8"), "run `make quality`"
+    assert quality_page.short() in README.read_text(encoding="utf-8"), "run `make quality`"
 
 
 def test_the_command_writes_what_it_shows(tmp_path):

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 import vitcop
-from docs.readme import README
+from docs.pages import README
 from vitcop import builtin, cli
 from vitcop.cli import target as command
 from vitcop.errors import BudgetError, VitcopError

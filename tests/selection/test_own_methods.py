@@ -15,14 +15,14 @@ import torch
 from typer.testing import CliRunner
 
 import vitcop
-from docs.readme import README
+from docs.pages import README
 from vitcop import cli
 from vitcop.lmms.arguments import split_arguments
 from vitcop.quality.fingerprint import codes
 from vitcop.quality.runner import pruners_of
 from vitcop.selection import registry
 
-TOLD = re.search(r"```python\n(.*?class Mine.*?)```", (README.parent / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
+TOLD = re.search(r"```python\n([^`]*?class Mine.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
 MINE = f"""{TOLD}
 class Helper: ...
 
