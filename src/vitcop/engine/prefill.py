@@ -30,8 +30,11 @@ class Prefill(Forward):
         call: Call,
         placeholders: Placeholders,
         small_images: SmallImages = "floor",
+        *,
+        prefix: bool = False,
     ) -> None:
         family.check_attention()
+        self.prefix = prefix
         self.family, self.method, self.placeholders, self.small_images = family, method, placeholders, small_images
         self.observations: dict[str, list[Observation]] = {modality: [] for modality in family.modalities}
         self.stages: Stages | None = None
@@ -51,6 +54,7 @@ class Prefill(Forward):
             lengths=lengths,
             rows=placed.rows,
             placeholders=self.placeholders,
+            prefix=self.prefix,
         )
         self.stages = Stages(family, self.method, prompts, placed, schedule, self.blocks)
         if self.stages.layers:
