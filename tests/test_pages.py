@@ -60,6 +60,8 @@ NOT_RUN = {
     "--video": "the model in the box takes no videos; tests/cli/test_cli.py runs one",
     "--model testbed": "needs what it is made of; `make test-testbed`",
     "testbed.build()": "needs what it is made of; `make test-testbed`",
+    "python examples/": "tests/test_examples.py has all of them",
+    "prefix.generate": "tests/test_examples.py",
     "vitcop app": "does not end; `make test-app`",
     "vitcop serve": "tests/cli/test_serve.py has all of them",
 }

@@ -9,7 +9,7 @@ from .methods import METHODS
 
 if TYPE_CHECKING:
     from .costs.plan import Plan, Planner
-    from .engine import Pruning, Skipping, prune, pruning_of, skip_repeated_patches
+    from .engine import ImagePrefix, Pruning, Skipping, prune, pruning_of, skip_repeated_patches
     from .errors import BudgetError, UnsupportedModelError, VitcopError
     from .inputs.downsample import downsample
     from .methods.averagepool import AveragePool
@@ -63,6 +63,7 @@ __all__ = [
     "FastV",
     "Grids",
     "HiPrune",
+    "ImagePrefix",
     "KNorm",
     "LayerPruner",
     "MMTok",
@@ -105,7 +106,7 @@ __all__ = [
 
 # torch and transformers take seconds to import: the command line must be able to refuse bad input before that.
 _HOMES = {
-    "engine": ("Pruning", "Skipping", "prune", "pruning_of", "skip_repeated_patches"),
+    "engine": ("ImagePrefix", "Pruning", "Skipping", "prune", "pruning_of", "skip_repeated_patches"),
     "inputs.downsample": ("downsample",),
     "errors": ("BudgetError", "UnsupportedModelError", "VitcopError"),
     "methods": (

@@ -6,7 +6,9 @@ from families import FAMILIES
 from families.base import IMAGE, VIDEO
 from families.omni import AUDIO, MARKERS
 from oracle import masked_dense_logits, pruned_logits
-from tiny import KEEP_ONLY
+from tiny import GREEDY, KEEP_ONLY
+
+import vitcop
 
 OMNI = [name for name in FAMILIES if "omni" in name]
 START, END, SOUND, SILENCE = MARKERS.values()
@@ -49,3 +51,18 @@ def test_pictures_beside_sound_are_pruned_as_a_mask_would(name, method, within):
     assert set(((ids != IMAGE) & (ids != VIDEO)).nonzero()[:, 0].tolist()) < set(left.tolist())
     for after, before in zip(pruned, masked_dense_logits(model, inputs, KEEP_ONLY[method], report), strict=True):
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OMNI)
+def test_sound_is_cached_in_front_of_the_last_picture_and_refused_behind_it(name):
+    family = FAMILIES[name]
+    model = family.model()
+    inputs = with_sound(family, model, within=True)
+    with torch.no_grad(), vitcop.prune(model, KEEP_ONLY["three_stages"]):
+        expected = model.generate(**inputs, **GREEDY)
+        prefix = vitcop.ImagePrefix(model, **inputs)
+        assert torch.equal(prefix.generate(**inputs, **GREEDY), expected)
+        heard = torch.cat([inputs["input_ids"], torch.tensor([[SOUND, AUDIO, SILENCE]])], 1)
+        for refusing in (prefix.generate, lambda **asked: vitcop.ImagePrefix(model, **asked)):
+            with pytest.raises(vitcop.UnsupportedModelError, match="or sound"):
+                refusing(**inputs | {"input_ids": heard, "attention_mask": torch.ones_like(heard)})

@@ -7,7 +7,6 @@ of the image encoder between two of our wrappers.
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import statistics
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..engine import prune
+from ..engine.cache import cache_name
 from ..selection.pruner import Pruner
 from .prompt import Prompt
 from .stopwatch import Stopwatch
@@ -72,9 +72,7 @@ def cache_of(output: Any) -> Any:
 
 def decode_token(model: PreTrainedModel, token: torch.Tensor, cache: Any) -> Any:
     """A later forward, of one token of each prompt."""
-    # Called `past_key_values` before transformers 5.24.
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    return model(input_ids=token, **{name: cache}, use_cache=True, logits_to_keep=1)
+    return model(input_ids=token, **{cache_name(model): cache}, use_cache=True, logits_to_keep=1)
 
 
 class _Turns:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Int, Real
 from torch import Tensor
-from transformers import Cache, cache_utils
+from transformers import Cache, PreTrainedModel, cache_utils
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionLayer, QuantizedLayer
 
 from ..errors import UnsupportedModelError
@@ -223,6 +224,11 @@ class PrunedCache(Cache):
 def cache_in(call: dict[str, Any]) -> Any:
     """The cache among the arguments of a call, which transformers calls `cache` since 5.24."""
     return call["cache"] if call.get("cache") is not None else call.get("past_key_values")
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """By which name a model takes its cache: `cache`, or `past_key_values` before transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _is_state(layer: Any) -> bool:

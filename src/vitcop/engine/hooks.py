@@ -98,6 +98,7 @@ class _Thread(threading.local):
         base_called: whether the base model has been called, and its forward is yet to come.
         watched: attentions of the encoder, while it runs.
         prompts: ids or embeddings that `generate` was given, while that runs.
+        prefix: whether what it reads is what prompts begin with, and text that is not known yet comes behind it.
     """
 
     def __init__(self) -> None:
@@ -109,6 +110,7 @@ class _Thread(threading.local):
         self.base_called = False
         self.watched: dict[nn.Module, Watched] | None = None
         self.prompts: list[Tensor] = []
+        self.prefix = False
 
 
 class Pruning:
@@ -155,6 +157,17 @@ class Pruning:
         Each thread has its own. It stays after `remove()`.
         """
         return self._thread.report
+
+    @contextmanager
+    def reading_prefix(self) -> Iterator[None]:
+        """While this is on, what this thread has the model read is what prompts begin with, and methods that look at
+        what stands behind images raise.
+        """
+        self._thread.prefix = True
+        try:
+            yield
+        finally:
+            self._thread.prefix = False
 
     def remove(self) -> None:
         """Take the hooks off the model. Caches of pruned prompts refuse to go on without them.
@@ -344,7 +357,7 @@ class Pruning:
         check_head(thread.asked, self._family.decoder.config, placeholders)
         if cache is not None:
             check_prunable(cache, self._family)
-        prefill = Prefill(self._family, self.method, call, placeholders, self._small_images)
+        prefill = Prefill(self._family, self.method, call, placeholders, self._small_images, prefix=thread.prefix)
         for modality, observation in (_observations_in(call) or thread.encoded).items():
             prefill.observations[modality].append(observation)
         return prefill

@@ -31,8 +31,11 @@ class Prefill(Forward):
         call: Call,
         placeholders: Placeholders,
         small_images: SmallImages = "floor",
+        *,
+        prefix: bool = False,
     ) -> None:
         family.check_attention()
+        self.prefix = prefix
         self.family, self.method, self.placeholders, self.small_images = family, method, placeholders, small_images
         self.observations: dict[str, list[Observation]] = {modality: [] for modality in family.modalities}
         self.stages: Stages | None = None
@@ -54,6 +57,7 @@ class Prefill(Forward):
             rows=placed.rows,
             placeholders=self.placeholders,
             blocks=self.blocks,
+            prefix=self.prefix,
         )
         self.stages = Stages(family, self.method, prompts, placed, schedule)
         if self.stages.layers:

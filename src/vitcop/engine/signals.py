@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..errors import VitcopError
+from ..errors import UnsupportedModelError, VitcopError
 from ..models import ModelFamily, Observation
 from ..models.decoder import Rotary, final_norm, layer_keys, layer_queries, rotated
 from ..ops.gather import gather_slots
@@ -37,6 +37,7 @@ class Prompts:
         rows: the row of the batch in which each image stands.
         placeholders: where the prompts have placeholders and padding.
         blocks: by kind of layer, as of `ModelFamily.attention_blocks`.
+        prefix: whether these are what prompts begin with, and text that is not known yet comes behind them.
     """
 
     embeddings: Float[Tensor, "batch seq hidden"]
@@ -45,6 +46,7 @@ class Prompts:
     rows: tuple[int, ...]
     placeholders: Placeholders
     blocks: Mapping[str, Int[Tensor, "batch seq"]]
+    prefix: bool = False
 
     def blocks_of(
         self, kind: str, columns: Int[Tensor, "rows held"], rows: slice = slice(None)
@@ -223,6 +225,7 @@ class StageSource(Source):
         return final_norm(decoder, decoder.config)(states).to(states.device)
 
     def text(self) -> TextTokens:
+        self._check_known("the text behind images")
         lengths, places = self.prompts.text
         slots = self._slots_of(places.to(self.states.device))
         return TextTokens(
@@ -234,6 +237,7 @@ class StageSource(Source):
         )
 
     def attention(self, tokens: VisualTokens, weights: Tensor | None, ahead: bool) -> Tensor:
+        self._check_known("the attention of the text behind images")
         if self.attended is None or self.ahead is None:
             raise VitcopError(
                 "There is no attention before decoder layer 0, where this stage stands; prune before a later layer."
@@ -246,6 +250,15 @@ class StageSource(Source):
         if weights is None:
             return self._rows(attended, self._last_in(attended.layout))[:, 0].flatten()[attended.slots(tokens.slots)]
         return self._weighted(attended, tokens, weights)
+
+    def _check_known(self, what: str) -> None:
+        """Raise where what depends on text that is not known yet would be looked at."""
+        if self.prompts.prefix:
+            raise UnsupportedModelError(
+                f"This method looks at {what}, so that what it keeps of them depends on the question, and no prefix "
+                "can be cached for all questions: ask whole prompts, or use a method that looks at images alone, such "
+                "as ViTCoP by key norms."
+            )
 
     def _last_in(self, layout: Layout) -> Int[Tensor, "batch 1"]:
         """Slot of each prompt's last token. Behind it there may be a draft, and padding until something is dropped."""

@@ -37,7 +37,7 @@ class Stages:
     Attributes:
         prompts, placed: as they came to the decoder.
         schedule: decoder layer -> tokens alive from that layer on, of each image.
-        layers: before which a stage stands; none if nothing is ever dropped.
+        layers: before which a stage stands; none if nothing is ever dropped, except of a prefix.
         tokens: the visual tokens that are left.
         layout: which prompt columns are left; `layouts` and `row_lengths` have it since each layer that changed it.
         entered: slots of `layout` in what entered the layers, which is what the model keeps passing on; None while that
@@ -65,7 +65,9 @@ class Stages:
         self.family, self.method, self.prompts, self.placed = family, method, prompts, placed
         self.schedule, lengths = schedule, prompts.lengths
         dropping = any(min(budgets.values()) < n for budgets, n in zip(schedule, lengths, strict=True))
-        self.layers = sorted({layer for budgets in schedule for layer in budgets}) if dropping else []
+        # What a prefix keeps is asked about later: it needs a request, which knows its positions, also if it keeps all.
+        watched = dropping or prompts.prefix
+        self.layers = sorted({layer for budgets in schedule for layer in budgets}) if watched else []
         self.tokens = entering_tokens(
             placed.observation.images,
             prompts.visual,
