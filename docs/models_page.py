@@ -36,6 +36,9 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   so that none stands before layer 4. What is dropped is not read by recurrent layers behind the stage either.
   `PyramidDrop` looks at the layer about to run, and needs `layers` that attend, such as `[7, 15, 23]`; `HAWK`, which
   looks at layer 0, raises. A token that was merged counts for one in states, whatever `calibrate` says.
+* More than half of the decoder layers of LFM2-VL are short convolutions, which keep a state as well: of the 16 of
+  LFM2-1.2B, layers 2, 5, 8, 10, 12 and 14 attend. All that is said of Qwen3.5 goes for it, with other numbers. Its
+  processor cuts what is more than twice the most tokens that a picture may have into tiles, and adds a thumbnail.
 * Of Qwen2.5-Omni and Qwen3-Omni, it is the thinker that takes pictures and videos (`model.thinker` of the whole, which
   speaks as well), in transformers 5.24 or newer. Sound stands in its prompts as text does and stays, also among the
   frames of a video (`use_audio_in_video`). Without an attention mask, thinkers take pictures for text, pruned or not.
@@ -47,8 +50,8 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   keep a quarter: the decoder pays for 280, the encoder for all of them. Its small models (E2B, E4B) end in layers that
   use the keys and values of layers before them: retention is averaged over the others, and nothing is dropped behind
   the first layer whose keys are so used. Sound is text. `gemma4_unified` has no vision encoder to observe.
-* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, Gemma) have ViTCoP's stages II and III
-  rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
+* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, LFM2, Gemma) have ViTCoP's stages II and
+  III rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
 
 One budget covers one picture or one video: tiles and frames share it in proportion to the visual tokens they really
 have. Separators (newlines, row breaks, markers, a frame's [CLS], registers) are text and always stay.

@@ -21,6 +21,7 @@ NORMALISED = (
     "qwen3_vl_moe",
     "qwen3_5",
     "qwen3_5_moe",
+    "lfm2_vl",
     "qwen3_omni_moe_thinker",
 )
 START = DECODER["bos_token_id"]

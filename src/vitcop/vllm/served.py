@@ -50,6 +50,7 @@ NOT_TESTED = frozenset(
         "qwen2_5_omni_thinker",
         "qwen3_5",
         "qwen3_5_moe",
+        "lfm2_vl",
     }
 )
 """Model types of which nobody has seen that vLLM answers as transformers does."""
