@@ -395,6 +395,20 @@ PROCESSORS = {
         tall=2 * 16 + 4 * 3,
         thumbnail=-1,
     ),
+    "video_llama_3": Written(
+        ("VideoLlama3Processor", {}),
+        ("VideoLlama3ImageProcessor", {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 1280}}),
+        videos=(
+            "VideoLlama3VideoProcessor",
+            {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 5120}, "use_token_compression": False},
+        ),
+        tokens={"<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO},
+        image="<|image_pad|>",
+        video="<|video_pad|>",
+        wide=5 * 14,
+        tall=10 * 7,
+        frames=(FRAMES * 3 * 5,),
+    ),
     "glm4v": Written(
         ("Glm4vProcessor", {}), ("Glm4vImageProcessor", GLM_IMAGES), videos=("Glm4vVideoProcessor", GLM_VIDEOS), **GLM
     ),

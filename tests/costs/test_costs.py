@@ -25,7 +25,7 @@ from transformers import (
 
 import vitcop
 from vitcop.costs.plan import Planner
-from vitcop.models import Size, family_of, gemma4, glm4v, lfm2_vl, qwen2_vl, qwen3_vl, qwen_omni
+from vitcop.models import Size, family_of, gemma4, glm4v, lfm2_vl, qwen2_vl, qwen3_vl, qwen_omni, video_llama_3
 
 VITCOP = METHODS["vitcop"]
 QWEN_SIZE = {"shortest_edge": 64, "longest_edge": 5120}
@@ -70,9 +70,13 @@ OTHERS = {
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch):
     """Settings of processors as small as the tiny models."""
-    for processor in (qwen2_vl.Qwen2VLImageProcessorPil, glm4v.Glm4vImageProcessorPil):
+    for processor in (
+        qwen2_vl.Qwen2VLImageProcessorPil,
+        glm4v.Glm4vImageProcessorPil,
+        video_llama_3.VideoLlama3ImageProcessorPil,
+    ):
         monkeypatch.setattr(processor, "size", QWEN_SIZE)
-    for module in (qwen2_vl, qwen3_vl, qwen_omni, glm4v):
+    for module in (qwen2_vl, qwen3_vl, qwen_omni, glm4v, video_llama_3):
         monkeypatch.setattr(module, "VIDEO_SIZE", QWEN_SIZE)
     monkeypatch.setattr(gemma4.Gemma4ImageProcessorPil, "max_soft_tokens", families.gemma4.MOST["image"])
     monkeypatch.setattr(gemma4, "VIDEO_TOKENS", families.gemma4.MOST["video"])

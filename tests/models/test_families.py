@@ -75,10 +75,14 @@ REFUSED = {
     "stages between the layers of DeepStack": lambda model: None,
     "pictures and videos in one batch": lambda model: None,
     "looking ahead at a layer that does not attend": lambda model: None,
+    "videos that the processor has compressed": lambda model: None,
     "biases in short convolutions": lambda model: with_text(model, conv_bias=True),
 }
 # What comes along with such a forward, of no matter what sizes.
-BROUGHT = {"pictures and videos in one batch": dict.fromkeys(("pixel_values", "pixel_values_videos"), torch.zeros(1))}
+BROUGHT = {
+    "pictures and videos in one batch": dict.fromkeys(("pixel_values", "pixel_values_videos"), torch.zeros(1)),
+    "videos that the processor has compressed": {"video_compression_mask": torch.zeros(1, dtype=torch.bool)},
+}
 # What such a forward is asked for.
 ASKED = {
     "stages between the layers of DeepStack": vitcop.Random(0.9, layer=1),
