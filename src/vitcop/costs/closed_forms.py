@@ -281,8 +281,8 @@ def _dense_mlp_width(config: PretrainedConfig) -> int:
     width: int = config.intermediate_size
     if not getattr(config, "block_auto_adjust_ff_dim", False):
         return width
-    width, factor, multiple = 2 * width // 3, config.block_ffn_dim_multiplier, config.block_multiple_of
-    return width if factor is None else -(-int(factor * width) // multiple) * multiple
+    width, multiple = int(config.block_ffn_dim_multiplier * (2 * width // 3)), config.block_multiple_of
+    return -(-width // multiple) * multiple
 
 
 def _weights(modules: Iterable[nn.Module]) -> int:
