@@ -36,6 +36,11 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   so that none stands before layer 4. What is dropped is not read by recurrent layers behind the stage either.
   `PyramidDrop` looks at the layer about to run, and needs `layers` that attend, such as `[7, 15, 23]`; `HAWK`, which
   looks at layer 0, raises. A token that was merged counts for one in states, whatever `calibrate` says.
+* VideoLLaMA 3 makes a visual token of each patch of a picture, and of 2 x 2 patches of a frame. Its video processor
+  drops tokens of frames that look like the frame before, unless it is called with `use_token_compression=False`.
+* More than half of the decoder layers of LFM2-VL are short convolutions, which keep a state as well: of the 16 of
+  LFM2-1.2B, layers 2, 5, 8, 10, 12 and 14 attend. All that is said of Qwen3.5 goes for it, with other numbers. Its
+  processor cuts what is more than twice the most tokens that a picture may have into tiles, and adds a thumbnail.
 * Of Qwen2.5-Omni and Qwen3-Omni, it is the thinker that takes pictures and videos (`model.thinker` of the whole, which
   speaks as well), in transformers 5.24 or newer. Sound stands in its prompts as text does and stays, also among the
   frames of a video (`use_audio_in_video`). Without an attention mask, thinkers take pictures for text, pruned or not.
@@ -59,8 +64,9 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   called as ever.
 * InternVL 3.5 with a decoder of Qwen3 is as InternVL 3, but for its QK-norm. With that of gpt-oss, whose layers have
   windows and sinks, it raises.
-* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, Gemma 3 and 4) have ViTCoP's stages II
-  and III rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to methods.
+* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, LFM2, Gemma 3 and 4) have ViTCoP's
+  stages II and III rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to
+  methods.
 
 One budget covers one picture or one video: tiles and frames share it in proportion to the visual tokens they really
 have. Separators (newlines, row breaks, markers, a frame's [CLS], registers) are text and always stay.

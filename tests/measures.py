@@ -1,5 +1,7 @@
 """What a computation takes, counted."""
 
+import inspect
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +26,12 @@ def skip_where_all_tokens_run(model):
     sharing = getattr(decoder.config, "num_kv_shared_layers", 0)
     if sharing and not hasattr(decoder, "_maybe_slice_kv_shared_inputs"):
         pytest.skip("this transformers runs all tokens of a prompt through all layers")
+
+
+def skip_where_padding_is_left_out(model):
+    """Costs are those of transformers whose LFM2-VL projects the padding of its pictures as well."""
+    if model.config.model_type == "lfm2_vl" and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        pytest.skip("this transformers projects each picture by itself")
 
 
 def bytes_held(cache):

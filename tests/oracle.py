@@ -50,11 +50,11 @@ def masked_dense_logits(
     alive = torch.cat([alive, alive[-1:].expand(sharing, -1, -1)])
     entered = alive[0] if method.positions == "compact" else _mask(inputs).bool()
     kept_by_family = KNOWN[model.config.model_type].keeps_positions
+    positions = None if kept_by_family else count_positions(entered)
     if KNOWN[model.config.model_type].has_states:
         with torch.no_grad():
-            return _layer_by_layer(model, inputs, alive)
+            return _layer_by_layer(model, inputs, alive, positions)
     far = Far(model, ids, report) if method.calibrate == "distance" else None
-    positions = None if kept_by_family else count_positions(entered)
     with torch.no_grad():
         prompts, *decoded = _masked_dense(model, inputs, alive, positions, far)
     kept = [row[columns[columns >= 0]] for row, columns in zip(prompts, report.positions, strict=True)]
@@ -70,26 +70,35 @@ def alive_columns(report: vitcop.Report, shape: tuple[int, int]) -> Tensor:
     return alive
 
 
-def _layer_by_layer(model: PreTrainedModel, inputs: dict[str, Tensor], alive: Tensor) -> list[Tensor]:
+def _layer_by_layer(
+    model: PreTrainedModel, inputs: dict[str, Tensor], alive: Tensor, positions: Tensor | None
+) -> list[Tensor]:
     """Logits of the prompts and of the decoded tokens, by the layers of the dense model, of one row after another.
 
-    Each layer gets the tokens that are alive in it and no others, without padding, at their places in the prompt.
+    Each layer gets the tokens that are alive in it and no others, without padding.
+
+    Args:
+        positions: of the prompt; None takes those of the model, which have several axes.
     """
     decoder: Any = model.get_decoder()
     entering: dict[str, Tensor] = {}
     hook = decoder.register_forward_pre_hook(lambda module, args, kwargs: entering.update(kwargs), with_kwargs=True)
     model(**inputs)
     hook.remove()
-    last = _mask(inputs).sum(1) - 1 + model.model.rope_deltas[:, 0]
+    if positions is None:
+        positions = entering["position_ids"]
+        last = _mask(inputs).sum(1) - 1 + model.model.rope_deltas[:, 0]
+    else:
+        last = positions.amax(-1)
     rows = []
     for row, own in enumerate(alive.unbind(1)):
         cache = DynamicCache(config=decoder.config)
-        embeddings, positions = entering["inputs_embeds"][row, None], entering["position_ids"][:, row, None]
-        logits = [_through_layers(model, embeddings, positions, own, cache)]
+        embeddings, places = entering["inputs_embeds"][row, None], positions[..., row, :].unsqueeze(-2)
+        logits = [_through_layers(model, embeddings, places, own, cache)]
         for step in range(1, STEPS + 1):
             new = model.get_input_embeddings()(_token(inputs["input_ids"], step)[:1])
-            position = (last[row] + step).expand(3, 1, 1)
-            logits.append(_through_layers(model, new, position, own.new_ones(len(own), 1), cache))
+            place = (last[row] + step).expand(*places.shape[:-1], 1)
+            logits.append(_through_layers(model, new, place, own.new_ones(len(own), 1), cache))
         rows.append(logits)
     prompts, *decoded = zip(*rows, strict=True)
     return [torch.cat(prompts), *(torch.stack(step) for step in decoded)]
@@ -102,7 +111,7 @@ def _through_layers(
 
     Args:
         states: embeddings (1, seq, hidden).
-        positions: (3, 1, seq).
+        positions: (1, seq), or (3, 1, seq).
         alive: (layers, seq).
         cache: of what came before.
     """
@@ -118,7 +127,8 @@ def _through_layers(
             mask = torch.zeros(1, 1, new, seen).masked_fill(hidden, torch.finfo(states.dtype).min)
         name = "cache" if "cache" in inspect.signature(layer.forward).parameters else "past_key_values"
         states = layer(states, attention_mask=mask, **kwargs, **{name: cache})
-    return model.lm_head(decoder.norm(states))[0]
+    norm = decoder.norm if hasattr(decoder, "norm") else decoder.embedding_norm
+    return model.lm_head(norm(states))[0]
 
 
 def _mask(inputs: dict[str, Tensor]) -> Tensor:

@@ -209,6 +209,7 @@ GLM = {
 }
 GLM_IMAGES = QWEN | {"size": {"shortest_edge": 64, "longest_edge": 2560}}
 GLM_VIDEOS = QWEN | {"size": {"shortest_edge": 64, "longest_edge": 5120}, "do_sample_frames": False}
+LFM2_VL = {"tile_size": 32, "min_tiles": 2, "max_tiles": 4, "min_image_tokens": 4, "max_image_tokens": 16}
 GEMMA4 = {"patch_size": 4, "pooling_kernel_size": 3, "max_soft_tokens": 70}
 PROCESSORS = {
     "llava": Written(
@@ -389,6 +390,35 @@ PROCESSORS = {
     "qwen3_5": Written(("Qwen3VLProcessor", {}), **QWEN3),
     "qwen2_5_omni_thinker": Written(("Qwen2_5OmniProcessor", EARS), **OMNI),
     "qwen3_omni_moe_thinker": Written(("Qwen3OmniMoeProcessor", EARS), **OMNI),
+    # It makes all pictures large enough to cut, and pads what comes of them.
+    "lfm2_vl": Written(
+        ("Lfm2VlProcessor", {}),
+        ("Lfm2VlImageProcessor", LFM2_VL | {"encoder_patch_size": 4}),
+        tokens={
+            "<image>": IMAGE,
+            "<|image_start|>": START,
+            "<|image_end|>": END,
+            "<|img_thumbnail|>": 57,
+            **{f"<|img_row_{row}_col_{column}|>": 40 + 4 * row + column for row, column in GRID[:12]},
+        },
+        wide=3 * 16 + 2 * 6,
+        tall=2 * 16 + 4 * 3,
+        thumbnail=-1,
+    ),
+    "video_llama_3": Written(
+        ("VideoLlama3Processor", {}),
+        ("VideoLlama3ImageProcessor", {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 1280}}),
+        videos=(
+            "VideoLlama3VideoProcessor",
+            {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 5120}, "use_token_compression": False},
+        ),
+        tokens={"<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO},
+        image="<|image_pad|>",
+        video="<|video_pad|>",
+        wide=5 * 14,
+        tall=10 * 7,
+        frames=(FRAMES * 3 * 5,),
+    ),
     "glm4v": Written(
         ("Glm4vProcessor", {}), ("Glm4vImageProcessor", GLM_IMAGES), videos=("Glm4vVideoProcessor", GLM_VIDEOS), **GLM
     ),

@@ -341,7 +341,7 @@ def test_experts_stand_in_the_layers_that_have_them_beside_one_that_sees_all():
     assert [count - flops[0] for count in flops] == [0, 2 * (experts - dense), 0, 0]
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5", "qwen3_5_moe", "lfm2_vl"])
 def test_a_layer_reads_its_weights(name):
     decoder = FAMILIES[name].model().get_decoder()
     for number, layer in enumerate(decoder.layers):

@@ -167,7 +167,8 @@ def held_by(layer):
     """What a layer of a cache holds: keys and values, unless it uses another's, or the states it folds them into."""
     if hasattr(layer, "keys"):
         return () if layer.keys is None else (layer.keys, layer.values)
-    return layer.conv_states[0], layer.recurrent_states[0]
+    states = layer.conv_states[0], layer.recurrent_states[0]
+    return tuple(state for state in states if state is not None)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

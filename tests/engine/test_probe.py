@@ -21,6 +21,7 @@ NORMALISED = (
     "qwen3_vl_moe",
     "qwen3_5",
     "qwen3_5_moe",
+    "lfm2_vl",
     "qwen3_omni_moe_thinker",
 )
 PROBED = [name for name, family in FAMILIES.items() if name not in NORMALISED and "earlyvitcop" not in family.refuses]

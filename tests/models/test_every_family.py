@@ -230,7 +230,7 @@ def test_methods_are_told_what_the_family_knows(name):
     family = FAMILIES[name]
     model, inputs, method = family.model(), batch(ragged(family), family=family), Recording()
     layers = model.get_decoder().layers
-    normalised = any(name.endswith("self_attn.k_norm") for name, _ in layers.named_modules())
+    normalised = any(name.endswith(("k_norm", "k_layernorm")) for name, _ in layers.named_modules())
     with torch.no_grad(), vitcop.prune(model, method) as pruning:
         pruning._family.key_cutoff = 3.0
         model(**inputs)

@@ -11,7 +11,7 @@ from tiny import FAMILIES
 
 import vitcop
 from vitcop.engine.hooks import _OBSERVATION
-from vitcop.models import encoders
+from vitcop.models import encoders, video_llama_3
 from vitcop.models.grids import Grids
 from vitcop.ops import saliency
 from vitcop.selection.tokens import EncoderSignal
@@ -129,6 +129,16 @@ def test_shrunk_pictures_are_where_their_features_come_from():
             assert here.any()
             assert torch.equal(changed(features, new_features), here)
             assert torch.equal(changed(observation.keys, new_observation.keys), here[place.visual])
+
+
+def test_tokens_lie_where_the_model_interpolates_them():
+    """VideoLLaMA 3 does so whatever the merge size of a picture, and whatever that of the next one."""
+    tower = FAMILIES["video_llama_3"].model().model.vision_model
+    sizes = ((2, 4, 6, 2), (1, 3, 5, 1), (1, 6, 3, 3), (1, 8, 4, 4))
+    patches = [(frames * rows * columns, side) for frames, rows, columns, side in sizes]
+    states = torch.randn(sum(count for count, _ in patches), 8, generator=torch.Generator().manual_seed(0))
+    made = tower.pixel_unshuffle(states, torch.tensor(sizes)[:, :3], torch.tensor(sizes)[:, 3])
+    torch.testing.assert_close(states[video_llama_3._interpolated(patches)].mean(1), made)
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)

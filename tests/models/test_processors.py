@@ -16,6 +16,7 @@ from processors import (
     GLM_VIDEOS,
     GRID,
     IDEFICS,
+    LFM2_VL,
     PROCESSORS,
     QWEN,
     RETENTION,
@@ -28,7 +29,7 @@ from processors import (
 
 import vitcop
 from vitcop.costs.plan import Planner
-from vitcop.models import family_of, gemma4, glm4v, qwen2_vl, qwen3_vl, qwen_omni
+from vitcop.models import family_of, gemma4, glm4v, lfm2_vl, qwen2_vl, qwen3_vl, qwen_omni, video_llama_3
 from vitcop.quality import Subject, Suite
 from vitcop.quality.contenders import Contest
 from vitcop.quality.reader import Reader
@@ -175,9 +176,12 @@ def test_planned_tokens_are_those_of_the_processor(name, visual, monkeypatch):
     monkeypatch.setattr(qwen2_vl, "VIDEO_SIZE", QWEN["size"])
     monkeypatch.setattr(qwen_omni, "VIDEO_SIZE", QWEN["size"])
     monkeypatch.setattr(qwen3_vl, "VIDEO_SIZE", QWEN["size"] | {"longest_edge": 5120})
+    monkeypatch.setattr(video_llama_3.VideoLlama3ImageProcessorPil, "size", QWEN["size"])
+    monkeypatch.setattr(video_llama_3, "VIDEO_SIZE", QWEN["size"] | {"longest_edge": 5120})
     monkeypatch.setattr(glm4v.Glm4vImageProcessorPil, "size", GLM_IMAGES["size"])
     monkeypatch.setattr(glm4v, "VIDEO_SIZE", GLM_VIDEOS["size"])
     monkeypatch.setattr(gemma4.Gemma4ImageProcessorPil, "max_soft_tokens", GEMMA4["max_soft_tokens"])
+    monkeypatch.setattr(lfm2_vl, "PROCESSOR", LFM2_VL)
     width, height = SIZES[visual]
     frames = FRAMES if visual in VIDEOS else None
     planner = Planner.of(FAMILIES[name].model().config, height=height, width=width, frames=frames)
@@ -186,7 +190,7 @@ def test_planned_tokens_are_those_of_the_processor(name, visual, monkeypatch):
     ids = inputs["input_ids"][0]
     placeholders = int(((ids == IMAGE) | (ids == VIDEO)).sum())
     assert planner.geometry.image.placeholders == placeholders
-    if name in ("qwen3_vl", "qwen3_5", "glm4v", "glm46v", "gemma4") and frames:
+    if name in ("qwen3_vl", "qwen3_5", "glm4v", "glm46v", "gemma4", "video_llama_3") and frames:
         return  # time stamps are words of their own number
     words = len(WORDS) - 1
     assert planner.geometry.markers == len(ids) - placeholders - words + BREAKS.get(name, {}).get(visual, 0)

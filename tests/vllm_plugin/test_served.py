@@ -47,6 +47,8 @@ REFUSED = {
     "glm4v_moe": "not been tested",
     "qwen3_5": "not been tested",
     "qwen3_5_moe": "not been tested",
+    "lfm2_vl": "not been tested",
+    "video_llama_3": "not been tested",
     "aya_vision": "sliding windows",
     "aya_vision with cohere": "not been tested",
     "cohere2_vision": "sliding windows",

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..models.base import VisionModules
-from ..models.decoder import attending
+from ..models.decoder import attending, layer_kinds
 from ..models.encoders import FUSED, KEYS, QUERIES, num_heads, projections
 from ..models.geometry import Geometry
 
@@ -119,7 +119,8 @@ def layer_flops(
     In the place of attention, a gated delta net has V heads with keys of size k and values of size v, widths P of all
     keys and R of all values that it projects, a convolution over w tokens, and reads c = 64 tokens at a time, for which
     the prompt is padded to N: `2 n h (2 P + 3 R + 2 V) + 2 (n + w - 1) w (2 P + R) + 2 N V (2 c k + c v + 3 k v)`. The
-    two triangular systems of each chunk, which are solved and not multiplied, are left out.
+    two triangular systems of each chunk, which are solved and not multiplied, are left out. A short convolution over w
+    tokens takes `8 n h^2 + 2 (n + w - 1) w h`.
 
     Args:
         config: of the language model.
@@ -130,7 +131,7 @@ def layer_flops(
     """
     running = tokens if running is None else running
     if layer not in attending(config):
-        return 2 * running * _mlp_weights(config, layer, 1) + _delta_net_flops(config, running)
+        return 2 * running * _mlp_weights(config, layer, 1) + _state_flops(config, layer, running)
     _, queries, _ = decoder_widths(config, layer)
     pairs = running * tokens - (running * (running - 1) // 2 if causal else 0)
     return 2 * running * _layer_weights(config, layer) + 4 * pairs * queries
@@ -193,7 +194,7 @@ def _uses_others(config: PretrainedConfig, layer: int) -> bool:
 def _layer_weights(config: PretrainedConfig, layer: int, tokens: int = 1) -> int:
     """Weights of the products of a layer that so many tokens can meet."""
     attends = layer in attending(config)
-    mixing = _attention_weights(config, layer) if attends else _delta_net_weights(config)
+    mixing = _attention_weights(config, layer) if attends else _state_weights(config, layer)
     own_input = getattr(config, "hidden_size_per_layer_input", None) or 0
     return mixing + _mlp_weights(config, layer, tokens) + 2 * config.hidden_size * own_input
 
@@ -205,6 +206,23 @@ def _attention_weights(config: PretrainedConfig, layer: int) -> int:
     if made and getattr(config, "attention_k_eq_v", False) and config.layer_types[layer] == "full_attention":
         made = 1
     return hidden * (query_channels(config, layer) + made * keys + queries)
+
+
+def _state_weights(config: PretrainedConfig, layer: int) -> int:
+    """Weights of what folds tokens into a state in the place of attention."""
+    if layer_kinds(config)[layer] != "conv":
+        return _delta_net_weights(config)
+    hidden: int = config.hidden_size
+    return 4 * hidden**2 + hidden * config.conv_L_cache
+
+
+def _state_flops(config: PretrainedConfig, layer: int, tokens: int) -> int:
+    """Of what folds tokens into a state; see `layer_flops`."""
+    if layer_kinds(config)[layer] != "conv":
+        return _delta_net_flops(config, tokens)
+    hidden, kernel = config.hidden_size, config.conv_L_cache
+    # A prompt shorter than the convolution is padded to it.
+    return 8 * tokens * hidden**2 + 2 * (max(tokens, kernel) + kernel - 1) * kernel * hidden
 
 
 def _delta_net_weights(config: PretrainedConfig) -> int:
@@ -255,7 +273,16 @@ def _dense_mlp_weights(config: PretrainedConfig, layer: int) -> int:
     """Weights of an MLP that all tokens meet."""
     wide = 2 if getattr(config, "use_double_wide_mlp", False) and _uses_others(config, layer) else 1
     products: int = 2 if config.model_type in UNGATED else 3
-    return products * config.hidden_size * config.intermediate_size * wide
+    return products * config.hidden_size * _dense_mlp_width(config) * wide
+
+
+def _dense_mlp_width(config: PretrainedConfig) -> int:
+    """Size of an MLP that all tokens meet, which LFM2 works out of the one in its config."""
+    width: int = config.intermediate_size
+    if not getattr(config, "block_auto_adjust_ff_dim", False):
+        return width
+    width, multiple = int(config.block_ffn_dim_multiplier * (2 * width // 3)), config.block_multiple_of
+    return -(-width // multiple) * multiple
 
 
 def _weights(modules: Iterable[nn.Module]) -> int:

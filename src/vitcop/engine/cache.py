@@ -171,7 +171,8 @@ class PrunedCache(Cache):
         if request is not None and any(map(_is_state, self.layers)):
             raise UnsupportedModelError(
                 "Layers that fold tokens into a state cannot take them back, so that this cache cannot be cropped; "
-                "start again with a new cache, or with a copy.deepcopy of an earlier one."
+                "start again with a new cache, or with a copy.deepcopy of an earlier one, and leave out assistants and "
+                "prompt lookup."
             )
         # Drafts of assisted decoding come with the prompt's first forward: taking them back reaches into the prompt.
         if request is not None and (from_prompt := abs(tokens_to_remove) - self.tail_length()) > 0:

@@ -9,6 +9,7 @@ from torch import Tensor
 from .aya_vision import WINDOWS_AND_FLASH, AyaVision
 from .base import Description
 from .geometry import Geometry, Size
+from .tower import joined_within
 
 MOST_TILES = 12
 """Of a picture, its thumbnail left out, by default in `Cohere2VisionImageProcessor`."""
@@ -36,6 +37,4 @@ class Cohere2Vision(AyaVision):
         return self._cut_into(rows * columns + (rows * columns > 1))
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
-        ends = [(row, column + length) for (row, column), length in zip(starts, lengths, strict=True)]
-        before = zip(starts[1:], ends, strict=False)
-        return [False, *(start in (end, (end[0], end[1] + 1)) for start, end in before)]
+        return joined_within(1, starts, lengths)

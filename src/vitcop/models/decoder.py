@@ -20,6 +20,11 @@ QUERIES, KEYS = "q_proj", "k_proj"
 STATES = frozenset({"linear_attention", "conv"})
 """Kinds of decoder layers, as in `config.layer_types`, that fold tokens into a state in place of keeping their keys."""
 
+_NORMS = ("input_layernorm", "operator_norm")
+"""Names of the norm in front of attention in a decoder layer; the second is LFM2's, as those of the next two."""
+_HEAD_NORMS = {QUERIES: ("q_norm", "q_layernorm"), KEYS: ("k_norm", "k_layernorm")}
+_FINAL_NORMS = ("norm", "embedding_norm")
+
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of each token, (batch, tokens, head_dim)."""
 
@@ -39,7 +44,7 @@ def check_rows(layer: nn.Module, config: PretrainedConfig) -> None:
     """Raise unless softmax rows of this decoder layer can be worked out from outside."""
     attention: Any = getattr(layer, "self_attn", None)
     parts = (QUERIES, KEYS, "scaling", "head_dim")
-    known = hasattr(layer, "input_layernorm") and all(hasattr(attention, part) for part in parts)
+    known = _named(layer, _NORMS) is not None and all(hasattr(attention, part) for part in parts)
     known = known and hasattr(inspect.getmodule(type(attention)), "apply_rotary_pos_emb")
     partial_rotary = hasattr(attention, "rotary_ndims") or not getattr(attention, "use_rope", True)
     scales_queries = "llama_4_scaling_beta" in (getattr(config, "rope_parameters", None) or {})
@@ -59,7 +64,7 @@ def refuse_rows(config: PretrainedConfig) -> NoReturn:
 
 def final_norm(decoder: nn.Module, config: PretrainedConfig) -> nn.Module:
     """The norm that stands behind the last layer."""
-    norm = getattr(decoder, "norm", None)
+    norm = _named(decoder, _FINAL_NORMS)
     if norm is None:
         raise UnsupportedModelError(
             f"The {config.model_type!r} decoder has no `norm` behind its last layer, so that hidden states cannot be "
@@ -135,8 +140,8 @@ def _projected(
     layer: Any, name: str, hidden_states: Tensor, rotary: Rotary | None, made: Mapping[str, Tensor]
 ) -> Tensor:
     attention = layer.self_attn
-    states = made[name] if name in made else getattr(attention, name)(layer.input_layernorm(hidden_states))
-    norm = getattr(attention, name.replace("proj", "norm"), None)
+    states = made[name] if name in made else getattr(attention, name)(_named(layer, _NORMS)(hidden_states))
+    norm = _named(attention, _HEAD_NORMS[name])
     if norm is not None and _width(norm) == states.shape[-1]:  # over all heads, as in OLMoE
         states, norm = norm(states), None
     states = states.unflatten(-1, (-1, attention.head_dim))
@@ -144,6 +149,11 @@ def _projected(
         states = states[..., ::2, :]  # behind the query of each head stands its gate
     states = states if norm is None else norm(states)
     return states if rotary is None else rotated(layer, states.transpose(1, 2), rotary)
+
+
+def _named(module: nn.Module, names: Iterable[str]) -> Any:
+    """The first of these that a module has; None if it has none."""
+    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
 def _num_heads(attention: Any) -> int:

@@ -118,17 +118,20 @@ def check_cells(count: int) -> None:
         )
 
 
-def patch_numbers(shapes: Sequence[Shape], side: int) -> Int[Tensor, "tokens patches_per_token"]:
+def patch_numbers(
+    shapes: Sequence[Shape], side: int, padded: int | None = None
+) -> Int[Tensor, "tokens patches_per_token"]:
     """Numbers of the patches that each visual token is made of, over grids that stand one after another.
 
     Args:
         shapes: rows and columns of each grid, in patches.
         side: rows and columns of patches that become one token; what does not fill a block is left out.
+        padded: patches of each grid with the padding behind it; None where there is none.
     """
     numbers, start = [], 0
     for rows, columns in shapes:
         numbers.append(start + _blocks((rows, columns), side))
-        start += rows * columns
+        start += rows * columns if padded is None else padded
     return torch.cat(numbers)
 
 

@@ -11,7 +11,7 @@ from .base import Call, Description
 from .encoders import Encoder, Patches, Watched
 from .geometry import Geometry, Size
 from .grids import Grids, Shape, merged_grids
-from .tower import OTHER_FEATURES, TowerFamily
+from .tower import OTHER_FEATURES, TowerFamily, joined_within
 
 
 class InternVL(TowerFamily):
@@ -58,5 +58,4 @@ class InternVL(TowerFamily):
         return int(1 / self.model.config.downsample_ratio)
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
-        ends = [None, *((row, column + length) for (row, column), length in zip(starts, lengths, strict=True))]
-        return [start == end for start, end in zip(starts, ends, strict=False)]
+        return joined_within(0, starts, lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -126,3 +127,15 @@ class TowerFamily(ModelFamily):
         """Videos that the encoder gets in a call, and frames of each."""
         videos, frames = self.pixels("video", call).shape[:2]
         return videos, frames
+
+
+def joined_within(tokens: int, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:
+    """Whether each tile is of the picture before it, where those of one picture have so few tokens between them.
+
+    Args:
+        tokens: most that stand between two tiles of one picture.
+        starts, lengths: as of `ModelFamily.joined`.
+    """
+    ends = [(row, column + length) for (row, column), length in zip(starts, lengths, strict=True)]
+    before = zip(starts[1:], ends, strict=False)
+    return [False, *(row == of_row and 0 <= column - end <= tokens for (row, column), (of_row, end) in before)]

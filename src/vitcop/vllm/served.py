@@ -51,6 +51,8 @@ NOT_TESTED = frozenset(
         "qwen2_5_omni_thinker",
         "qwen3_5",
         "qwen3_5_moe",
+        "lfm2_vl",
+        "video_llama_3",
     }
 )
 """Model types of which nobody has seen that vLLM answers as transformers does."""
