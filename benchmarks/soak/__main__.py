@@ -25,8 +25,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("vitcop").setLevel(logging.CRITICAL)  # the page logs each failure that was asked for
-    model = AutoModelForImageTextToText.from_pretrained(MODEL_PATH, dtype="float32").eval()
-    processor = AutoProcessor.from_pretrained(MODEL_PATH)
+    model = AutoModelForImageTextToText.from_pretrained(MODEL_PATH, dtype="float32", trust_remote_code=False).eval()
+    processor = AutoProcessor.from_pretrained(MODEL_PATH, trust_remote_code=False)
     given.out.mkdir(parents=True, exist_ok=True)
     sound = True
     for part in given.parts:

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from vitcop.app.asking import Model
-from vitcop.app.page import DENSE, make_page
+from vitcop.app.page import DENSE, make_page, serve_page
 from vitcop.scenes import scene
 
 from .faults import Faults
@@ -80,7 +80,7 @@ def soak(model: Any, processor: Any, requests: int, people: int = 12, different:
         asked.append(Asked(picture.getvalue(), question, METHODS[seed % len(METHODS)], (0.11, 0.33)[seed // 4 % 2]))
     page = make_page({"box": Model("box", model, processor)}, [name for name in METHODS if name != DENSE])
     function = next(number for number, each in page.fns.items() if each.name == "answer")
-    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
+    url = serve_page(page, "127.0.0.1", None, wait=False)
     browser = Browser(url, function, "box")
     alone = [browser.ask(each) for each in asked]
     pruned = [shown for each, shown in zip(asked, alone, strict=True) if each.method != DENSE]

@@ -19,7 +19,7 @@ if CHROMIUM is None:
 
 import vitcop
 from vitcop.app.asking import Model
-from vitcop.app.page import make_page
+from vitcop.app.page import make_page, serve_page
 from vitcop.builtin import EXAMPLE_PICTURE, MODEL_PATH
 from vitcop.inputs.pictures import MOST_PIXELS
 
@@ -36,8 +36,7 @@ def model():
 @pytest.fixture(scope="module")
 def address(model):
     page = make_page({"box": model}, list(vitcop.METHODS))
-    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
-    yield url
+    yield serve_page(page, "127.0.0.1", None, wait=False)
     page.close()
 
 
@@ -47,8 +46,7 @@ def address_of_clips():
     family = FAMILIES["qwen2_vl"]
     model = Model("tiny", family.model(), StandIn(family, family.visual("video", size=0, seed=0)))
     page = make_page({"tiny": model}, list(vitcop.METHODS))
-    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
-    yield url
+    yield serve_page(page, "127.0.0.1", None, wait=False)
     page.close()
 
 

@@ -17,3 +17,16 @@ def test_a_crowd_gets_its_own_answers_and_leaves_nothing_behind(caplog):
     outcome = page.soak(model, AutoProcessor.from_pretrained(MODEL_PATH), requests=40, different=8)
     assert outcome.sound, outcome
     assert outcome.failed and outcome.cancelled
+
+
+def test_no_more_than_some_sessions_are_remembered():
+    """Gradio keeps what stands on the page for ten thousand, which is a gigabyte."""
+    shown = make_page({"none": None}, ["vitcop"])
+    address = serve_page(shown, "127.0.0.1", None, wait=False)
+    function = next(number for number, each in shown.fns.items() if each.name == "answer")
+    browser = page.Browser(address, function, "none")
+    nothing = page.Asked(EXAMPLE_PICTURE.read_bytes(), " ", "vitcop", 0.5)
+    said = {browser.ask(nothing) for _ in range(SESSIONS_KEPT + 8)}
+    assert said == {"<p role='alert'><b>There is no question; type one.</b></p>"}
+    assert len(shown.app.state_holder.session_data) <= SESSIONS_KEPT
+    shown.close()

@@ -27,6 +27,7 @@ logger = logging.getLogger("vitcop")
 DENSE = "dense"
 LONGEST_QUEUE = 16  # requests that wait; whoever comes then is told to try again
 LARGEST_UPLOAD = "64mb"
+SESSIONS_KEPT = 64  # of those who have the page open: Gradio remembers what stands on it
 UPLOADS_KEPT = 600  # seconds, and as long between looks
 FRAMES = 8
 LONGEST_ANSWER = 64  # tokens
@@ -72,9 +73,32 @@ def make_page(models: Mapping[str, Model], methods: Sequence[str]) -> gradio.Blo
     return page.queue(max_size=LONGEST_QUEUE)
 
 
-def serve_page(page: gradio.Blocks, host: str, port: int) -> None:
-    """Answer browsers until somebody stops it."""
-    page.launch(server_name=host, server_port=port, max_file_size=LARGEST_UPLOAD, share=False, show_error=False)
+def serve_page(page: gradio.Blocks, host: str, port: int | None, *, wait: bool = True) -> str:
+    """Answer browsers, until somebody stops it or, without waiting, the page is closed.
+
+    Args:
+        page: of `make_page`.
+        host: address to listen on.
+        port: to listen on; None for any that is free.
+        wait: whether to come back only then.
+
+    Returns:
+        The address of the page.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=LARGEST_UPLOAD,
+        state_session_capacity=SESSIONS_KEPT,
+        share=False,
+        show_error=False,
+        quiet=not wait,
+        prevent_thread_lock=not wait,
+    )
+    return str(address)
 
 
 def _side(choices: list[str], chosen: str) -> tuple[Any, Any, Any, Any]:
