@@ -8,7 +8,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 pytest.importorskip("gradio", reason="needs Gradio and Playwright; `make test-app` installs them in an environment")
 
 from benchmarks.soak import page
-from vitcop.builtin import MODEL_PATH
+from vitcop.app.page import SESSIONS_KEPT, make_page, serve_page
+from vitcop.builtin import EXAMPLE_PICTURE, MODEL_PATH
 
 
 def test_a_crowd_gets_its_own_answers_and_leaves_nothing_behind(caplog):
