@@ -17,6 +17,8 @@ from transformers import (
     ApertusConfig,
     ArceeConfig,
     Dinov2Config,
+    Lfm2MoeConfig,
+    Lfm2MoeModel,
     NemotronConfig,
     PhiConfig,
     SiglipVisionConfig,
@@ -24,6 +26,7 @@ from transformers import (
 )
 
 import vitcop
+from vitcop.costs.closed_forms import layer_flops
 from vitcop.costs.plan import Planner
 from vitcop.models import Size, family_of, gemma4, glm4v, lfm2_vl, qwen2_vl, qwen3_vl, qwen_omni, video_llama_3
 
@@ -208,3 +211,16 @@ def test_geometry_is_the_observed_one(name, kind, size):
     assert planned.shapes == seen.shapes
     assert torch.equal(planned.segments, seen.segments)
     assert torch.equal(planned.places, seen.places)
+
+
+def test_the_first_layers_of_a_decoder_with_experts_may_have_none():
+    """LFM2 has a name of its own for how many these are."""
+    kinds = ["full_attention"] * DECODER["num_hidden_layers"]
+    text = DECODER | {"layer_types": kinds, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    with torch.device("meta"):
+        config = Lfm2MoeConfig(**text, num_dense_layers=2)
+        layers = Lfm2MoeModel(config).layers
+    token = sum(weight.numel() for weight in layers[1].parameters() if weight.ndim > 1)
+    keys_seen = 4 * DECODER["num_attention_heads"] * DECODER["head_dim"]  # the products of attention to itself
+    assert layer_flops(config, 1, 1) == 2 * token + keys_seen
+    assert layer_flops(config, 2, 1) < layer_flops(config, 1, 1)

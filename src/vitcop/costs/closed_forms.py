@@ -256,7 +256,7 @@ def _mlp_weights(config: PretrainedConfig, layer: int, tokens: int) -> int:
     """Weights of the MLP in a layer that so many tokens can meet; of experts, each token meets a few."""
     hidden, beside = config.hidden_size, getattr(config, "enable_moe_block", False)
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
-    leading = range(getattr(config, "first_k_dense_replace", None) or 0)
+    leading = range(getattr(config, "first_k_dense_replace", None) or getattr(config, "num_dense_layers", None) or 0)
     dense_layers = getattr(config, "mlp_only_layers", None) or leading
     if experts and layer not in dense_layers and (layer + 1) % getattr(config, "decoder_sparse_step", 1) == 0:
         width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
