@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 from families.base import IMAGE, PAD, VIDEO
+from families.idefics3 import AROUND
 from tiny import FAMILIES, GREEDY, LLAVA, METHODS, ONE_IMAGE, READING_TEXT, Prompt, assert_same_logits, batch
 
 import vitcop
 from vitcop.models import family_of
 
-END = 58  # what marks the end of an image
+ENDS = 58, AROUND  # what marks the end of an image
 SHORT, LONG = [11, 12, 13], [21, 22, 23, 24, 25, 26]
 LOGITS = GREEDY | {"return_dict_in_generate": True, "output_logits": True}
 
@@ -19,7 +20,7 @@ def prompts(inputs, *questions, family=LLAVA, side="left"):
     """Whole prompts: what `inputs` have up to their last image, and a question behind it."""
     ids = inputs["input_ids"][0].tolist()
     end = max(column for column, token in enumerate(ids) if token in (IMAGE, VIDEO)) + 1
-    end += ids[end] == END
+    end += ids[end] in ENDS
     rows = [ids[:end] + question for question in questions]
     width = max(map(len, rows))
 
@@ -198,4 +199,26 @@ def test_images_that_see_the_question_raise(monkeypatch):
         vitcop.FAMILIES["gemma3"], "attention_blocks", lambda self, call: {"x": torch.zeros_like(call["input_ids"])}
     )
     with vitcop.prune(model, METHODS["vitcop"]), pytest.raises(vitcop.UnsupportedModelError, match="see the text"):
+        vitcop.ImagePrefix(model, **inputs)
+
+
+@pytest.mark.parametrize("seed", [24, 13])
+@pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
+def test_tiles_of_the_last_picture_are_one_picture_to_a_prefix_as_well(name, seed):
+    """What joins them is the token that closes it, which stands behind its placeholders."""
+    family = FAMILIES[name]
+    model, inputs = family.model(), batch([Prompt(2, seed=seed)], family=family)
+    whole = prompts(inputs, SHORT, family=family)
+    with torch.no_grad(), vitcop.prune(model, METHODS["uniformgrid"]) as pruning:
+        expected, kept = model.generate(**whole, **LOGITS), [stage.kept() for stage in pruning.report.stages]
+        prefix = vitcop.ImagePrefix(model, **inputs)
+        assert len(prefix.report.images) == 2 and [stage.kept() for stage in prefix.report.stages] == kept
+        assert_same_answer(prefix.generate(**whole, **LOGITS), expected)
+
+
+def test_a_video_that_lasts_beyond_the_text_behind_it_is_refused():
+    """Qwen2.5-VL counts text on from the rows and columns of a video; what is decoded later, from its last moment."""
+    family = FAMILIES["qwen2_5_vl"]
+    model, inputs = family.model(), batch([Prompt(0, seed=18, videos=1)], family=family)
+    with vitcop.prune(model, METHODS["vitcop"]), pytest.raises(vitcop.UnsupportedModelError, match="shorter video"):
         vitcop.ImagePrefix(model, **inputs)

@@ -11,7 +11,7 @@ from ..report import Report
 from ..selection.pruner import Pruner, SmallImages
 from .forward import Forward
 from .placement import Placeholders, place_images
-from .refusals import check_drafted
+from .refusals import check_drafted, check_text_behind
 from .signals import Prompts
 from .stages import Stages
 
@@ -47,6 +47,8 @@ class Prefill(Forward):
     def enter(self, kwargs: Call) -> Call:
         """Apply stage 0 to what enters the language model."""
         family, embeddings = self.family, kwargs["inputs_embeds"]
+        if self.prefix:
+            check_text_behind(kwargs.get("position_ids"))
         placed = place_images(family, self.prompts, self.placeholders, self.observations)
         lengths = placed.observation.lengths
         schedule = schedules(self.method, family, lengths, self.small_images)

@@ -120,7 +120,8 @@ class ImagePrefix:
         end = int(visual.nonzero()[-1]) + 1
         self._check_question(ids[end:])
         # Qwen-Omni counts positions by it.
-        return end + int(ids[end : end + 1].tolist() == [getattr(config, "vision_end_token_id", None)])
+        marked = ids[end : end + 1].tolist() == [getattr(config, "vision_end_token_id", None)]
+        return end + max(int(marked), self._family.closing_tokens)
 
     def _check_question(self, ids: Int[Tensor, " tokens"]) -> None:
         """Raise unless these, behind the images, are text."""

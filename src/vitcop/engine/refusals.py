@@ -132,3 +132,21 @@ def check_head(call: Call, config: PretrainedConfig, placeholders: Placeholders)
             "Router losses need the same tokens in every layer, which the layers of a pruned prompt do not hold: leave "
             "out output_router_logits."
         )
+
+
+def check_text_behind(positions: Tensor | None) -> None:
+    """Refuse a prefix behind which text would stand elsewhere than behind all positions so far.
+
+    Qwen2.5-VL counts on from the rows and columns of a video, and not from its last moment.
+
+    Args:
+        positions: of all its tokens; three axes of them, time first, behind those of text if there are four.
+
+    Raises:
+        UnsupportedModelError: a moment of a video lies beyond all rows and columns.
+    """
+    if positions is not None and positions.ndim == 3 and positions[-3].max() > positions[-2:].max():
+        raise UnsupportedModelError(
+            "A video ends at a later position than this model gives to the text behind it, so that no question could "
+            "go on behind its cache as in a whole prompt: ask whole prompts, or take a shorter video."
+        )

@@ -172,6 +172,7 @@ class ModelFamily(ABC):
         described: the family in the words of the table of families.
         keeps_positions: whether surviving tokens always stay at their positions, whatever the method says.
         tiles_are_images: whether the encoder gets tiles without being told which picture they are of; see `joined`.
+        closing_tokens: tokens behind an image by which `joined` tells where it ends.
         has_windows: whether decoder layers may attend to a sliding window. The decoder then takes a mask for each kind.
         has_blocks: whether tokens of the prompt may see each other both ways; see `attention_blocks`.
         windows_cut_blocks: whether they do so within a sliding window alone.
@@ -194,6 +195,7 @@ class ModelFamily(ABC):
     described: ClassVar[Description]
     keeps_positions: ClassVar[bool] = False
     tiles_are_images: ClassVar[bool] = False
+    closing_tokens: ClassVar[int] = 0
     has_windows: bool = False
     has_blocks: ClassVar[bool] = False
     windows_cut_blocks: ClassVar[bool] = True

@@ -26,6 +26,7 @@ class Idefics3(TowerFamily):
         refuses=("another encoder",),
     )
     tiles_are_images = True
+    closing_tokens = 1
     projector = "connector"
 
     def grids(self, modality: str, call: Call) -> tuple[Grids, ...]:
