@@ -191,6 +191,12 @@ def test_what_is_no_prefix_raises(model, asked, said):
         vitcop.ImagePrefix(model, **batch(asked))
 
 
+def test_settings_of_generate_are_not_taken_for_images(model):
+    """They would be left out of every question, as images are that were cached."""
+    with vitcop.prune(model, METHODS["vitcop"]), pytest.raises(vitcop.VitcopError, match="max_new_tokens, suppress"):
+        vitcop.ImagePrefix(model, **batch([ONE_IMAGE]), **GREEDY)
+
+
 def test_images_that_see_the_question_raise(monkeypatch):
     """A family says which tokens see each other both ways: it is asked of a prompt that goes on."""
     family = FAMILIES["gemma3"]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from transformers import GenerationConfig
 
 from ..errors import UnsupportedModelError, VitcopError
 from ..models import ModelFamily, family_of
@@ -44,7 +45,8 @@ class ImagePrefix:
             inputs: what the processor makes of one prompt with images. What stands behind the last one is not read.
 
         Raises:
-            VitcopError: the model is not pruned, or there is not one prompt with an image.
+            VitcopError: the model is not pruned, there is not one prompt with an image, or an argument is one of
+                `generate`.
             UnsupportedModelError: the method looks at text or at its attention, the model lets images see what stands
                 behind them, or what `vitcop.prune` cannot prune.
         """
@@ -53,6 +55,11 @@ class ImagePrefix:
             raise VitcopError(
                 "Images are cached by a pruned model, and this one is not: call vitcop.prune(model, ...) before, and "
                 "keep it on while questions are asked."
+            )
+        settings = GenerationConfig()
+        if misplaced := sorted(name for name in inputs if hasattr(settings, name)):
+            raise VitcopError(
+                f"A prefix is read, and nothing is generated: give {', '.join(misplaced)} to prefix.generate(...)."
             )
         self.model, self.pruning = model, pruning
         self._family = family_of(stock_model(model))
