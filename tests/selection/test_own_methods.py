@@ -32,7 +32,7 @@ class Half(ScorePruner): ...
 
 
 if __name__ == "__main__":
-    print(Mine(weight=3.0).to_json())
+    print(Mine(power=3.0).to_json())
 """
 
 
@@ -108,7 +108,7 @@ def test_a_class_in_a_file_or_module_is_found_used_and_written_down(folder, text
     text = text.format(folder=folder)
     kind = vitcop.Pruner.named(text)
     assert vitcop.Pruner.named(text) is kind and vitcop.Pruner.named("mine") is kind
-    method = kind(0.5, weight=2.0)
+    method = kind(0.5, power=2.0)
     written = json.loads(method.to_json())["method"]
     assert written == ("mine:Mine" if text == "mine:Mine" else f"{folder}/mine.py:Mine")
     assert vitcop.Pruner.from_json(method.to_json()) == method
@@ -116,14 +116,14 @@ def test_a_class_in_a_file_or_module_is_found_used_and_written_down(folder, text
     assert vitcop.Pruner.from_json(stage.to_json()) == stage
     with torch.no_grad(), vitcop.prune(tiny.LLAVA.model(), method):
         tiny.LLAVA.model()(**tiny.batch([tiny.ONE_IMAGE]))
-    assert split_arguments({"method": text, "weight": 2.0, "retention": "1/2"}, []) == (method, {})
+    assert split_arguments({"method": text, "power": 2.0, "retention": "1/2"}, []) == (method, {})
 
 
 def test_a_file_imports_what_stands_beside_it(folder):
     (folder / "sub").mkdir()
-    (folder / "sub" / "beside_it.py").write_text("WEIGHT = 5.0")
-    (folder / "sub" / "mine.py").write_text("from beside_it import WEIGHT\n" + MINE.replace("= 1.0", "= WEIGHT"))
-    assert vitcop.Pruner.named("sub/mine.py:Mine")().weight == 5.0
+    (folder / "sub" / "beside_it.py").write_text("POWER = 5.0")
+    (folder / "sub" / "mine.py").write_text("from beside_it import POWER\n" + MINE.replace("= 1.0", "= POWER"))
+    assert vitcop.Pruner.named("sub/mine.py:Mine")().power == 5.0
 
 
 def test_a_script_writes_where_it_stands(folder, capsys):
@@ -131,7 +131,7 @@ def test_a_script_writes_where_it_stands(folder, capsys):
     runpy.run_path(f"{folder}/mine.py", run_name="__main__")
     del registry._defined["mine"]  # as in another process
     method = vitcop.Pruner.from_json(capsys.readouterr().out)
-    assert method.weight == 3.0 and type(method).__module__ == f"{folder}/mine.py"
+    assert method.power == 3.0 and type(method).__module__ == f"{folder}/mine.py"
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,9 @@ def test_every_command_takes_it(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     Path("mine.py").write_text(MINE)
     assert "Mine (--method mine.py:Mine)" in (told := invoke("methods", "mine.py:Mine"))
-    assert "    weight = 1.0\n" in told
+    assert "    power = 1.0\n" in told
     assert invoke("run", "--method", "mine.py:Mine").count("\n") == 1
-    Path("bad.py").write_text(MINE.replace("Mine", "Bad").replace("return self.weight", "return 1 / 0"))
+    Path("bad.py").write_text(MINE.replace("Mine", "Bad").replace("return tokens.saliency", "return 1 / 0"))
     table = invoke("compare", "--methods", "bad.py:Bad,mine.py:Mine,random", "--retention", "1/2")
     assert "ZeroDivisionError: division by zero." in " ".join(table.split())
     assert [line.split()[1] for line in table.splitlines() if " 50.0% " in line] == ["mine", "random"]
@@ -210,7 +210,7 @@ def test_no_method_is_taken_for_what_it_is_compared_with():
 )
 def test_what_cannot_be_found_is_answered_in_one_line(text, complaint):
     Path("mine.py").write_text(MINE)
-    Path("loose.py").write_text("from mine import Mine\n\nclass Loose(Mine):\n    weight: float = 2.0")
+    Path("loose.py").write_text("from mine import Mine\n\nclass Loose(Mine):\n    power: float = 2.0")
     Path("broken.py").write_text("raise RuntimeError('no way\\nout')")
     Path("leaves.py").write_text("raise SystemExit(3)")
     with pytest.raises(vitcop.VitcopError) as raised:
