@@ -465,6 +465,17 @@ def test_decoders_that_scale_queries_by_position_raise_under_flash_attention(mod
         vitcop.prune(model, VITCOP)
 
 
+def test_attention_backends_that_are_shown_no_masks_raise(model):
+    """transformers gives them none, and rows of a batch that keep fewer tokens would see padding."""
+    AttentionInterface.register("maskless", sdpa_attention_forward)
+    model.config.text_config._attn_implementation = "maskless"
+    try:
+        with pytest.raises(vitcop.UnsupportedModelError, match="'maskless' has no function that makes its masks"):
+            vitcop.prune(model, VITCOP)
+    finally:
+        AttentionInterface._global_mapping.pop("maskless")
+
+
 @takes_encoder_outputs
 def test_bare_encoder_outputs_raise():
     """Nothing is known of them; Idefics3 takes them."""

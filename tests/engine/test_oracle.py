@@ -27,6 +27,19 @@ def test_equals_masked_dense(name, method, prompts, attention):
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("beyond", [-1, 0, 1])
+@pytest.mark.parametrize("name", ["gemma3", "paligemma with gemma2"])
+def test_a_window_as_long_as_the_prompt_ends_behind_it(name, beyond, attention):
+    """No mask is made as long as it hides nothing; the first token that was hidden was not dropped."""
+    family, method = FAMILIES[name], ENGINE["three_stages"]
+    model, inputs = family.model(attention), batch([ONE_IMAGE], family=family)
+    model.get_decoder().config.sliding_window = inputs["input_ids"].shape[1] + beyond
+    report, pruned = pruned_logits(model, inputs, method)
+    for after, before in zip(pruned, masked_dense_logits(model, inputs, method, report), strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["gemma3", "gemma4 with experts", "paligemma", "paligemma with gemma2"])
 def test_the_oracle_sees_what_the_dense_model_sees(name):
     """Where tokens see each other both ways, and windows cut that or do not."""

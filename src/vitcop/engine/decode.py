@@ -15,7 +15,7 @@ from ..models.base import Call
 from .cache import PrunedCache
 from .forward import Forward
 from .layout import Layout
-from .masks import entering_mask, last_queries, layer_mask
+from .masks import entering_mask, last_queries, layer_mask, window_cuts
 from .positions import count_positions
 
 
@@ -31,6 +31,7 @@ class Decode(Forward):
                 "many prompts, or choose among those of the cache by batch_select_indices or batch_repeat_interleave."
             )
         self.tail = cache.tail_length()
+        self.seen = self.request.prompt_length + self.tail + new
         self.tail_mask: Tensor | None = None
         self.layout = self.request.layouts[0]
         self.masks: dict[str, Any] = {}
@@ -41,11 +42,10 @@ class Decode(Forward):
         """The arguments of the base model, with the request's positions, and without the mask, which is made here."""
         mask = call.get("attention_mask")
         if mask is not None:
-            seen = self.request.prompt_length + self.tail + self.new
-            if mask.ndim != 2 or mask.shape[1] != seen:
+            if mask.ndim != 2 or mask.shape[1] != self.seen:
                 raise UnsupportedModelError(
-                    f"attention_mask must be 2-D and cover the {seen} tokens of the conversation so far, dropped ones "
-                    f"included; got shape {tuple(mask.shape)}."
+                    f"attention_mask must be 2-D and cover the {self.seen} tokens of the conversation so far, dropped "
+                    f"ones included; got shape {tuple(mask.shape)}."
                 )
             self.prompt_mask, self.tail_mask = mask.bool().tensor_split([self.request.prompt_length], dim=1)
             if self.family.has_states and self.new > 1 and not self.tail_mask[:, -self.new :].all():
@@ -69,7 +69,13 @@ class Decode(Forward):
     def enter(self, kwargs: Call) -> Call:
         self.interrupted = True  # until it is over
         layout, embeds = self.request.layouts[0], kwargs["inputs_embeds"]
-        mask = entering_mask(self.family, layout, self._real(layout), lambda layer: self._mask(layer, layout, embeds))
+        needed = self.new > 1 or not self.is_plain
+        mask = entering_mask(
+            self.family,
+            layout,
+            self._real(layout),
+            lambda layer: self._mask(layer, layout, embeds) if needed else None,
+        )
         return kwargs | {"attention_mask": mask}
 
     def leaves_alone(self, kwargs: Call) -> bool:
@@ -77,8 +83,8 @@ class Decode(Forward):
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether no layer has padding, a window or counts, so that a single new token needs no mask anywhere."""
-        return not self.family.has_windows and all(map(self._needs_none, self.request.layouts.values()))
+        """Whether no layer has padding, counts, or a window that ends, so that a single new token needs no mask."""
+        return not window_cuts(self.family, self.seen) and all(map(self._needs_none, self.request.layouts.values()))
 
     def before_layer(self, layer: int, hidden_states: Tensor, kwargs: Call) -> tuple[Tensor, Call]:
         kind, layout = self.family.layer_kinds[layer], self.request.layout_at(layer)
@@ -112,6 +118,7 @@ class Decode(Forward):
             self.cache,
             real=self._real(layout),
             columns=torch.cat([layout.columns, tail.to(layout.columns.device)], 1),
+            seen=self.seen,
             counts=None if layout.counts is None else layout.counts.map(lambda part: pad(part, (0, tail.shape[1]))),
         )
 

@@ -339,6 +339,7 @@ class Stages:
             self.cache,
             real=self.layout.mask,
             columns=columns,
+            seen=self.prompts.embeddings.shape[1],
             blocks=self.prompts.blocks_of(self.family.layer_kinds[layer], columns),
             counts=self.layout.counts,
         )

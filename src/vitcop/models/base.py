@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ..errors import UnsupportedModelError, VitcopError
 from ..ops.segments import segment_ids, starts_of
@@ -285,6 +286,12 @@ class ModelFamily(ABC):
     def check_attention(self) -> None:
         """Raise if the attention backend, which can be changed at any time, cannot be given what the decoder needs."""
         config = self.decoder.config
+        if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
+            raise UnsupportedModelError(
+                f"The attention backend {config._attn_implementation!r} has no function that makes its masks, which "
+                "rows that keep different numbers of tokens need; register one by transformers' "
+                "AttentionMaskInterface, or use attn_implementation='sdpa'."
+            )
         if "flash" not in config._attn_implementation:
             return
         if self.has_windows or self.has_blocks:
