@@ -5,9 +5,11 @@ from pkgutil import iter_modules
 
 from .base import TinyFamily
 
+_MODULES = [import_module(module.name) for module in iter_modules(__path__, f"{__name__}.")]
+
 FAMILIES: dict[str, TinyFamily] = {
-    value.name: value
-    for module in iter_modules(__path__, f"{__name__}.")
-    for value in vars(import_module(module.name)).values()
-    if isinstance(value, TinyFamily)
+    value.name: value for module in _MODULES for value in vars(module).values() if isinstance(value, TinyFamily)
 }
+
+MISSING = tuple(name for module in _MODULES for name in getattr(module, "MISSING", ()))
+"""Those of which this transformers lacks what we need; that raises."""

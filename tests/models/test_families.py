@@ -5,9 +5,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from families import MISSING
 from families.base import IMAGE
 from families.internvl import InternVL35, InternVL35Oss
-from families.omni import MISSING, Qwen3Omni, Qwen25Omni
+from families.omni import Qwen3Omni, Qwen25Omni
 from oracle import masked_dense_logits, pruned_logits
 from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, ragged
 from transformers import (

@@ -6,8 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from families import FAMILIES
-from families.omni import MISSING
+from families import FAMILIES, MISSING
 from tiny import METHODS
 
 import vitcop
