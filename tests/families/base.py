@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -98,8 +100,15 @@ class TinyFamily(ABC):
         return {}
 
     def model(self, attention: str = "sdpa") -> PreTrainedModel:
+        """A model of one's own; random numbers go on from where they stood when it was built."""
+        model, state = self._built(attention)
+        torch.set_rng_state(state)
+        return deepcopy(model)
+
+    @cache  # noqa: B019 - families last as long as the tests
+    def _built(self, attention: str) -> tuple[PreTrainedModel, Tensor]:
         torch.manual_seed(0)
-        return self.build(attention).eval()
+        return self.build(attention).eval(), torch.get_rng_state()
 
     def visual(self, kind: str, size: int, seed: int, alone: bool = True) -> Visual:
         generator = torch.Generator().manual_seed(1000 + seed)
