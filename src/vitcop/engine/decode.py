@@ -31,6 +31,7 @@ class Decode(Forward):
                 "many prompts, or choose among those of the cache by batch_select_indices or batch_repeat_interleave."
             )
         self.tail = cache.tail_length()
+        family.check_length(self.request.prompt_length + self.tail + new)
         self.tail_mask: Tensor | None = None
         self.layout = self.request.layouts[0]
         self.masks: dict[str, Any] = {}
