@@ -47,6 +47,12 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
 * Of Cohere's second decoder (Command R7B and Command A), layers with a sliding window turn queries and keys by rotary
   embeddings, and the others have no positions: `calibrate="distance"` raises, all else works. Aya Vision 32B has the
   first, whose layers are all alike.
+* Llama 4 runs in transformers up to 5.23; its own of 5.24 ends in an AttributeError (`image_outputs`), dense as well.
+  It is pruned as long as the whole prompt, dropped tokens included, and the answer reach neither the end of a chunk,
+  within which three of four layers attend, nor the place from which the others scale queries: 8,191 tokens of the
+  published models, or three of the largest pictures. Beyond, prompt or answer raise. Every fourth layer has no
+  positions, so that `calibrate="distance"` raises. All experts run on all tokens, and costs say so. Its processor makes
+  pixels of bfloat16.
 * Gemma 4 makes of a picture as many visual tokens as its shape allows within a budget, which is a setting of its
   processor: `max_soft_tokens`, 70, 140, 280, 560 or 1,120, by default 280 a picture and 70 a frame. Encode 1,120 and
   keep a quarter: the decoder pays for 280, the encoder for all of them. Its small models (E2B, E4B) end in layers that
@@ -64,9 +70,9 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   called as ever.
 * InternVL 3.5 with a decoder of Qwen3 is as InternVL 3, but for its QK-norm. With that of gpt-oss, whose layers have
   windows and sinks, it raises.
-* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, LFM2, Gemma 3 and 4) have ViTCoP's
-  stages II and III rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys` says so to
-  methods.
+* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, LFM2, Gemma 3 and 4, Llama 4 Scout)
+  have ViTCoP's stages II and III rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys`
+  says so to methods.
 
 One budget covers one picture or one video: tiles and frames share it in proportion to the visual tokens they really
 have. Separators (newlines, row breaks, markers, a frame's [CLS], registers) are text and always stay.

@@ -65,7 +65,7 @@ def recorded():
     def record(module, query, key, value, attention_mask, scaling, **kwargs):
         repeats = query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(repeats, 1) for states in (key, value))
-        logits = query @ key.mT * scaling
+        logits = query @ key.mT * (module.scaling if scaling is None else scaling)
         if attention_mask is not None:
             logits = logits + attention_mask
         weights.setdefault(module, []).append(logits.softmax(-1))

@@ -105,7 +105,8 @@ class Written:
         visuals = ({"images": pictures} if any(pictures) else {}) | ({"videos": videos} if videos else {})
         made = dict(self.build()(text=text, **visuals, **self.asked, padding=True, return_tensors="pt"))
         made.pop("labels", None)  # which PaliGemma's makes of no answer as well
-        return made
+        # Llama 4's makes pixels of bfloat16, which its model takes if it is of that.
+        return {name: part.float() if part.is_floating_point() else part for name, part in made.items()}
 
     def expected(self, rows: list[tuple[str, ...]]) -> list[tuple[str, int, int]]:
         """Modality, row and visual tokens of each image in the report."""
@@ -373,6 +374,22 @@ PROCESSORS = {
         image="<|IMG_PATCH|>",
         wide=(3 + 1) * 9,
         tall=(4 + 1) * 9,
+        thumbnail=-1,
+    ),
+    "llama4": Written(
+        ("Llama4Processor", {}),
+        ("Llama4ImageProcessor", {"max_patches": 4} | square(84)),
+        tokens={
+            "<|patch|>": IMAGE,
+            "<|image_start|>": START,
+            "<|image_end|>": END,
+            "<|tile_x_separator|>": 57,
+            "<|tile_y_separator|>": 56,
+            "<|image|>": 55,
+        },
+        image="<|image|>",
+        wide=(2 + 1) * 9,
+        tall=(2 + 1) * 9,
         thumbnail=-1,
     ),
     "video_llava": Written(

@@ -98,7 +98,7 @@ def pixels(family, visual):
         height, width = family.image_sizes[visual.size]
     elif "idefics3" in type(family).__module__:
         height, width = ((30, 120), (100, 100))[visual.size]
-    elif family.name == "internvl":
+    elif family.name in ("internvl", "llama4"):
         height, width = ((84, 84), (84, 168))[visual.size]
     elif "cohere" in type(family).__module__:
         height, width = ((48, 48), (48, 96))[visual.size]

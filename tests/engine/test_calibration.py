@@ -19,11 +19,12 @@ from vitcop import LayerPruner, Selection
 from vitcop.engine.calibration import Counts
 from vitcop.models import FAMILIES as KNOWN
 from vitcop.models import family_of
+from vitcop.models.decoder import map_rotary
 from vitcop.ops.segments import smallest_per_segment
 from vitcop.selection.tokens import merge_counts
 
 LAST, STEPS = NUM_LAYERS - 1, 2
-UNEVEN = ("cohere2", "gemma4_text", "lfm2")
+UNEVEN = ("cohere2", "gemma4_text", "lfm2", "llama4_text")
 """Decoders of which some layers, or some channels, turn nothing."""
 FOLDED: dict[str, Tensor] = {}
 """What `Fold` has last done: slots of the tokens, and of those that they were merged into."""
@@ -61,13 +62,14 @@ def equal_groups(model: PreTrainedModel, first: int = LAST) -> Iterator[None]:
         entered = len(hidden), kwargs["position_embeddings"][0].shape[-2]
         source = torch.arange(entered[0] * entered[1]).index_copy(0, FOLDED["slots"], FOLDED["into"])
         column = (source % entered[1]).view(entered)[..., None]
-        rotary = []
-        for part in kwargs["position_embeddings"]:
+
+        def moved(part: Tensor) -> Tensor:
             whole = part.expand(*part.shape[:-3], *entered, part.shape[-1])
-            rotary.append(whole.gather(-2, column.expand_as(whole)))
+            return whole.gather(-2, column.expand_as(whole))
+
         if layer is layers[0]:
             hidden = hidden.flatten(0, 1)[source].view_as(hidden)
-        return (hidden, *args[1:]), kwargs | {"position_embeddings": tuple(rotary)}
+        return (hidden, *args[1:]), kwargs | {"position_embeddings": map_rotary(kwargs["position_embeddings"], moved)}
 
     handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     try:
@@ -87,7 +89,7 @@ def answered(model: PreTrainedModel, inputs: dict[str, Tensor], last: Tensor, st
             if mask is not None:
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
                 given = {"attention_mask": mask}
-                if hasattr(model.model, "rope_deltas"):  # whose model would count them anew, and fail
+                if hasattr(model.base_model, "rope_deltas"):  # whose model would count them anew, and fail
                     given["position_ids"] = mask.sum(1, keepdim=True) - 1 + model.model.rope_deltas
             new = torch.full((len(last), 1), 10 + step)
             output = model(input_ids=new, past_key_values=output.past_key_values, **given)

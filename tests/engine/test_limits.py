@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
 from families.base import IMAGE
+from families.llama4 import Llama4
 from needs import takes_encoder_outputs
 from peft import LoraConfig, get_peft_model
 from tiny import FAMILIES, LLAVA, ONE_IMAGE, RAGGED, Prompt, assert_same_logits, batch
@@ -62,6 +63,28 @@ def test_generate_raises(model, inputs, call, reason):
         call = {"past_key_values": cache}
     with torch.no_grad(), vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match=reason):
         model.generate(**inputs, **GREEDY, **call)
+
+
+class Chunked(Llama4):
+    def __init__(self, chunk, floor):
+        self.chunk, self.floor = chunk, floor
+
+
+@pytest.mark.parametrize(("chunk", "floor"), [(50, 1000), (1000, 51)], ids=["chunk", "scaled queries"])
+def test_prompts_up_to_the_length_from_which_llama_4_attends_otherwise(chunk, floor):
+    """There, and no earlier, the dense model answers otherwise than one that attends to all."""
+    model, whole = Chunked(chunk, floor).model(), Chunked(1000, 1000).model()
+    inputs, width = batch([ONE_IMAGE], family=FAMILIES["llama4"]), 51
+    ids = torch.cat([inputs["input_ids"], torch.arange(2, width).remainder(50)[None]], 1)[:, :width]
+    fits, beyond = inputs | {"input_ids": ids[:, :-1]}, inputs | {"input_ids": ids}
+    with torch.no_grad():
+        assert_same_logits(model(**fits).logits, whole(**fits).logits)
+        assert not torch.allclose(model(**beyond).logits, whole(**beyond).logits, rtol=1e-3, atol=1e-4)
+        with vitcop.prune(model, VITCOP):
+            output = model(**fits)
+            for longer in (beyond, {"input_ids": ids[:, -1:], "past_key_values": output.past_key_values}):
+                with pytest.raises(vitcop.UnsupportedModelError, match="Beyond 50 tokens"):
+                    model(**longer)
 
 
 def test_sliding_window_raises(model, inputs):

@@ -22,6 +22,7 @@ NORMALISED = (
     "qwen3_5",
     "qwen3_5_moe",
     "lfm2_vl",
+    "llama4",
     "qwen3_omni_moe_thinker",
 )
 PROBED = [name for name, family in FAMILIES.items() if name not in NORMALISED and "earlyvitcop" not in family.refuses]

@@ -251,10 +251,15 @@ def test_what_a_layer_would_project_is_what_it_turns_by_its_rotary_embedding(nam
 
     layers = model.get_decoder().layers
     made, module = [], inspect.getmodule(type(layers[attends[0]].self_attn))
-    rotate = module.apply_rotary_pos_emb
+    name = "apply_rotary_pos_emb" if hasattr(module, "apply_rotary_pos_emb") else "apply_rotary_emb"
+    rotate = getattr(module, name)
 
     def spy(queries, keys, *args, **kwargs):
         made.append((queries.transpose(1, 2).flatten(0, 1), keys.transpose(1, 2).flatten(0, 1)))
+        return rotate(queries, keys, *args, **kwargs)
+
+    def spy_before_norm(queries, keys, *args, **kwargs):
+        made.append(tuple(layers[0].self_attn.qk_norm(states.flatten(0, 1)) for states in (queries, keys)))
         return rotate(queries, keys, *args, **kwargs)
 
     def spy_on_one(x, *args, **kwargs):
@@ -266,8 +271,9 @@ def test_what_a_layer_would_project_is_what_it_turns_by_its_rotary_embedding(nam
         heads = (proj(states).flatten(0, 1).unflatten(1, (-1, attention.head_dim)) for proj in PROJECTIONS(attention))
         made.append(tuple(heads))
 
-    turned, both = [], "k" in inspect.signature(rotate).parameters
-    monkeypatch.setattr(module, "apply_rotary_pos_emb", spy if both else spy_on_one)
+    turned, taken = [], inspect.signature(rotate).parameters
+    other = spy_before_norm if "xk" in taken else spy_on_one  # Llama 4 turns first
+    monkeypatch.setattr(module, name, spy if "k" in taken else other)
     model.get_decoder().register_forward_pre_hook(lambda *args: turned.clear())  # Gemma 4's encoder turns by it, too
     for number, layer in enumerate(layers):
         if not family_of(model).turns(number):

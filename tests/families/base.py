@@ -63,6 +63,7 @@ class TinyFamily(ABC):
         name: what tests call it; the model type, unless a family has several encoders.
         kinds: "image" and "video", as far as it takes them.
         has_cls: whether its encoder has a [CLS] token.
+        cls_behind: whether that stands behind the patches, and not before them.
         registers: tokens that its encoder has between [CLS] and the patches.
         sizes: how many sizes of images there are.
         frames_per_grid: pictures of a video that become one grid.
@@ -73,6 +74,7 @@ class TinyFamily(ABC):
     name: str
     kinds: tuple[str, ...] = ("image",)
     has_cls: bool = False
+    cls_behind: bool = False
     registers: int = 0
     sizes: int = 1
     frames_per_grid: int = 1

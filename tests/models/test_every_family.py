@@ -111,6 +111,8 @@ def test_beams_keep_their_own_tokens(name):
         pytest.skip("this transformers repeats the images of prompts one by one, dense as well")
     if name.startswith("glm") and "video" in family.kinds:
         pytest.skip("transformers loses the videos of GLM's prompts where it repeats these, dense as well")
+    if name == "llama4":
+        pytest.skip("transformers repeats Llama 4's prompts without their pictures, dense as well")
     asked = GREEDY | {"num_beams": 2}
     with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning:
         together = model.generate(**batch(prompts, family=family), **asked)
@@ -130,7 +132,7 @@ def test_removing_leaves_the_model_as_it_was(name):
             (name, list(module._forward_pre_hooks), list(module._forward_hooks))
             for name, module in model.named_modules()
         ]
-        return hooks, set(vars(model)), set(vars(model.model))
+        return hooks, set(vars(model)), set(vars(model.base_model))
 
     with torch.no_grad():
         dense, before = model(**inputs).logits, traces()
@@ -299,7 +301,7 @@ def test_costs_are_the_counted_ones(name):
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning, counter:
         output = model(**inputs, logits_to_keep=1)  # as `generate` does, on which it depends what runs in Gemma 4
-    a_layer = re.compile(rf"{type(model).__name__}\.model\.\w+\.layers\.\d+")
+    a_layer = re.compile(rf"{type(model).__name__}\.(model\.\w+|language_model\.model)\.layers\.\d+")
     counted = sum(sum(ops.values()) for name, ops in counter.get_flop_counts().items() if a_layer.fullmatch(name))
     dense, pruned = pruning.report.prefill_flops
     assert pruned == counted and dense > pruned

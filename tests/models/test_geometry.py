@@ -11,7 +11,7 @@ from tiny import FAMILIES
 
 import vitcop
 from vitcop.engine.hooks import _OBSERVATION
-from vitcop.models import encoders, video_llama_3
+from vitcop.models import encoders, family_of, video_llama_3
 from vitcop.models.grids import Grids
 from vitcop.ops import saliency
 from vitcop.selection.tokens import EncoderSignal
@@ -26,14 +26,16 @@ def visuals(name, kind):
 
 def encode(model, kind, inputs):
     """What the model makes of pictures, one row per placeholder, and what was observed of it."""
-    encoder = getattr(model.model, f"get_{kind}_features")
+    encoder = getattr(model.base_model, f"get_{kind}_features")
     parameters = inspect.signature(encoder).parameters
     call = {name: inputs[name] for name in (*parameters, "image_sizes") if name in inputs}
     if kind == "video" and "pixel_values" in parameters:  # as transformers called it before 5.18
         call["pixel_values"] = inputs["pixel_values_videos"]
+    if model.config.model_type == "llama4" and "vision_feature_select_strategy" in parameters:
+        call["vision_feature_select_strategy"] = None  # which transformers wanted, for nothing, in 5.17
     with torch.no_grad():
         output = encoder(**call, return_dict=True)
-    features = torch.cat([feature.flatten(0, -2) for feature in output.pooler_output])
+    features = torch.cat([feature.flatten(0, -2) for feature in family_of(model).features_in(output)])
     observation = getattr(output, _OBSERVATION)
     place = Grids.join(observation.images)
     if len(features) < place.placeholders:  # separators are yet to come
@@ -169,7 +171,7 @@ def test_what_is_observed_is_the_last_attention_before_the_features(name, kind):
     inputs = family.inputs([[family.visual(kind, 0, seed=0)]])
     with vitcop.prune(model, vitcop.Random()) as pruning:
         observed = pruning._family.observed[kind]
-    encoder = getattr(model.model, f"{kind}_tower") if name == "video_llava" else model.get_encoder(kind)
+    encoder = getattr(model.base_model, f"{kind}_tower") if name == "video_llava" else model.get_encoder(kind)
     attentions = [module for module in encoder.modules() if type(module) is type(observed)]
     full = getattr(encoder, "fullatt_block_indexes", range(len(attentions)))
 
@@ -230,12 +232,13 @@ def test_saliency_is_the_attention_that_the_encoder_pays(name, kind, signal, rec
             observation.signal(SIGNALS[signal])
         depth = SIGNALS[signal].depth
         attention = pruning._family.observed[kind] if depth is None else pruning._family.encoder_attention(kind, depth)
-    encoder = getattr(model.model, f"{kind}_tower") if name == "video_llava" else model.get_encoder(kind)
+    encoder = getattr(model.base_model, f"{kind}_tower") if name == "video_llava" else model.get_encoder(kind)
     number = [module for module in encoder.modules() if type(module) is type(attention)].index(attention)
     if not hasattr(encoder, "fullatt_block_indexes"):
         assert number == {"first": 0, "middle, received": 1}.get(signal, number)
     expected, received = [], SIGNALS[signal].received
     for weights in recorded[attention]:
+        weights = weights.roll((1, 1), (2, 3)) if family.cls_behind else weights
         if family.has_cls and received:
             expected.append(weights.mean((1, 2)).flatten())
             continue

@@ -124,6 +124,7 @@ def test_places_are_those_in_the_picture(name, visual):
 # Plans know only the defaults of processors, of which the ones above have other numbers.
 DEFAULTS = {
     "internvl": replace(PROCESSORS["internvl"], images=("GotOcr2ImageProcessor", square(84))),
+    "llama4": replace(PROCESSORS["llama4"], images=("Llama4ImageProcessor", square(84))),
     "aya_vision": replace(PROCESSORS["aya_vision"], images=("GotOcr2ImageProcessor", square(48))),
     "cohere2_vision": replace(
         PROCESSORS["cohere2_vision"], images=("Cohere2VisionImageProcessor", {"patch_size": 3} | square(48))

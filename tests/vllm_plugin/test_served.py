@@ -51,6 +51,7 @@ REFUSED = {
     "aya_vision": "sliding windows",
     "aya_vision with cohere": "not been tested",
     "cohere2_vision": "sliding windows",
+    "llama4": "sliding windows",
     "paligemma": "not been tested",
     "paligemma with gemma2": "sliding windows",
     **({} if MISSING else {"qwen2_5_omni_thinker": "not been tested", "qwen3_omni_moe_thinker": "DeepStack"}),

@@ -22,6 +22,8 @@ UNGATED = ("apertus", "arcee", "nemotron", "phi", "starcoder2")
 """`model_type` of decoders whose MLP is two products and no gate."""
 GATED_ATTENTION = ("qwen3_5_moe_text", "qwen3_5_text")
 """`model_type` of decoders whose query projection makes a gate for each head as well."""
+ALL_EXPERTS = ("llama4_text",)
+"""`model_type` of decoders that run all experts on all tokens, on zeros where one is not theirs, and one besides."""
 _CHUNK = 64  # tokens that a gated delta net reads at a time
 
 
@@ -112,9 +114,9 @@ def layer_flops(
     size h, head size d, H query and K key-value heads, MLP size m and n tokens:
     `2 n (2 h H d + 2 h K d + 3 h m) + 4 n^2 H d`, and `2 n h H d` more where attention is gated. With E experts of
     size e, k of which see a token, `3 h m` is `3 h k e + h E`, router included, and `3 h e` more for each expert that
-    all see; without a gate it is `2 h m`. Values that are the keys save `h K d`, keys and values of another layer
-    `2 h K d`; an input that a layer has of its own, of size p, takes `2 h p`. A sliding window counts as full
-    attention.
+    all see; transformers runs all of Llama 4's on all tokens, so that k is E. Without a gate it is `2 h m`. Values that
+    are the keys save `h K d`, keys and values of another layer `2 h K d`; an input that a layer has of its own, of size
+    p, takes `2 h p`. A sliding window counts as full attention.
 
     In the place of attention, a gated delta net has V heads with keys of size k and values of size v, widths P of all
     keys and R of all values that it projects, a convolution over w tokens, and reads c = 64 tokens at a time, for which
@@ -254,19 +256,25 @@ def _delta_net_widths(config: PretrainedConfig) -> tuple[int, int]:
 
 def _mlp_weights(config: PretrainedConfig, layer: int, tokens: int) -> int:
     """Weights of the MLP in a layer that so many tokens can meet; of experts, each token meets a few."""
-    hidden, beside = config.hidden_size, getattr(config, "enable_moe_block", False)
+    hidden, beside, every = config.hidden_size, getattr(config, "enable_moe_block", False), _runs_all(config)
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
     leading = range(getattr(config, "first_k_dense_replace", None) or getattr(config, "num_dense_layers", None) or 0)
     dense_layers = getattr(config, "mlp_only_layers", None) or leading
-    if experts and layer not in dense_layers and (layer + 1) % getattr(config, "decoder_sparse_step", 1) == 0:
+    sparse = layer not in dense_layers and (layer + 1) % getattr(config, "decoder_sparse_step", 1) == 0
+    if experts and (layer in config.moe_layers if every else sparse):
         width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
         shared = getattr(config, "shared_expert_intermediate_size", None)  # one that sees all, and its gate
         always = 3 * hidden * shared + hidden if shared else 0
-        always += 3 * hidden * width * (getattr(config, "n_shared_experts", None) or 0)
+        always += 3 * hidden * width * (getattr(config, "n_shared_experts", None) or int(every))
         always += _dense_mlp_weights(config, layer) if beside else 0
-        met = min(experts, tokens * (config.top_k_experts if beside else config.num_experts_per_tok))
+        each = config.top_k_experts if beside else config.num_experts_per_tok
+        met = experts if every else min(experts, tokens * each)
         return 3 * hidden * met * width + hidden * experts + always
     return _dense_mlp_weights(config, layer)
+
+
+def _runs_all(config: PretrainedConfig) -> bool:
+    return config.model_type in ALL_EXPERTS
 
 
 def _dense_mlp_weights(config: PretrainedConfig, layer: int) -> int:
@@ -278,7 +286,7 @@ def _dense_mlp_weights(config: PretrainedConfig, layer: int) -> int:
 
 def _dense_mlp_width(config: PretrainedConfig) -> int:
     """Size of an MLP that all tokens meet, which LFM2 works out of the one in its config."""
-    width: int = config.intermediate_size
+    width: int = getattr(config, "intermediate_size_mlp", None) or config.intermediate_size
     if not getattr(config, "block_auto_adjust_ff_dim", False):
         return width
     width, multiple = int(config.block_ffn_dim_multiplier * (2 * width // 3)), config.block_multiple_of

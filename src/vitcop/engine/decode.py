@@ -32,6 +32,7 @@ class Decode(Forward):
             )
         self.tail = cache.tail_length()
         self.seen = self.request.prompt_length + self.tail + new
+        family.check_length(self.seen)
         self.tail_mask: Tensor | None = None
         self.layout = self.request.layouts[0]
         self.masks: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -132,7 +132,7 @@ class Pruning:
         self._small_images = small_images
         self._family = family_of(stock)
         self._model_type = stock.config.model_type
-        if self._family.base is stock or not stock.can_generate():
+        if not stock.can_generate():
             raise UnsupportedModelError(
                 "Pass the whole model, with its language-model head: not its base model, and none with a head that "
                 "picks tokens by their columns in the unpruned prompt (classification, rewards)."
@@ -215,8 +215,9 @@ class Pruning:
         # Last, as another thread may call the model at any time: what begins here finds all of the above.
         around(stock, "generate", partial(self._generate, stock))
         # Hooks alone are passed by where `forward` is called by name, and torch runs none after a KeyboardInterrupt.
-        around(stock, "forward", self._run_model)
+        # Where there is no base model, both are the same, and what stands around the whole model comes second.
         around(family.base, "forward", self._run_base)
+        around(stock, "forward", self._run_model)
         before(stock, self._ask)
         before(family.base, self._expect)
 
@@ -301,7 +302,7 @@ class Pruning:
                 output = original(**forward.start(call))
                 report = forward.finish()
             asked = self._thread.asked.get("logits_to_keep")
-            if isinstance(asked, int) and asked and isinstance(output, ModelOutput):
+            if isinstance(asked, int) and asked and isinstance(output, ModelOutput) and "last_hidden_state" in output:
                 # The head would tell by its length whether this has been done.
                 output.last_hidden_state = output.last_hidden_state[:, -asked:]
             if report is not None:
@@ -394,7 +395,7 @@ class Pruning:
             repeats = getattr(output, REPEATS, None)
             watched = {module: replace(seen, repeats=repeats) for module, seen in watched.items()}
             observation = self._observe(modality, call, watched)
-            _check_observation(observation, output)
+            _check_observation(observation, self._family.features_in(output))
             if isinstance(thread.forward, Prefill):
                 thread.forward.observations[modality].append(observation)
             else:
@@ -453,9 +454,8 @@ def _observations_in(call: Call) -> dict[str, Observation]:
     return {modality: getattr(out, _OBSERVATION) for modality, out in outputs if hasattr(out, _OBSERVATION)}
 
 
-def _check_observation(observation: Observation, output: ModelOutput) -> None:
+def _check_observation(observation: Observation, features: Tensor | Sequence[Tensor]) -> None:
     """Raise unless there is one place for each of the features that the model will put into the prompt."""
-    features = output.pooler_output
     made = sum(feature.shape[:-1].numel() for feature in features)
     placeholders, tokens = sum(observation.placeholders), sum(observation.lengths)
     # Some models add separators only when they put the features into the prompt.

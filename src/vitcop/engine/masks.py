@@ -87,7 +87,7 @@ def layer_mask(
 
 def window_cuts(family: ModelFamily, seen: int) -> bool:
     """Whether a layer with a sliding window hides any of the first `seen` columns from the last of them."""
-    return family.has_windows and family.decoder.config.sliding_window < seen
+    return "sliding_attention" in family.layer_kinds and family.decoder.config.sliding_window < seen
 
 
 def last_queries(mask: Any, count: int) -> Any:

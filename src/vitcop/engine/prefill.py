@@ -63,6 +63,7 @@ class Prefill(Forward):
         )
         self.stages = Stages(family, self.method, prompts, placed, schedule)
         if self.stages.layers:
+            family.check_length(embeddings.shape[1])
             family.check_calibration(self.method.calibrate)
         return self.stages.enter(kwargs)
 

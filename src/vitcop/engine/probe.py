@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_chunked_causal_mask,
+    create_sliding_window_causal_mask,
+)
 
 from ..errors import UnsupportedModelError, VitcopError
 from ..models import ModelFamily
@@ -15,7 +19,11 @@ from ..models.decoder import layer_keys
 from ..ops.segments import by_size, pad_segments, unpad_segments
 from ..selection.tokens import VisualTokens
 
-_MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+_MASKS = {
+    "full_attention": create_causal_mask,
+    "sliding_attention": create_sliding_window_causal_mask,
+    "chunked_attention": create_chunked_causal_mask,
+}
 
 
 def probed_keys(

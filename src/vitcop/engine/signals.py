@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError, VitcopError
 from ..models import ModelFamily, Observation
-from ..models.decoder import Rotary, final_norm, layer_keys, layer_queries, rotated
+from ..models.decoder import Rotary, final_norm, layer_keys, layer_queries, map_rotary, rotated, turned_back
 from ..ops.gather import gather_slots
 from ..ops.saliency import attention_rows
 from ..ops.segments import segment_ids, upload
@@ -116,7 +116,7 @@ class LayerInput:
         return layer_keys(layer, self.hidden_states, self.rotary, self.projected)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> LayerInput:
-        rotary = None if self.rotary is None else (change(self.rotary[0]), change(self.rotary[1]))
+        rotary = None if self.rotary is None else map_rotary(self.rotary, change)
         projected = {name: change(made) for name, made in self.projected.items()}
         return LayerInput(self.layer, change(self.hidden_states), rotary, projected)
 
@@ -216,9 +216,8 @@ class StageSource(Source):
         own, got = attended.slots(slots), attended.got
         if got.rotary is None:
             return keys
-        cos, sin = (part.expand(len(self.states), -1, -1).flatten(0, 1)[own] for part in got.rotary)
-        # Turned by the opposite angles.
-        return rotated(self.family.layers[got.layer], keys[None].transpose(1, 2), (cos[None], -sin[None]))[0]
+        rotary = map_rotary(got.rotary, lambda part: part.expand(len(self.states), -1, -1).flatten(0, 1)[own][None])
+        return rotated(self.family.layers[got.layer], keys[None].transpose(1, 2), turned_back(rotary))[0]
 
     def final_norm(self, states: Tensor) -> Tensor:
         decoder = self.family.decoder

@@ -15,7 +15,7 @@ from ..entrance import entering_tokens
 from ..errors import UnsupportedModelError
 from ..models import ModelFamily
 from ..models.base import Call
-from ..models.decoder import Rotary, keep_projected, refuse_rows
+from ..models.decoder import Rotary, keep_projected, map_rotary, refuse_rows
 from ..ops.gather import gather_slots
 from ..ops.segments import upload
 from ..report import Report, StageReport
@@ -305,10 +305,8 @@ class Stages:
 
     def _rotary(self, given: Rotary) -> Rotary:
         """Rotary embeddings that the model passes on at the length that entered, at the length now."""
-        if self.entered is None:
-            return given
-        cos, sin = (gather_slots(part, self.entered, -2) for part in given)
-        return cos, sin
+        entered = self.entered
+        return given if entered is None else map_rotary(given, lambda part: gather_slots(part, entered, -2))
 
     def _fit(self, layer: int, hidden_states: Tensor, kwargs: Call) -> Call:
         """The keyword arguments that the model goes on passing at the length that entered, at the length now."""
@@ -363,9 +361,8 @@ def _whole(prompts: Prompts) -> Layout:
 
 def _last(count: int, kwargs: Call) -> Call:
     """Mask and rotary embeddings of the last tokens, where the model lets no others on."""
-    cos, sin = kwargs["position_embeddings"]
-    mask = last_queries(kwargs["attention_mask"], count)
-    return {"attention_mask": mask, "position_embeddings": (cos[:, -count:], sin[:, -count:])}
+    rotary = map_rotary(kwargs["position_embeddings"], lambda part: part[:, -count:])
+    return {"attention_mask": last_queries(kwargs["attention_mask"], count), "position_embeddings": rotary}
 
 
 def _even(shifts: Tensor, alive: Tensor) -> bool:

@@ -19,7 +19,7 @@ from ..errors import UnsupportedModelError, VitcopError
 from ..ops.segments import segment_ids, starts_of
 from ..selection.pruner import Calibrate
 from ..selection.tokens import SALIENCY, EncoderSignal, VisualTokens
-from .decoder import STATES, attending, check_rows, layer_kinds
+from .decoder import STATES, WINDOWS, attending, check_rows, layer_kinds
 from .encoders import Patches, Watched
 from .geometry import Geometry, Size
 from .grids import Grids
@@ -174,7 +174,8 @@ class ModelFamily(ABC):
         keeps_positions: whether surviving tokens always stay at their positions, whatever the method says.
         tiles_are_images: whether the encoder gets tiles without being told which picture they are of; see `joined`.
         closing_tokens: tokens behind an image by which `joined` tells where it ends.
-        has_windows: whether decoder layers may attend to a sliding window. The decoder then takes a mask for each kind.
+        has_windows: whether decoder layers may attend to a sliding window, or within chunks. The decoder then takes a
+            mask for each kind.
         has_blocks: whether tokens of the prompt may see each other both ways; see `attention_blocks`.
         windows_cut_blocks: whether they do so within a sliding window alone.
         has_states: whether decoder layers may fold tokens into a state (linear attention, short convolutions).
@@ -184,7 +185,8 @@ class ModelFamily(ABC):
             it has keys to show.
         key_cutoff: density cutoff known to suit the keys of this vision encoder, or None.
         observed: for each modality the vision attention of the layer whose features the model uses.
-        model, base, decoder, layers: the model, its base model, its language model and the layers of that.
+        model, base, decoder, layers: the model, its base model, which is itself where it has none, its language model
+            and the layers of that.
         layer_kinds: of each decoder layer, as in `config.layer_types`.
         attending: numbers of the decoder layers that attend; the others keep a state.
         num_layers: decoder layers that hold keys and values, or a state, of their own, over which retention is
@@ -209,7 +211,7 @@ class ModelFamily(ABC):
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.base: PreTrainedModel = model.base_model
-        self.decoder: PreTrainedModel = model.get_decoder()
+        self.decoder = self.decoder_of(model)
         _check_decoder(self.decoder, self.has_windows, self.has_states)
         self.layers: nn.ModuleList = self.decoder.layers
         self.layer_kinds = layer_kinds(self.decoder.config)
@@ -218,6 +220,12 @@ class ModelFamily(ABC):
         attentions = (getattr(layer, "self_attn", None) for layer in self.layers)
         self.num_layers = sum(not getattr(attention, "is_kv_shared_layer", False) for attention in attentions)
         self.check_attention()
+
+    @staticmethod
+    def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+        """The language model of a model, without a head."""
+        decoder: PreTrainedModel = model.get_decoder()
+        return decoder
 
     @property
     def stage_layers(self) -> range:
@@ -233,7 +241,7 @@ class ModelFamily(ABC):
     def normalises_keys(self) -> bool:
         """Whether the decoder normalises each key (QK-norm), so that key norms say little about a token."""
         attention = self.layers[self.attending[0]].self_attn
-        return any(hasattr(attention, name) for name in ("k_norm", "k_layernorm", "key_layernorm"))
+        return any(hasattr(attention, name) for name in ("k_norm", "k_layernorm", "key_layernorm", "qk_norm"))
 
     def keys_before(self, layer: int) -> int:
         """Number of the decoder layer whose keys a stage before `layer` sees: the nearest before it that attends."""
@@ -305,9 +313,30 @@ class ModelFamily(ABC):
                 "their tokens are pruned; use attn_implementation='sdpa'."
             )
 
+    def check_length(self, tokens: int) -> None:
+        """Raise if some layers of the decoder attend to so many tokens otherwise than to all before each.
+
+        Those of Llama 4 attend within chunks of the prompt, or scale queries by how many tokens came before, and count
+        the tokens that they hold, which are fewer in a pruned prompt.
+
+        Args:
+            tokens: of the unpruned prompt, padding included, and of what came behind it.
+        """
+        config, most = self.decoder.config, tokens
+        if "chunked_attention" in self.layer_kinds:
+            most = min(most, config.attention_chunk_size)
+        if getattr(config, "attn_temperature_tuning", False) and not all(map(self.turns, range(len(self.layers)))):
+            most = min(most, config.floor_scale - 1)
+        if tokens > most:
+            raise UnsupportedModelError(
+                f"Beyond {most:,} tokens, layers of the {config.model_type!r} decoder attend within chunks, or scale "
+                f"queries by the tokens before them, which they would count in what is left of these {tokens:,}: ask "
+                "with fewer or smaller pictures, so that prompt and answer are no longer before any is dropped."
+            )
+
     def turns(self, layer: int) -> bool:
         """Whether a decoder layer turns its queries and keys by the rotary embedding that it gets."""
-        return getattr(getattr(self.layers[layer], "self_attn", None), "use_rope", True)
+        return bool(getattr(getattr(self.layers[layer], "self_attn", None), "use_rope", True))
 
     def rotary_frequencies(self, layer: int) -> Float[Tensor, " planes"]:
         """The angles by which the rotary embedding of a decoder layer turns its planes from one position to the next.
@@ -347,6 +376,11 @@ class ModelFamily(ABC):
 
     def check_encoding(self, call: Call) -> None:  # noqa: B027 - most families have nothing to refuse
         """Raise if this call of `get_image_features` or the like asks for features that `shown` does not see."""
+
+    def features_in(self, output: Any) -> Tensor | Sequence[Tensor]:
+        """What an output of the encoder holds for the placeholders, in one part or several: (..., channels)."""
+        features: Tensor | Sequence[Tensor] = output.pooler_output
+        return features
 
     @abstractmethod
     def encoder_attention(self, modality: str, depth: float) -> nn.Module:
@@ -464,12 +498,12 @@ def _check_decoder(decoder: PreTrainedModel, has_windows: bool, has_states: bool
     config = decoder.config
     layers: Sequence[nn.Module] = getattr(decoder, "layers", ())
     kinds = set(getattr(config, "layer_types", None) or ())
-    known = {"full_attention"} | ({"sliding_attention"} if has_windows else set()) | (STATES if has_states else set())
+    known = {"full_attention"} | (WINDOWS if has_windows else set()) | (STATES if has_states else set())
     if kinds - known or (not kinds and getattr(config, "sliding_window", None)):
         raise UnsupportedModelError(
             f"The {config.model_type!r} decoder has sliding-window or other partial attention, which is supported for "
-            "no family but Gemma 3 and 4, PaliGemma and Cohere's; use a checkpoint whose layers attend to all tokens "
-            "before them."
+            "no family but Gemma 3 and 4, PaliGemma, Cohere's and Llama 4; use a checkpoint whose layers attend to all "
+            "tokens before them."
         )
     kept = [layer for layer, kind in zip(layers, layer_kinds(config), strict=False) if kind not in STATES]
     if not kept or not all(hasattr(layer, "self_attn") for layer in kept):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from jaxtyping import Float
@@ -20,13 +20,19 @@ QUERIES, KEYS = "q_proj", "k_proj"
 STATES = frozenset({"linear_attention", "conv"})
 """Kinds of decoder layers, as in `config.layer_types`, that fold tokens into a state in place of keeping their keys."""
 
+WINDOWS = frozenset({"sliding_attention", "chunked_attention"})
+"""Kinds of decoder layers whose tokens attend to some of those before them, and whose cache may hold no others."""
+
 _NORMS = ("input_layernorm", "operator_norm")
 """Names of the norm in front of attention in a decoder layer; the second is LFM2's, as those of the next two."""
-_HEAD_NORMS = {QUERIES: ("q_norm", "q_layernorm"), KEYS: ("k_norm", "k_layernorm")}
+# Llama 4 has one norm for both and turns them first, which changes no norm: it has no weights.
+_HEAD_NORMS = {QUERIES: ("q_norm", "q_layernorm", "qk_norm"), KEYS: ("k_norm", "k_layernorm", "qk_norm")}
 _FINAL_NORMS = ("norm", "embedding_norm")
+_TURN, _TURN_COMPLEX = "apply_rotary_pos_emb", "apply_rotary_emb"
+"""What turns queries and keys, beside the attention of a decoder layer; the second by complex numbers."""
 
-Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines of each token, (batch, tokens, head_dim)."""
+Rotary = tuple[Tensor, Tensor] | Tensor
+"""Cosines and sines of each token, (batch, tokens, head_dim), or both as complex numbers, (batch, tokens, planes)."""
 
 
 def layer_kinds(config: PretrainedConfig) -> tuple[str, ...]:
@@ -45,8 +51,9 @@ def check_rows(layer: nn.Module, config: PretrainedConfig) -> None:
     attention: Any = getattr(layer, "self_attn", None)
     parts = (QUERIES, KEYS, "scaling", "head_dim")
     known = _named(layer, _NORMS) is not None and all(hasattr(attention, part) for part in parts)
-    known = known and hasattr(inspect.getmodule(type(attention)), "apply_rotary_pos_emb")
-    partial_rotary = hasattr(attention, "rotary_ndims") or not getattr(attention, "use_rope", True)
+    turns = (hasattr(inspect.getmodule(type(attention)), name) for name in (_TURN, _TURN_COMPLEX))
+    known = known and any(turns)
+    partial_rotary = hasattr(attention, "rotary_ndims")
     scales_queries = "llama_4_scaling_beta" in (getattr(config, "rope_parameters", None) or {})
     clips = getattr(config, "clip_qkv", None) is not None
     changes_softmax = getattr(attention, "attn_logit_softcapping", None) or hasattr(attention, "sinks")
@@ -167,12 +174,26 @@ def _width(norm: nn.Module) -> int | None:
     return None if weight is None else weight.shape[-1]
 
 
+def map_rotary(rotary: Rotary, change: Callable[[Tensor], Tensor]) -> Rotary:
+    """The rotary embedding with each of its tensors changed."""
+    return change(rotary) if isinstance(rotary, Tensor) else (change(rotary[0]), change(rotary[1]))
+
+
+def turned_back(rotary: Rotary) -> Rotary:
+    """The rotary embedding by the opposite angles."""
+    return rotary.conj() if isinstance(rotary, Tensor) else (rotary[0], -rotary[1])
+
+
 def rotated(
     layer: Any, states: Float[Tensor, "batch heads rows head_dim"], rotary: Rotary
 ) -> Float[Tensor, "batch rows heads head_dim"]:
     """Queries or keys after the layer's own rotary embedding, which turns both at once or either by itself."""
     module: Any = inspect.getmodule(type(layer.self_attn))
-    turn = module.apply_rotary_pos_emb
+    if isinstance(rotary, Tensor):
+        states = states.transpose(1, 2)
+        turned: Tensor = getattr(module, _TURN_COMPLEX)(states, states, rotary)[0]
+        return turned
+    turn = getattr(module, _TURN)
     both = "k" in inspect.signature(turn).parameters
-    turned: Tensor = turn(states, states, *rotary)[0] if both else turn(states, *rotary)
+    turned = turn(states, states, *rotary)[0] if both else turn(states, *rotary)
     return turned.transpose(1, 2)

@@ -228,34 +228,51 @@ class Watched:
         return scale
 
 
-def with_cls(watched: Watched, pictures: int, registers: int = 0) -> Patches:
-    """Patches of an encoder whose first token is [CLS], by the attention of [CLS]: CLIP, DINOv2, InternVL's ViT.
+def with_cls(
+    watched: Watched,
+    pictures: int,
+    registers: int = 0,
+    *,
+    behind: bool = False,
+    turn: Callable[[Tensor], Tensor] | None = None,
+) -> Patches:
+    """Patches of an encoder with [CLS], by the attention of [CLS]: CLIP, DINOv2, InternVL's ViT, Llama 4's.
 
     Args:
         watched: the attention.
         pictures: pictures, tiles or frames of which the features are.
         registers: tokens between [CLS] and the patches, which attend and are attended to like patches.
+        behind: whether [CLS] comes last, and not first.
+        turn: the rotary embedding of queries or keys of all tokens, (pictures, tokens, heads, head_dim), which leaves
+            [CLS] as it is.
 
     Raises:
         UnsupportedModelError: the encoder ran on another number of them.
     """
     attention, received, scale, first = watched.module, watched.received, watched.scale, 1 + registers
+    heads = num_heads(attention), -1
     queries, keys = watched.made_by(QUERIES), watched.made_by(KEYS)
     _check_count("pictures, tiles or frames", len(keys), pictures)
     if not received:
-        queries = queries[:, 0].clone()  # all of them would stay in memory
+        queries = queries[:, -1 if behind else 0].clone()  # all of them would stay in memory
+
+    def prepared(name: str, states: Tensor) -> Tensor:
+        states = _normalise(attention, name, states).unflatten(-1, heads)
+        return states if turn is None else turn(states)
+
+    def cls_first(states: Tensor) -> Tensor:
+        return states.roll(1, 1) if behind else states
 
     def show() -> tuple[Tensor, Tensor]:
-        heads = num_heads(attention), -1
-        asking = _normalise(attention, "q_norm", queries).unflatten(-1, heads)
-        attended = _normalise(attention, "k_norm", keys).unflatten(-1, heads)
+        attended = cls_first(prepared("k_norm", keys))
         if not received:
+            asking = _normalise(attention, "q_norm", queries).unflatten(-1, heads)
             saliency = cls_attention(asking, attended, scale, registers)
         else:
             grids, length = keys.shape[:2]
-            both = asking.flatten(0, 1), attended.flatten(0, 1)
+            both = cls_first(prepared("q_norm", queries)).flatten(0, 1), attended.flatten(0, 1)
             saliency = attention_received(*both, scale, [length] * grids).view(grids, length)[:, first:]
-        return keys[:, first:].flatten(0, 1).unflatten(-1, heads), saliency.flatten()
+        return cls_first(keys)[:, first:].flatten(0, 1).unflatten(-1, heads), saliency.flatten()
 
     return Patches(show)
 
