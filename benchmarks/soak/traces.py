@@ -64,7 +64,8 @@ class Outcome:
         failed, cancelled, refused: those that ended by an injected failure, by whoever asked, or by a full queue.
         before, after: traces.
         megabytes: held in each quarter, of which the first fills what is kept for all that come.
-        leaves: kilobytes that a request may leave in the process.
+        noise: megabytes by which these may grow whatever the number of requests.
+        leaves: kilobytes that each may leave beside.
     """
 
     part: str
@@ -77,6 +78,7 @@ class Outcome:
     before: Traces | None = None
     after: Traces | None = None
     megabytes: list[float] = field(default_factory=list)
+    noise: float = NOISE
     leaves: float = LEAVES
 
     @property
@@ -96,7 +98,7 @@ class Outcome:
     def _allowed(self) -> float:
         """Megabytes that these may grow by."""
         requests = self.right + self.mixed + self.failed + self.cancelled + self.refused
-        return NOISE + self.leaves / 1000 * requests / 2
+        return self.noise + self.leaves / 1000 * requests / 2
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"sound": self.sound}
