@@ -88,7 +88,7 @@ gpu-rehearsal: $(VENV)/.installed
 
 # Thousands of requests to threads, `vitcop eval` and the page, many of which fail or are given up. Half an hour or more.
 soak: $(APP)/.dev
-	$(APP)/bin/python -m benchmarks.soak threads eval app
+	$(APP)/bin/python -m benchmarks.soak threads prefix eval app
 
 # What `make gpu` imports besides, for Python 3.12 on Linux: to be brought along to a machine that lacks it.
 gpu-wheels:

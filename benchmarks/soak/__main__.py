@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vitcop.builtin import MODEL_PATH
 
-PARTS = {"threads": "threads", "eval": "evaluation", "app": "page"}
+PARTS = {"threads": "threads", "prefix": "prefix", "eval": "evaluation", "app": "page"}
 
 
 def main() -> None:

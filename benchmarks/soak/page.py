@@ -9,7 +9,9 @@ import re
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -27,6 +29,7 @@ LOOKS = 40
 METHODS = "vitcop", "census", "fastv", DENSE
 FAILING, LEAVING = 0.05, 0.1
 WAIT = 300  # seconds
+GRADIO = {"noise": 20.0, "leaves": 20.0}  # what it holds by itself, whatever the model (NOTES, entry 16)
 TIME = re.compile(r"\d+\.\d\d s")  # that an answer took
 
 
@@ -69,20 +72,28 @@ class Browser:
         return None
 
 
+@contextmanager
+def served(model: Any, processor: Any) -> Iterator[Browser]:
+    """A page on which this model answers, for as long as it lasts."""
+    page = make_page({"box": Model("box", model, processor)}, [name for name in METHODS if name != DENSE])
+    function = next(number for number, each in page.fns.items() if each.name == "answer")
+    try:
+        yield Browser(serve_page(page, "127.0.0.1", None, wait=False), function, "box")
+    finally:
+        page.close()
+
+
 def soak(model: Any, processor: Any, requests: int, people: int = 12, different: int = 24) -> Outcome:
     """Ask the same few things in any order, each compared with all that the page shows of it alone, but the time."""
-    outcome, memory, turn, draw = Outcome("app"), Memory(), threading.Lock(), random.Random(0)
+    outcome, memory, turn, draw = Outcome("app", **GRADIO), Memory(), threading.Lock(), random.Random(0)
     asked = []
     for seed in range(different):
         drawn, picture = scene(seed, "test"), BytesIO()
         drawn.picture.save(picture, "PNG")
         question = drawn.questions[seed % len(drawn.questions)].text
         asked.append(Asked(picture.getvalue(), question, METHODS[seed % len(METHODS)], (0.11, 0.33)[seed // 4 % 2]))
-    page = make_page({"box": Model("box", model, processor)}, [name for name in METHODS if name != DENSE])
-    function = next(number for number, each in page.fns.items() if each.name == "answer")
-    url = serve_page(page, "127.0.0.1", None, wait=False)
-    browser = Browser(url, function, "box")
-    alone = [browser.ask(each) for each in asked]
+    with served(model, processor) as browser:
+        alone = [browser.ask(each) for each in asked]
     pruned = [shown for each, shown in zip(asked, alone, strict=True) if each.method != DENSE]
     assert len(set(pruned)) == len(pruned), "what cannot be told apart would hide what is mixed up"
     outcome.before = Traces.of(model)
@@ -105,10 +116,10 @@ def soak(model: Any, processor: Any, requests: int, people: int = 12, different:
                 memory.look()
 
     begin = time.perf_counter()
-    with Faults(model, FAILING).on(), ThreadPoolExecutor(people) as crowd:
-        list(crowd.map(ask, range(requests)))
-    outcome.seconds = time.perf_counter() - begin
-    outcome.mixed += [browser.ask(each) for each in asked] != alone  # and whoever has left is forgotten by then
+    with served(model, processor) as browser:
+        with Faults(model, FAILING).on(), ThreadPoolExecutor(people) as crowd:
+            list(crowd.map(ask, range(requests)))
+        outcome.seconds = time.perf_counter() - begin
+        outcome.mixed += [browser.ask(each) for each in asked] != alone  # and whoever has left is forgotten by then
     outcome.after, outcome.megabytes = Traces.of(model), memory.quarters
-    page.close()
     return outcome

@@ -3,7 +3,8 @@
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from benchmarks.soak import evaluation, threads
+from benchmarks.soak import evaluation, prefix, threads
+from benchmarks.soak.traces import Outcome, Traces
 from vitcop.builtin import MODEL_PATH
 
 
@@ -17,6 +18,54 @@ def test_threads(box):
     outcome = threads.soak(*box, requests=28, different=4)
     assert outcome.sound, outcome
     assert outcome.failed and outcome.cancelled == 3
+
+
+def test_prefix(box):
+    outcome = prefix.soak(*box, requests=28, pictures=2, questions=2)
+    assert outcome.sound, outcome
+    assert outcome.failed and outcome.cancelled == 3
+
+
+CLEAN = {"hooks": 1, "attributes": 2, "tensors": 3, "threads": 4}
+PAGE = {"noise": 20.0, "leaves": 20.0}
+
+
+def outcome_of(after=(), **changed):
+    """Of two thousand requests, but for what is said."""
+    found = {"right": 1990, "failed": 10, "megabytes": [475, 477, 479, 479]} | changed
+    return Outcome("made up", **found, before=Traces(**CLEAN), after=Traces(**CLEAN | dict(after)))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"after": {"tensors": 2, "threads": 3}},
+        {"megabytes": [300, 500, 500, 504]},  # what is kept for all that come is filled once
+        {"right": 20, "megabytes": [500, 500, 500, 502]},
+        PAGE | {"megabytes": [602, 612, 622, 636]},
+        PAGE | {"right": 250, "megabytes": [610, 612, 618, 629]},
+    ],
+    ids=str,
+)
+def test_what_was_found_is_sound(changed):
+    assert outcome_of(**changed).sound
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"after": {name: CLEAN[name] + 1}} for name in CLEAN),
+        {"megabytes": [500, 505, 510, 515]},  # 10 kB a request
+        {"right": 20, "megabytes": [500, 502, 504, 507]},  # a picture each
+        PAGE | {"megabytes": [600, 650, 700, 750]},  # what Gradio remembered of each visitor
+        {"mixed": 1},
+        {"right": 0},
+    ],
+    ids=str,
+)
+def test_a_leak_is_not_sound(changed):
+    assert not outcome_of(**changed).sound
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import torch
 from families.base import IMAGE, PAD, VIDEO
 from families.idefics3 import AROUND
 from tiny import FAMILIES, GREEDY, LLAVA, METHODS, ONE_IMAGE, READING_TEXT, Prompt, assert_same_logits, batch
+from transformers import GenerationConfig
 
 import vitcop
 from vitcop.models import family_of
@@ -220,6 +221,79 @@ def test_tiles_of_the_last_picture_are_one_picture_to_a_prefix_as_well(name, see
         prefix = vitcop.ImagePrefix(model, **inputs)
         assert len(prefix.report.images) == 2 and [stage.kept() for stage in prefix.report.stages] == kept
         assert_same_answer(prefix.generate(**whole, **LOGITS), expected)
+
+
+REPEATED = {"num_beams": 3, "num_return_sequences": 2}
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2_vl", "qwen3_5"])
+def test_beams_go_on_with_the_prefix(name):
+    """Questions behind it are repeated, and the cache is not, unless we do; beams then change places in it."""
+    family = FAMILIES[name]
+    model, inputs = family.model(), batch([Prompt(1, seed=2)], family=family)
+    if name.startswith("qwen") and not hasattr(model, "_expand_multimodal_outputs"):
+        pytest.skip("this transformers finds the images that it repeats by marks that the tiny prompts lack")
+    with torch.no_grad(), vitcop.prune(model, METHODS["vitcop"]):
+        expected = [
+            model.generate(**prompts(inputs, q, family=family), **GREEDY, **REPEATED) for q in (SHORT, SHORT[::-1])
+        ]
+        prefix = vitcop.ImagePrefix(model, **inputs)
+        answers = prefix.generate(**prompts(inputs, SHORT, SHORT[::-1], family=family), **GREEDY, **REPEATED)
+    assert torch.equal(answers[:, -5:], torch.cat(expected)[:, -5:])
+
+
+@pytest.mark.parametrize("said_by", ["argument", "config", "default"])
+def test_beams_are_counted_as_generate_counts_them(said_by):
+    """An argument goes before a config, and that before the model's own."""
+    model, inputs = LLAVA.model(), batch([ONE_IMAGE])
+    model.generation_config.num_beams = 3 if said_by == "default" else 4
+    options = GREEDY | (REPEATED if said_by == "argument" else {})
+    if said_by == "config":
+        options = {"generation_config": GenerationConfig(**GREEDY, **REPEATED)}
+    asked = prompts(inputs, LONG) | options
+    with torch.no_grad(), vitcop.prune(model, METHODS["vitcop"]):
+        expected = model.generate(**asked)
+        assert torch.equal(vitcop.ImagePrefix(model, **inputs).generate(**asked), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"cache_implementation": "static"}, "leave cache_implementation out"),
+        ({"cache_implementation": "quantized"}, "leave cache_implementation out"),
+        ({"use_cache": False}, "use_cache on"),  # which would have questions read anew at every token, wrongly
+        ({"prompt_lookup_num_tokens": 2}, "ask whole prompts, without the cache"),
+    ],
+)
+def test_questions_go_on_with_the_cache_of_the_prefix_or_raise(model, options, said):
+    inputs = batch([ONE_IMAGE])
+    with torch.no_grad(), vitcop.prune(model, METHODS["vitcop"]):
+        prefix = vitcop.ImagePrefix(model, **inputs)
+        with pytest.raises(vitcop.VitcopError, match=said):
+            prefix.generate(**prompts(inputs, LONG), **GREEDY, **options)
+
+
+def test_none_is_not_given(model):
+    """As wrappers hand on all that they could be given."""
+    inputs = batch([ONE_IMAGE])
+    absent = dict.fromkeys(("inputs_embeds", "position_ids", "past_key_values", "cache", "token_type_ids"))
+    whole = prompts(inputs, LONG)
+    with torch.no_grad(), vitcop.prune(model, METHODS["vitcop"]):
+        prefix = vitcop.ImagePrefix(model, **inputs | absent)
+        expected = prefix.generate(**whole, **GREEDY)
+        assert torch.equal(prefix.generate(**whole | absent | {"pixel_values": None}, **GREEDY), expected)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask", "pixel_values"])
+def test_lists_in_the_place_of_tensors_raise(model, name):
+    inputs = batch([ONE_IMAGE])
+    whole = prompts(inputs, LONG)
+    listed = whole | {name: whole[name].tolist()}
+    said = pytest.raises(vitcop.VitcopError, match=f'{name} must be a tensor.*return_tensors="pt"; got a list')
+    with torch.no_grad(), vitcop.prune(model, METHODS["vitcop"]):
+        prefix = vitcop.ImagePrefix(model, **inputs)
+        with said:
+            prefix.generate(**listed, **GREEDY)
 
 
 def test_a_video_that_lasts_beyond_the_text_behind_it_is_refused():

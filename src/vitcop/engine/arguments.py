@@ -17,6 +17,18 @@ def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> 
     return call | call.pop("kwargs", {})
 
 
+def setting(name: str, call: Call, defaults: Any) -> Any:
+    """What a setting of `generate` is with these arguments; None if nothing says.
+
+    Args:
+        defaults: the model's own generation config.
+    """
+    if name in call:
+        return call[name]
+    given = (getattr(config, name, None) for config in (call.get("generation_config"), defaults))
+    return next((value for value in given if value is not None), None)
+
+
 def encoder_outputs(call: Call) -> dict[str, Any]:
     """Encoder outputs passed to this call, by modality; Idefics3 also takes a bare tensor of images."""
     outputs = call.get("mm_encoder_outputs")

@@ -86,6 +86,18 @@ def pruning_of(model: nn.Module) -> Pruning | None:
     return None
 
 
+@contextmanager
+def reading_prefix(pruning: Pruning) -> Iterator[None]:
+    """While this is on, what this thread has the model read is what prompts begin with, and methods that look at what
+    stands behind images raise.
+    """
+    pruning._thread.prefix = True
+    try:
+        yield
+    finally:
+        pruning._thread.prefix = False
+
+
 class _Thread(threading.local):
     """What one thread is doing in a pruned model.
 
@@ -157,17 +169,6 @@ class Pruning:
         Each thread has its own. It stays after `remove()`.
         """
         return self._thread.report
-
-    @contextmanager
-    def reading_prefix(self) -> Iterator[None]:
-        """While this is on, what this thread has the model read is what prompts begin with, and methods that look at
-        what stands behind images raise.
-        """
-        self._thread.prefix = True
-        try:
-            yield
-        finally:
-            self._thread.prefix = False
 
     def remove(self) -> None:
         """Take the hooks off the model. Caches of pruned prompts refuse to go on without them.

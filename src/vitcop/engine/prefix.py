@@ -14,12 +14,16 @@ from transformers import GenerationConfig
 from ..errors import UnsupportedModelError, VitcopError
 from ..models import ModelFamily, family_of
 from ..models.base import Call
+from .arguments import setting
 from .cache import PrunedCache, cache_in, cache_name
-from .hooks import pruning_of
+from .hooks import pruning_of, reading_prefix
 from .stock import stock_model
 
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """What a processor makes of each token of a prompt; all else that it makes is of the images."""
+
+_OTHER_WAYS = ("inputs_embeds", "position_ids", "past_key_values", "cache")
+"""What tells a model of tokens, or where they stand, in another way than a processor does."""
 
 
 class ImagePrefix:
@@ -56,6 +60,7 @@ class ImagePrefix:
                 "Images are cached by a pruned model, and this one is not: call vitcop.prune(model, ...) before, and "
                 "keep it on while questions are asked."
             )
+        inputs = {name: value for name, value in inputs.items() if value is not None}
         settings = GenerationConfig()
         if misplaced := sorted(name for name in inputs if hasattr(settings, name)):
             raise VitcopError(
@@ -71,9 +76,9 @@ class ImagePrefix:
         known = {name: inputs.pop(name, None) for name in _PER_TOKEN} | {"attention_mask": real.long()}
         tokens = {name: values[real][None, :end] for name, values in known.items() if values is not None}
         self.input_ids: Int[Tensor, "1 tokens"] = tokens["input_ids"]
-        self._images = {name: value for name, value in inputs.items() if value is not None}
+        self._images = inputs
         _check_blocks(self._family, tokens)
-        with torch.no_grad(), pruning.reading_prefix():
+        with torch.no_grad(), reading_prefix(pruning):
             output = model(**tokens, **self._images, use_cache=True, logits_to_keep=1)
         self.cache: PrunedCache = cache_in(output)
         self.report = pruning.report
@@ -89,10 +94,10 @@ class ImagePrefix:
                 with the ids of a question behind them will do.
 
         Raises:
-            VitcopError: a prompt begins with something else, has other images, or nothing behind them; or the model is
-                not pruned as it was.
-            UnsupportedModelError: an image stands in the question; or questions of unequal length are asked at once,
-                where the decoder has layers with states or sliding windows.
+            VitcopError: a prompt begins with something else, has other images, or nothing behind them; the model is not
+                pruned as it was; or another cache is asked for.
+            UnsupportedModelError: an image stands in the question; questions of unequal length are asked at once, where
+                the decoder has layers with states or sliding windows; or the answer is to be drafted.
         """
         if pruning_of(self.model) is not self.pruning:
             raise VitcopError(
@@ -111,13 +116,28 @@ class ImagePrefix:
             )
         for name in self._images.keys() & inputs.keys():
             given = inputs.pop(name)
-            if given is not None and not _same(given, self._images[name], len(ids)):
+            if given is not None and not _same(name, given, self._images[name], len(ids)):
                 raise VitcopError(f"These images are not those that were cached: {name} differs; cache them as well.")
-        options = {name: value for name, value in inputs.items() if name not in _PER_TOKEN}
+        options = {name: value for name, value in inputs.items() if name not in (*_PER_TOKEN, *_OTHER_WAYS)}
         cache = copy.deepcopy(self.cache)
-        cache.reorder_cache(torch.zeros(len(ids), dtype=torch.long, device=ids.device))
+        cache.reorder_cache(torch.zeros(len(ids) * self._copies(options), dtype=torch.long, device=ids.device))
         tokens = {"input_ids": ids.gather(1, order), "attention_mask": real.gather(1, order).long()}
         return self.model.generate(**tokens, **options, **{cache_name(self._family.model): cache})  # type: ignore[operator]
+
+    def _copies(self, options: Call) -> int:
+        """How many of each question `generate` makes, for beams or several answers; of a cache it makes none.
+
+        Raises:
+            VitcopError: it is to use another cache, or none.
+        """
+        names = "cache_implementation", "use_cache", "num_beams", "num_return_sequences"
+        kind, used, *counts = (setting(name, options, self._family.model.generation_config) for name in names)
+        if kind not in (None, "hybrid") or used is False:  # `generate` takes "hybrid" for None
+            raise VitcopError(
+                "Questions go on with copies of the cache of the prefix: leave cache_implementation out and use_cache "
+                "on, in model.generation_config as well."
+            )
+        return max(count or 1 for count in counts)
 
     def _end(self, ids: Int[Tensor, " tokens"]) -> int:
         """How many of a prompt's tokens are up to the end of its last image; raise if there is none."""
@@ -158,15 +178,27 @@ class ImagePrefix:
 def _real_tokens(inputs: Call) -> Bool[Tensor, "rows seq"]:
     """Where these prompts have tokens and no padding; raise if they are given in another way than a processor's."""
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-    taken = {"inputs_embeds", "position_ids", "past_key_values", "cache"} & inputs.keys()
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or taken:
+    if ids is None or any(inputs.get(name) is not None for name in _OTHER_WAYS):
         raise VitcopError(
             "A prefix is told from the rest of a prompt by its ids: give input_ids, (prompts, tokens), and neither "
             "inputs_embeds, position_ids nor a cache."
         )
+    for name in _PER_TOKEN:
+        if (values := inputs.get(name)) is not None:
+            _check_tensor(name, values)
+    if ids.ndim != 2:
+        raise VitcopError(f"input_ids must be 2-D, (prompts, tokens); got shape {tuple(ids.shape)}.")
     if mask is not None and mask.shape != ids.shape:
         raise VitcopError(f"attention_mask must be 2-D, of shape {tuple(ids.shape)} as the prompts.")
     return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    """Raise if a list stands where a processor makes a tensor."""
+    if not isinstance(value, Tensor):
+        raise VitcopError(
+            f'{name} must be a tensor, as processors make it with return_tensors="pt"; got a {type(value).__name__}.'
+        )
 
 
 def _placeholders(family: ModelFamily, ids: Int[Tensor, " tokens"]) -> Bool[Tensor, " tokens"]:
@@ -184,9 +216,10 @@ def _check_blocks(family: ModelFamily, tokens: Call) -> None:
             )
 
 
-def _same(given: Any, kept: Any, prompts: int) -> bool:
+def _same(name: str, given: Any, kept: Any, prompts: int) -> bool:
     """Whether what a processor has made of images is what was cached, once for all prompts or once for each."""
-    if not isinstance(given, Tensor) or not isinstance(kept, Tensor):
+    if not isinstance(kept, Tensor):
         return bool(given == kept)
+    _check_tensor(name, given)
     given = given.to(kept)
     return any(torch.equal(given, kept.repeat(n, *[1] * (kept.ndim - 1))) for n in (1, prompts))

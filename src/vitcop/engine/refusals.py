@@ -12,7 +12,7 @@ from transformers import Cache, PretrainedConfig
 
 from ..errors import UnsupportedModelError
 from ..models.base import Call
-from .arguments import brings_images, encoder_outputs
+from .arguments import brings_images, encoder_outputs, setting
 from .cache import PrunedCache, cache_in
 from .placement import Placeholders
 
@@ -45,11 +45,11 @@ def check_no_drafts(call: Call, defaults: Any) -> None:
     cache = cache_in(call)
     if not isinstance(cache, PrunedCache) or cache.request is None or not cache.get_seq_length():
         return
-    settings = (call, *(vars(config) for config in (call.get("generation_config"), defaults) if config is not None))
-    if any(given.get(name) for given in settings for name in DRAFTING):
+    if any(setting(name, call, defaults) for name in DRAFTING):
         raise UnsupportedModelError(
-            "Assisted decoding cannot go on with the KV cache of an earlier turn: transformers would have the whole "
-            "conversation read once more behind it, dense too. Leave out the assistant or prompt lookup, or the cache."
+            "Assisted decoding cannot go on with the KV cache of an earlier turn or of a prefix: transformers would "
+            "have the whole conversation read once more behind it, dense too. Leave out the assistant or prompt "
+            "lookup, or ask whole prompts, without the cache."
         )
 
 
