@@ -14,9 +14,9 @@ prints the table, and `vitcop methods NAME` one method with its settings.
 
 {table}
 
-Every method runs under FlashAttention (`Census` if it does not calibrate, as under flex attention), since none asks
-for attention maps: where one looks at attention in the decoder, single softmax rows are worked out from the layer's
-own projections. Saliency is the attention of [CLS] in the vision encoder, or, where there is none, the attention
+**flash-safe**: no method asks for attention maps, so that each can run under FlashAttention (`Census` if it does not
+calibrate, as under flex attention), which needs a GPU and is [not measured](limits.md#models). Where one looks at
+attention in the decoder, single softmax rows are worked out from the layer's own projections. Saliency is the attention of [CLS] in the vision encoder, or, where there is none, the attention
 received ([models.md](models.md)). How well key norms and the last token's row foretell attention has been
 [measured](results/key_norm.md), layer by layer, on a language model.
 
