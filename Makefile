@@ -11,7 +11,7 @@ VLLM := .venv-vllm
 APP := .venv-app
 DOCS := .venv-docs
 
-.PHONY: demo test test-slow test-oldest test-processors test-ray test-lmms test-testbed test-vllm test-app test-all lint docs results \
+.PHONY: demo test test-slow test-oldest test-processors test-ray test-lmms test-testbed test-vllm test-app test-all lint docs results pictures \
 	gpu gpu-rehearsal gpu-wheels soak quality quality-full testbed-quality format train clean
 
 demo: $(VENV)/.installed
@@ -77,6 +77,13 @@ docs: $(VENV)/.installed $(DOCS)/.dev
 # The tables of speed in README and docs, and the plots, from the runs in benchmarks/runs.
 results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report
+
+# What README and docs show of the example scene: by ViTCoP, and by a method of each kind.
+pictures: $(VENV)/.installed
+	$(BIN)/vitcop run --compare --overlay docs/images/overlay.png
+	$(BIN)/vitcop compare --methods $(SHOWN) --sheet docs/images/compare.png
+
+SHOWN := vitcop,earlyvitcop,census,fastv,sparsevlm,deft,hawk,visionzip,divprune,mmtok,scope,score,random,averagepool
 
 # All that needs a GPU, in at most eight minutes, by the torch and transformers that PYTHON has, and without a network.
 gpu:

@@ -14,11 +14,13 @@ prints the table, and `vitcop methods NAME` one method with its settings.
 
 {table}
 
-Every method runs under FlashAttention (`Census` if it does not calibrate, as under flex attention), since none asks
-for attention maps: where one looks at attention in the decoder, single softmax rows are worked out from the layer's
-own projections. Saliency is the attention of [CLS] in the vision encoder, or, where there is none, the attention
-received ([models.md](models.md)). How well key norms and the last token's row foretell attention has been
-[measured](results/key_norm.md), layer by layer, on a language model.
+* **prunes at**: the entrance is before the first decoder layer.
+* **flash-safe**: no method asks for attention maps, so that each can run under FlashAttention (`Census` if it does not
+  calibrate, as under flex attention), which needs a GPU and is [not measured](limits.md#models). Where one looks at
+  attention in the decoder, single softmax rows are worked out from the layer's own projections.
+* **by**: saliency is the attention of [CLS] in the vision encoder, or, where there is none, the attention received
+  ([models.md](models.md)). How well key norms and the last token's row foretell attention has been
+  [measured](results/key_norm.md), layer by layer, on a language model.
 
 `retention` means the same for all: the share of the visual tokens alive, averaged over the decoder layers, within one
 token. `tokens` in its place is how many of a picture or video are alive at most, on the same average, so that more may

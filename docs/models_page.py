@@ -37,7 +37,10 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   `PyramidDrop` looks at the layer about to run, and needs `layers` that attend, such as `[7, 15, 23]`; `HAWK`, which
   looks at layer 0, raises. A token that was merged counts for one in states, whatever `calibrate` says.
 * VideoLLaMA 3 makes a visual token of each patch of a picture, and of 2 x 2 patches of a frame. Its video processor
-  drops tokens of frames that look like the frame before, unless it is called with `use_token_compression=False`.
+  drops tokens of frames that look like the frame before, unless it is called with `use_token_compression=False`; for
+  commands, which leave it at its settings, that goes into the checkpoint's `video_preprocessor_config.json`. Take a
+  checkpoint that was converted for transformers, as `lkhl/VideoLLaMA3-2B-Image-HF`, which transformers' own pages load:
+  those of the authors (`DAMO-NLP-SG/VideoLLaMA3-2B`) are of another type and need Python code that they bring along.
 * More than half of the decoder layers of LFM2-VL are short convolutions, which keep a state as well: of the 16 of
   LFM2-1.2B, layers 2, 5, 8, 10, 12 and 14 attend. All that is said of Qwen3.5 goes for it, with other numbers. Its
   processor cuts what is more than twice the most tokens that a picture may have into tiles, and adds a thumbnail.

@@ -224,7 +224,7 @@ def short() -> str:
         if _SUMMARISED[name] in _SHORT
     ]
     asked = " and ".join(f"{len(found.cases)} questions to {model}" for model, found in models.items())
-    shares = _table(["percent of the dense model's right answers", *map(_fraction, retentions)], table)
+    shares = _table(["percent of the dense (unpruned) model's right answers", *map(_fraction, retentions)], table)
     return f"{shares}\n\nOf {asked}: [all methods, with intervals](docs/results/README.md).\n"
 
 

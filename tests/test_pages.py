@@ -53,7 +53,10 @@ SMALLER = {
         "--batches 1,4,8": "--batches 2",
         "--batches 1,8": "--batches 2",
     },
-    "eval": {"vitcop eval": "vitcop eval --methods random --retentions 1/9 --questions 5"},
+    "eval": {
+        "vitcop eval": "vitcop eval --methods random --retentions 1/9 --questions 5",
+        "--questions 200": "--questions 5",
+    },
 }
 """What would take 28 GB or minutes. What stands twice then counts as the page has it."""
 NOT_RUN = {

@@ -12,7 +12,7 @@ from .results import BLIND, DENSE, MAJORITY, ONCE, ORACLE, RANDOM, Evaluation, I
 _MARKERS = "osD^vPX<>*hp"
 _COLORS = matplotlib.color_sequences["tab20"][::2] + matplotlib.color_sequences["tab20"][1::2]
 LEAST_SPAN = 0.2  # of the axis of operations
-_REFERENCES = {ORACLE: "black", RANDOM: "grey"}
+_REFERENCES = {ORACLE: "black", RANDOM: "grey", "paper": _COLORS[0]}  # the paper's ViTCoP is as ViTCoP, dashed
 
 
 def plot(evaluation: Evaluation) -> Figure:
@@ -57,7 +57,7 @@ def plot(evaluation: Evaluation) -> Figure:
         f"{setting.model}: {len(evaluation.cases)} questions, suite {setting.suite!r}, seed {setting.seed}",
         fontsize="medium",
     )
-    figure.legend(loc="outside right center", frameon=False)
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
     return figure
 
 
