@@ -131,6 +131,8 @@ class VisionModules:
         tower: the vision encoder; convolutions in it make its patches, and what is in `embedding`.
         layers: those of the tower.
         windowed: how many of the layers attend within windows.
+        merged: how many of the layers, the last ones, run on what a merger among them has made.
+        merging: products of that merger which run on what it makes.
         embedding: products within the tower that make its patches and are no convolutions.
         attention: the one that is observed.
         has_cls: whether [CLS] stands before the patches, and shows the saliency.
@@ -143,6 +145,8 @@ class VisionModules:
     has_cls: bool
     projector: Sequence[nn.Module]
     windowed: int = 0
+    merged: int = 0
+    merging: Sequence[nn.Module] = ()
     embedding: Sequence[nn.Module] = ()
 
 
