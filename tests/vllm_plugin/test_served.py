@@ -6,7 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from families import FAMILIES
+from families import FAMILIES, minicpmv
 from families.omni import MISSING
 from tiny import METHODS
 
@@ -54,6 +54,11 @@ REFUSED = {
     "cohere2_vision": "sliding windows",
     "paligemma": "not been tested",
     "paligemma with gemma2": "sliding windows",
+    **{
+        name: "text among the tokens of a picture"
+        for name in ("minicpmv4_6", "minicpmv4_7")
+        if name not in minicpmv.MISSING
+    },
     **({} if MISSING else {"qwen2_5_omni_thinker": "not been tested", "qwen3_omni_moe_thinker": "DeepStack"}),
 }
 

@@ -342,6 +342,9 @@ class ModelFamily(ABC):
                 "use attn_implementation='sdpa', or calibrate='none'."
             )
 
+    def check_prefix(self) -> None:  # noqa: B027 - most families have nothing to refuse
+        """Raise if where the images of a prompt end depends on what stands behind them."""
+
     def check_encoding(self, call: Call) -> None:  # noqa: B027 - most families have nothing to refuse
         """Raise if this call of `get_image_features` or the like asks for features that `shown` does not see."""
 
