@@ -44,6 +44,14 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
 * More than half of the decoder layers of LFM2-VL are short convolutions, which keep a state as well: of the 16 of
   LFM2-1.2B, layers 2, 5, 8, 10, 12 and 14 attend. All that is said of Qwen3.5 goes for it, with other numbers. Its
   processor cuts what is more than twice the most tokens that a picture may have into tiles, and adds a thumbnail.
+* MiniCPM-V 4.6 and 4.7 cut a picture, or a frame, into up to nine slices, which stand behind the whole of it and need
+  not have its shape. Their decoder is that of Qwen3.5, of which all goes that is said above. Halfway through the
+  encoder 2 x 2 patches become one, and behind it 2 x 2 of these a visual token; with `downsample_mode="4x"`, in the
+  config or in a call, the first of the two mergers is left out. Otherwise the last layer, which shows saliency, sees
+  merged patches. A number stands in front of each picture and, in 4.6, of each video. Without it
+  (`use_image_id=False`), pictures still stay apart, and videos with nothing between them are one. In 4.7 slices have
+  positions in the picture that they are of, so that positions have three axes. Transformers 5.17 has no 4.7, and its
+  encoder of 4.6 takes all pictures for as large as the first one, so that it raises; 5.24 has neither flaw.
 * Of Qwen2.5-Omni and Qwen3-Omni, it is the thinker that takes pictures and videos (`model.thinker` of the whole, which
   speaks as well), in transformers 5.24 or newer. Sound stands in its prompts as text does and stays, also among the
   frames of a video (`use_audio_in_video`). Without an attention mask, thinkers take pictures for text, pruned or not.
@@ -73,9 +81,9 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   called as ever.
 * InternVL 3.5 with a decoder of Qwen3 is as InternVL 3, but for its QK-norm. With that of gpt-oss, whose layers have
   windows and sinks, it raises.
-* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, LFM2, Gemma 3 and 4, Llama 4 Scout)
-  have ViTCoP's stages II and III rank by saliency, as [design.md](design.md) explains; `VisualTokens.normalised_keys`
-  says so to methods.
+* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, MiniCPM-V, LFM2, Gemma 3 and 4, Llama 4
+  Scout) have ViTCoP's stages II and III rank by saliency, as [design.md](design.md) explains;
+  `VisualTokens.normalised_keys` says so to methods.
 
 One budget covers one picture or one video: tiles and frames share it in proportion to the visual tokens they really
 have. Separators (newlines, row breaks, markers, a frame's [CLS], registers) are text and always stay.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -40,6 +40,7 @@ class Written:
         frames: visual tokens of each image that a video becomes.
         mixes: whether a prompt may hold pictures and videos.
         thumbnail: number of the grid that shows a whole picture.
+        cut: grids that a frame becomes, of which the first shows all of it.
         needs: what transformers does not build it without.
         family: the tiny one, if it has another name.
     """
@@ -59,6 +60,7 @@ class Written:
     frames: tuple[int, ...] = ()
     mixes: bool = True
     thumbnail: int = 0
+    cut: int = 1
     needs: tuple[str, ...] = ("torchvision",)
     family: str | None = None
 
@@ -212,6 +214,7 @@ GLM_IMAGES = QWEN | {"size": {"shortest_edge": 64, "longest_edge": 2560}}
 GLM_VIDEOS = QWEN | {"size": {"shortest_edge": 64, "longest_edge": 5120}, "do_sample_frames": False}
 LFM2_VL = {"tile_size": 32, "min_tiles": 2, "max_tiles": 4, "min_image_tokens": 4, "max_image_tokens": 16}
 GEMMA4 = {"patch_size": 4, "pooling_kernel_size": 3, "max_soft_tokens": 70}
+MINICPMV = {"patch_size": 4, "scale_resolution": 52}
 PROCESSORS = {
     "llava": Written(
         ("LlavaProcessor", {"patch_size": 14} | CLIP),
@@ -436,6 +439,37 @@ PROCESSORS = {
         tall=10 * 7,
         frames=(FRAMES * 3 * 5,),
     ),
+    "minicpmv4_6": Written(
+        ("MiniCPMV4_6Processor", {}),
+        ("MiniCPMV4_6ImageProcessor", MINICPMV),
+        videos=("MiniCPMV4_6VideoProcessor", MINICPMV | {"do_sample_frames": False}),
+        tokens={
+            "<|image_pad|>": IMAGE,
+            "<|video_pad|>": VIDEO,
+            "<image>": START,
+            "</image>": END,
+            "<slice>": 57,
+            "</slice>": 56,
+            "<image_id>": 55,
+            "</image_id>": 54,
+        },
+        names={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "image_start_token": "<image>",
+            "image_end_token": "</image>",
+            "slice_start_token": "<slice>",
+            "slice_end_token": "</slice>",
+            "image_id_start_token": "<image_id>",
+            "image_id_end_token": "</image_id>",
+        },
+        image="<|image_pad|>",
+        video="<|video_pad|>",
+        wide=2 * 5 + 3 * 9,
+        tall=5 * 12,
+        frames=(FRAMES * 3 * 12,),
+        cut=3,
+    ),
     "glm4v": Written(
         ("Glm4vProcessor", {}), ("Glm4vImageProcessor", GLM_IMAGES), videos=("Glm4vVideoProcessor", GLM_VIDEOS), **GLM
     ),
@@ -446,5 +480,6 @@ PROCESSORS = {
         **GLM,
     ),
 }
+PROCESSORS["minicpmv4_7"] = replace(PROCESSORS["minicpmv4_6"], processor=("MiniCPMV4_7Processor", {}))
 for _name in {*MISSING} & {*PROCESSORS}:
     del PROCESSORS[_name]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import families.gemma4
 import families.idefics3
 import families.lfm2_vl
+import families.minicpmv
 import pytest
 import torch
 from families import FAMILIES
@@ -28,7 +29,18 @@ from transformers import (
 import vitcop
 from vitcop.costs.closed_forms import layer_flops
 from vitcop.costs.plan import Planner
-from vitcop.models import Size, family_of, gemma4, glm4v, lfm2_vl, qwen2_vl, qwen3_vl, qwen_omni, video_llama_3
+from vitcop.models import (
+    Size,
+    family_of,
+    gemma4,
+    glm4v,
+    lfm2_vl,
+    minicpmv,
+    qwen2_vl,
+    qwen3_vl,
+    qwen_omni,
+    video_llama_3,
+)
 
 VITCOP = METHODS["vitcop"]
 QWEN_SIZE = {"shortest_edge": 64, "longest_edge": 5120}
@@ -67,6 +79,7 @@ OTHERS = {
     "nemotron": with_decoder(NemotronConfig(**DENSE)),
     "phi": with_decoder(PhiConfig(**DENSE)),
     "starcoder2": with_decoder(Starcoder2Config(**DENSE, sliding_window=None)),
+    **({} if families.minicpmv.MISSING else {"minicpmv4_6 without merger": families.minicpmv.Unmerged()}),
 }
 
 
@@ -84,6 +97,7 @@ def small_pictures(monkeypatch):
     monkeypatch.setattr(gemma4.Gemma4ImageProcessorPil, "max_soft_tokens", families.gemma4.MOST["image"])
     monkeypatch.setattr(gemma4, "VIDEO_TOKENS", families.gemma4.MOST["video"])
     monkeypatch.setattr(lfm2_vl, "PROCESSOR", families.lfm2_vl.SETTINGS)
+    monkeypatch.setattr(minicpmv.MiniCPMV4_6ImageProcessorPil, "scale_resolution", families.minicpmv.SCALE)
     # Their processor always makes the longer side four tiles long.
     monkeypatch.setattr(families.idefics3, "TILES", (5, 17))
     monkeypatch.setattr(families.idefics3, "TILE_MARKERS", tuple(range(30, 46)))
@@ -92,6 +106,8 @@ def small_pictures(monkeypatch):
 def pixels(family, visual):
     """A size that the processor turns into what the tiny family gets."""
     height, width = visual.pixels.shape[2:]
+    if family.name.startswith("minicpmv"):
+        return family.given(visual)
     if visual.kind == "video":
         return Size(height, width, len(visual.pixels))
     if hasattr(family, "tiles"):

@@ -24,7 +24,7 @@ from vitcop.ops.segments import smallest_per_segment
 from vitcop.selection.tokens import merge_counts
 
 LAST, STEPS = NUM_LAYERS - 1, 2
-UNEVEN = ("cohere2", "gemma4_text", "lfm2", "llama4_text")
+UNEVEN = ("cohere2", "gemma4_text", "lfm2", "llama4_text", "qwen3_5_text")
 """Decoders of which some layers, or some channels, turn nothing."""
 FOLDED: dict[str, Tensor] = {}
 """What `Fold` has last done: slots of the tokens, and of those that they were merged into."""

@@ -23,6 +23,8 @@ NORMALISED = (
     "qwen3_5_moe",
     "lfm2_vl",
     "llama4",
+    "minicpmv4_6",
+    "minicpmv4_7",
     "qwen3_omni_moe_thinker",
 )
 PROBED = [name for name, family in FAMILIES.items() if name not in NORMALISED and "earlyvitcop" not in family.refuses]

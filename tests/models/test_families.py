@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from families import MISSING
+from families import MISSING, minicpmv
 from families.base import IMAGE
 from families.internvl import InternVL35, InternVL35Oss
 from families.omni import Qwen3Omni, Qwen25Omni
@@ -27,6 +27,8 @@ from vitcop.models import Description, Encoder, Geometry, Grids, TowerFamily, fa
 
 WRAPPED = ("shieldgemma2",)
 """Gemma 3 by another name, which has a test of its own."""
+TILED = {"idefics3", "internvl", "aya_vision", "cohere2_vision", "lfm2_vl", "llama4", "minicpmv4_6"} - set(MISSING)
+needs_minicpmv = pytest.mark.skipif(bool(minicpmv.MISSING), reason="this transformers has none that can be pruned")
 
 
 def test_the_table_is_up_to_date():
@@ -56,7 +58,9 @@ def test_the_table_says_what_the_models_are(name):
     assert ("DeepStack" in family.described.first_layer) == (deepstack > 0)
     assert ("full-attention" in family.described.first_layer) == family.has_states == (not all(attends))
     assert family.first_stage_layer == max(deepstack, attends.index(True) + 1)
-    assert family.normalises_keys == model.config.model_type.startswith(("gemma", "qwen3_", "lfm2", "llama4"))
+    assert family.normalises_keys == model.config.model_type.startswith(
+        ("gemma", "qwen3_", "lfm2", "llama4", "minicpmv")
+    )
 
 
 def built_model(name):
@@ -95,6 +99,7 @@ REFUSED = {
     ),
     "videos that the processor has compressed": lambda model: None,
     "prompts that are longer than a chunk": lambda model: with_text(model, attention_chunk_size=8),
+    "mergers of other than 2 x 2": lambda model: setattr(model.config, "merger_times", 2),
     "biases in short convolutions": lambda model: with_text(model, conv_bias=True),
 }
 # What comes along with such a forward, of no matter what sizes.
@@ -169,6 +174,36 @@ def test_a_thinker_without_a_base_model_raises(tiny, monkeypatch):
         family_of(model)
 
 
+def test_a_minicpmv_that_takes_all_pictures_for_as_large_as_the_first_raises(monkeypatch):
+    """As that of transformers 5.17."""
+    with torch.device("meta"):
+        model = minicpmv.MiniCPMV().build("eager")
+    monkeypatch.setattr(minicpmv.modeling_minicpmv4_6, "get_vision_merged_shape", None, raising=False)
+    with pytest.raises(vitcop.UnsupportedModelError, match=r"install transformers 5\.24"):
+        family_of(model)
+
+
+@needs_minicpmv
+def test_minicpmv_merges_what_it_is_asked_to():
+    """In a call, whatever the config says: four times as many visual tokens."""
+    model, unmerged = FAMILIES["minicpmv4_6"].model(), minicpmv.Unmerged()
+    inputs = batch(ragged(unmerged), family=unmerged) | {"downsample_mode": "4x"}
+    report, pruned = pruned_logits(model, inputs, ThreeStages())
+    for after, before in zip(pruned, masked_dense_logits(model, inputs, ThreeStages(), report), strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+@needs_minicpmv
+def test_frames_are_joined_and_pictures_are_not_where_none_has_a_number():
+    """As a processor of MiniCPM-V writes them with use_image_id=False."""
+    tiny = FAMILIES["minicpmv4_6"]
+    visuals = [tiny.visual(kind, size, 0) for kind, size in (("image", 1), ("image", 0), ("video", 0), ("image", 1))]
+    rows = [[1, *(token for visual in visuals for token in tiny.tokens(visual)[len(minicpmv.NUMBER) :]), 5, 6]]
+    with torch.no_grad(), vitcop.prune(tiny.model(), vitcop.Random(0.5)) as pruning:
+        pruning._family.model(input_ids=torch.tensor(rows), **tiny.inputs([visuals]))
+    assert pruning.report.image_lengths == (16, 6, 16, 32)
+
+
 @pytest.mark.parametrize(("image_size", "cutoff"), [(336, 8.0), (224, None)])
 def test_cutoff_is_known_for_one_encoder(image_size, cutoff):
     vision = CLIPVisionConfig(
@@ -218,7 +253,7 @@ def test_families_of_ones_own_can_be_registered(monkeypatch):
 
 
 @pytest.mark.parametrize("by", ["ids", "embeddings"])
-@pytest.mark.parametrize("name", ["idefics3", "internvl", "aya_vision", "cohere2_vision", "lfm2_vl", "llama4"])
+@pytest.mark.parametrize("name", sorted(TILED))
 def test_pictures_of_several_tiles_stay_apart(name, by):
     """Also next to one another; each tile comes to the encoder without saying which picture it is of."""
     tiny = FAMILIES[name]

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from families.minicpmv import MISSING, Unmerged
 from measures import LargestTensor
 from tables import table
 from tiny import FAMILIES
@@ -16,11 +17,12 @@ from vitcop.models.grids import Grids
 from vitcop.ops import saliency
 from vitcop.selection.tokens import EncoderSignal
 
+OTHERS = {} if MISSING else {"minicpmv4_6 without merger": Unmerged()}
 KINDS = [(name, kind) for name, family in FAMILIES.items() for kind in family.kinds]
 
 
 def visuals(name, kind):
-    family = FAMILIES[name]
+    family = (FAMILIES | OTHERS)[name]
     return [family.visual(kind, size, seed=size) for size in range(family.sizes if kind == "image" else 1)]
 
 
@@ -80,10 +82,11 @@ def test_the_default_type_changes_no_place():
         Grids.full.cache_clear()
 
 
-@pytest.mark.parametrize(("name", "kind"), KINDS)
+@pytest.mark.parametrize(("name", "kind"), KINDS + [(name, kind) for name in OTHERS for kind in OTHERS[name].kinds])
 def test_painting_changes_the_tokens_whose_place_it_is(name, kind):
     """The lower left quarter of one grid after another: window order, merging, tiles, frames and unpadding."""
-    family, model = FAMILIES[name], FAMILIES[name].model()
+    family = (FAMILIES | OTHERS)[name]
+    model = family.model()
     with vitcop.prune(model, vitcop.Random()) as pruning:
         without_mixing(model, pruning._family)
         for visual in visuals(name, kind):
@@ -169,10 +172,10 @@ def test_what_is_observed_is_the_last_attention_before_the_features(name, kind):
     """A layer whose attention is spoilt spoils the features if they come from behind it; windows do not count."""
     family, model = FAMILIES[name], FAMILIES[name].model()
     inputs = family.inputs([[family.visual(kind, 0, seed=0)]])
+    encoder = getattr(model.base_model, f"{kind}_tower") if name == "video_llava" else model.get_encoder(kind)
     with vitcop.prune(model, vitcop.Random()) as pruning:
         observed = pruning._family.observed[kind]
-    encoder = getattr(model.base_model, f"{kind}_tower") if name == "video_llava" else model.get_encoder(kind)
-    attentions = [module for module in encoder.modules() if type(module) is type(observed)]
+        attentions = in_order(type(observed), encoder, lambda: encode(model, kind, inputs))
     full = getattr(encoder, "fullatt_block_indexes", range(len(attentions)))
 
     def spoil(module, args, output):
@@ -186,6 +189,17 @@ def test_what_is_observed_is_the_last_attention_before_the_features(name, kind):
                 matters.append(attentions[number])
         hook.remove()
     assert matters[-1] is observed
+
+
+def in_order(attention, encoder, run):
+    """The attentions of an encoder as they run, which need not be how they stand in it."""
+    order = []
+    modules = [module for module in encoder.modules() if type(module) is attention]
+    hooks = [module.register_forward_hook(lambda module, *call: order.append(module)) for module in modules]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return order
 
 
 class Watching(vitcop.Random):

@@ -54,8 +54,12 @@ REFUSED = {
     "llama4": "sliding windows",
     "paligemma": "not been tested",
     "paligemma with gemma2": "sliding windows",
-    **({} if MISSING else {"qwen2_5_omni_thinker": "not been tested", "qwen3_omni_moe_thinker": "DeepStack"}),
+    "minicpmv4_6": "text among the tokens of a picture",
+    "minicpmv4_7": "text among the tokens of a picture",
+    "qwen2_5_omni_thinker": "not been tested",
+    "qwen3_omni_moe_thinker": "DeepStack",
 }
+REFUSED = {name: reason for name, reason in REFUSED.items() if name not in MISSING}
 
 
 def config_of(name, method=VISIONZIP, **changes):

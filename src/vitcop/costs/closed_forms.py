@@ -34,16 +34,11 @@ class VisionCost:
     Attributes:
         tower: the vision encoder.
         projector: from its features to rows of the decoder.
-        saliency: what a method that reads saliency or keys at the entrance adds: the row of [CLS] in one encoder layer
-            or, without [CLS], the attention that patches receive.
-        received: attention that patches receive in one encoder layer, be there [CLS] or not.
-        key_width, head_dim: heads times head size of that layer, and the head size.
+        key_width, head_dim: heads times head size of the layer that is observed, and the head size.
     """
 
     tower: int
     projector: int
-    saliency: int
-    received: int
     key_width: int
     head_dim: int
 
@@ -55,14 +50,13 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     in all stretches: patches `2 W p` for p patches, a layer `2 W N + 4 h sum n^2`, the projector `2 W` a row. All
     layers run, also those behind the one whose features are used. A pooling head, which SigLIP runs and no model
     here uses, adds `2 (2 h^2 (N + 1) + W_mlp) + 4 h n` a picture; pooling k x k patches by a product `2 h n^2 / k^2`.
-    [CLS] adds `2 h N`, attention received `2 h sum n^2`: queries and keys are the layer's own.
+    Behind a merger among the layers, n and N are of what it makes, on which its products behind its attention run too.
     """
     width, key_width = (_width(modules.attention, name) for name in (QUERIES, KEYS))
     head_dim = width // num_heads(modules.attention)
-    stretches, windows = geometry.stretches, geometry.windows
-    tokens, pairs = sum(stretches), sum(n * n for n in stretches)
-    windowed = sum(n * n for n in windows) * modules.windowed
-    full = len(modules.layers) - modules.windowed
+    before = len(modules.layers) - modules.merged
+    pairs = _pairs(geometry.stretches) * (before - modules.windowed) + _pairs(geometry.windows) * modules.windowed
+    pairs += _pairs(geometry.merged) * modules.merged
     projecting = {module for part in modules.projector for module in part.modules()}
     convolutions = [
         module
@@ -70,14 +64,31 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
         if isinstance(module, nn.Conv2d | nn.Conv3d) and module not in projecting
     ]
     tower = 2 * _weights([*convolutions, *modules.embedding]) * geometry.patches
-    tower += 2 * _weights(modules.layers) * tokens + 4 * width * (pairs * full + windowed)
-    tower += sum(_pooling_flops(modules.tower, n) for n in stretches)
+    tower += 2 * _weights(modules.layers[:before]) * sum(geometry.stretches) + 4 * width * pairs
+    tower += 2 * _weights([*modules.merging, *modules.layers[before:]]) * sum(geometry.merged)
+    tower += sum(_pooling_flops(modules.tower, n) for n in geometry.stretches)
+    return VisionCost(tower, 2 * _weights(modules.projector) * geometry.projected, key_width, head_dim)
 
-    received = 2 * width * pairs
-    saliency = 2 * width * tokens if modules.has_cls else received
-    return VisionCost(
-        tower, 2 * _weights(modules.projector) * geometry.projected, saliency, received, key_width, head_dim
-    )
+
+def signal_flops(modules: VisionModules, geometry: Geometry, attention: nn.Module, *, received: bool) -> int:
+    """Floating point operations of what an encoder layer shows: of queries and keys that are its own.
+
+    With n tokens in a stretch, N in all and width h: the row of [CLS] `2 h N`, attention received `2 h sum n^2`.
+
+    Args:
+        attention: of that layer.
+        received: count attention received, be there [CLS] or not.
+    """
+    behind = modules.layers[len(modules.layers) - modules.merged :]
+    merged = any(attention is module for layer in behind for module in layer.modules())
+    stretches = geometry.merged if merged else geometry.stretches
+    seen = sum(stretches) if modules.has_cls and not received else _pairs(stretches)
+    return 2 * _width(attention, QUERIES) * seen
+
+
+def _pairs(stretches: Sequence[int]) -> int:
+    """Pairs of tokens that attend to each other."""
+    return sum(n * n for n in stretches)
 
 
 def prefill_flops(config: PretrainedConfig, tokens_per_layer: Sequence[int]) -> int:

@@ -14,9 +14,10 @@ import torch
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
 from ..errors import BudgetError, UnsupportedModelError, VitcopError, reason
-from ..models import Geometry, ModelFamily, Size, family_of, known_family
+from ..models import Geometry, ModelFamily, Size, VisionModules, family_of, known_family
 from ..selection.pruner import Pruner, SmallImages, checked_budgets
 from ..selection.stage_shape import StageShape
+from ..selection.tokens import SALIENCY, EncoderSignal
 from .closed_forms import (
     VisionCost,
     decoder_widths,
@@ -24,6 +25,7 @@ from .closed_forms import (
     layer_flops,
     prefill_flops,
     query_channels,
+    signal_flops,
     vision_cost,
 )
 
@@ -357,8 +359,8 @@ class Planner:
             ahead_query_width=ahead_queries,
             ahead_query_channels=query_channels(config, layer),
             ahead_key_width=ahead_keys,
-            saliency=vision.saliency,
-            received=vision.received,
+            saliency=self._shown_by(SALIENCY),
+            encoder_signal=self._shown_by,
             decoder_layer=partial(layer_flops, config),
             normalised_keys=self.family.normalises_keys,
         )
@@ -369,8 +371,19 @@ class Planner:
         return self.text_tokens + self.geometry.markers + self.geometry.image.placeholders
 
     @cached_property
+    def _modules(self) -> VisionModules:
+        return self.family.vision(self.size.modality)
+
+    @cached_property
     def _vision(self) -> VisionCost:
-        return vision_cost(self.family.vision(self.size.modality), self.geometry)
+        return vision_cost(self._modules, self.geometry)
+
+    def _shown_by(self, signal: EncoderSignal) -> int:
+        """Floating point operations of a signal of the encoder."""
+        attention = self._modules.attention
+        if signal.depth is not None:
+            attention = self.family.encoder_attention(self.size.modality, signal.depth)
+        return signal_flops(self._modules, self.geometry, attention, received=signal.received)
 
     @cached_property
     def _bytes_per_value(self) -> int:

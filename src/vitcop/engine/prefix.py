@@ -68,6 +68,7 @@ class ImagePrefix:
             )
         self.model, self.pruning = model, pruning
         self._family = family_of(stock_model(model))
+        self._family.check_prefix()
         real = _real_tokens(inputs)
         if len(real) != 1:
             raise VitcopError(f"A prefix is of one prompt; got {len(real)}. Ask about each by a prefix of its own.")

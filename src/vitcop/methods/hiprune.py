@@ -58,7 +58,7 @@ class HiPrune(EntrancePruner):
         return Selection(tokens.smallest_of_grids(first, quotas).sort().values)
 
     def selection_flops(self, stage: StageShape) -> int:
-        return 2 * stage.received
+        return stage.encoder_signal(RECEIVED) + stage.encoder_signal(RECEIVED_MIDWAY)
 
 
 def _with_neighbours(tokens: VisualTokens, chosen: Bool[Tensor, " visual"]) -> Bool[Tensor, " visual"]:

@@ -44,7 +44,8 @@ class TwoScans(Selector):
 
     def selection_flops(self, stage: StageShape) -> int:
         """Saliency in two layers, and `2 n k h` for the cosines of n tokens to the k that stay."""
-        return 2 * stage.saliency + 2 * stage.before * stage.after * stage.hidden
+        shown = stage.saliency + stage.encoder_signal(SHALLOW)
+        return shown + 2 * stage.before * stage.after * stage.hidden
 
 
 @dataclass(frozen=True)

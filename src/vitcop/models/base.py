@@ -132,6 +132,8 @@ class VisionModules:
         tower: the vision encoder; convolutions in it make its patches, and what is in `embedding`.
         layers: those of the tower.
         windowed: how many of the layers attend within windows.
+        merged: how many of the layers, the last ones, run on what a merger among them has made.
+        merging: products of that merger which run on what it makes.
         embedding: products within the tower that make its patches and are no convolutions.
         attention: the one that is observed.
         has_cls: whether [CLS] stands before the patches, and shows the saliency.
@@ -144,6 +146,8 @@ class VisionModules:
     has_cls: bool
     projector: Sequence[nn.Module]
     windowed: int = 0
+    merged: int = 0
+    merging: Sequence[nn.Module] = ()
     embedding: Sequence[nn.Module] = ()
 
 
@@ -373,6 +377,9 @@ class ModelFamily(ABC):
                 f"Flash and flex attention cannot count a token several times, which calibrate={calibrate!r} asks for; "
                 "use attn_implementation='sdpa', or calibrate='none'."
             )
+
+    def check_prefix(self) -> None:  # noqa: B027 - most families have nothing to refuse
+        """Raise if where the images of a prompt end depends on what stands behind them."""
 
     def check_encoding(self, call: Call) -> None:  # noqa: B027 - most families have nothing to refuse
         """Raise if this call of `get_image_features` or the like asks for features that `shown` does not see."""

@@ -309,14 +309,29 @@ def with_rotary(watched: Watched, queries: Tensor, keys: Tensor, lengths: Sequen
     Raises:
         UnsupportedModelError: the encoder ran on another number of patches.
     """
+    rotary = watched.inputs["position_embeddings"]
+    return in_one_row(watched, queries, keys, lengths, lambda states: _rotate(states, *rotary))
+
+
+def in_one_row(
+    watched: Watched,
+    queries: Tensor,
+    keys: Tensor,
+    lengths: Sequence[int],
+    turn: Callable[[Tensor], Tensor] = lambda states: states,
+) -> Patches:
+    """Patches of an encoder that has those of all grids in one row, by the attention they receive: MiniCPM-V's.
+
+    Args:
+        queries, keys, lengths: as of `with_rotary`.
+        turn: what the layer makes of queries and keys before it multiplies them.
+
+    Raises:
+        UnsupportedModelError: the encoder ran on another number of patches.
+    """
     _check_count("patches", len(keys), sum(lengths))
-    scale, rotary = watched.module.scaling, watched.inputs["position_embeddings"]
-
-    def show() -> tuple[Tensor, Tensor]:
-        turned = [_rotate(states, *rotary) for states in (queries, keys)]
-        return keys, attention_received(turned[0], turned[1], scale, lengths)
-
-    return Patches(show)
+    scale = watched.module.scaling
+    return Patches(lambda: (keys, attention_received(turn(queries), turn(keys), scale, lengths)))
 
 
 def with_axes(

@@ -36,6 +36,7 @@ class Geometry:
         patches: of all stretches, [CLS] and registers left out.
         projected: rows that go through the projector.
         windows: tokens of each window in encoder layers that attend within windows, if there are any.
+        merged: tokens of each stretch behind a merger among the layers of the encoder, if there is one.
         markers: text tokens that the processor writes among the placeholders.
     """
 
@@ -44,6 +45,7 @@ class Geometry:
     patches: int
     projected: int
     windows: tuple[int, ...] = ()
+    merged: tuple[int, ...] = ()
     markers: int = 0
 
     @staticmethod

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .tokens import EncoderSignal
+
 
 @dataclass(frozen=True)
 class StageShape:
@@ -26,7 +28,7 @@ class StageShape:
         ahead_query_width, ahead_query_channels, ahead_key_width: the same of the layer about to run, whose queries and
             keys `VisualTokens.queries_ahead` and `keys_ahead` are.
         saliency: floating point operations of the saliency and the keys that the entrance shows.
-        received: the same, of attention received in one encoder layer, also where there is [CLS].
+        encoder_signal: the same, of what one encoder layer shows, from the `EncoderSignal`.
         decoder_layer: the same, of a decoder layer, from its number and the tokens that enter it.
         normalised_keys: as in `VisualTokens`.
     """
@@ -48,7 +50,7 @@ class StageShape:
     ahead_query_channels: int
     ahead_key_width: int
     saliency: int
-    received: int
+    encoder_signal: Callable[[EncoderSignal], int]
     decoder_layer: Callable[[int, int], int]
     normalised_keys: bool
 
