@@ -53,6 +53,8 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     in all stretches: patches `2 W p` for p patches, a layer `2 W N + 4 h sum n^2`, the projector `2 W` a row. All
     layers run, also those behind the one whose features are used. A pooling head, which SigLIP runs and no model
     here uses, adds `2 (2 h^2 (N + 1) + W_mlp) + 4 h n` a picture; pooling k x k patches by a product `2 h n^2 / k^2`.
+    Where the projector pools k patches to a row by attention, keys and values are of all k: with U weights of their
+    projections and width w, `2 U (k - 1) + 4 w k` more a row.
     [CLS] adds `2 h N`, attention received `2 h sum n^2`: queries and keys are the layer's own.
     """
     width, key_width = (_width(modules.attention, name) for name in (QUERIES, KEYS))
@@ -71,11 +73,15 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     tower += 2 * _weights(modules.layers) * tokens + 4 * width * (pairs * full + windowed)
     tower += sum(_pooling_flops(modules.tower, n) for n in stretches)
 
+    projector = 2 * _weights(modules.projector) * geometry.projected
+    if modules.pooling is not None:
+        made: Any = modules.pooling
+        projector += 2 * _weights([made.k_proj, made.v_proj]) * (geometry.pooled - geometry.projected)
+        projector += 4 * _width(made, QUERIES) * geometry.pooled
+
     received = 2 * width * pairs
     saliency = 2 * width * tokens if modules.has_cls else received
-    return VisionCost(
-        tower, 2 * _weights(modules.projector) * geometry.projected, saliency, received, key_width, head_dim
-    )
+    return VisionCost(tower, projector, saliency, received, key_width, head_dim)
 
 
 def prefill_flops(config: PretrainedConfig, tokens_per_layer: Sequence[int]) -> int:
