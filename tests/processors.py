@@ -12,6 +12,7 @@ import torch
 import transformers
 from families import FAMILIES
 from families.base import BREAK, IMAGE, PAD, VIDEO
+from families.molmo2 import MARGINS
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -39,6 +40,7 @@ class Written:
         together: visual tokens of a picture that is not alone in its prompt, if it is then another number.
         frames: visual tokens of each image that a video becomes.
         mixes: whether a prompt may hold pictures and videos.
+        films: most videos of a prompt.
         thumbnail: number of the grid that shows a whole picture.
         needs: what transformers does not build it without.
         family: the tiny one, if it has another name.
@@ -58,6 +60,7 @@ class Written:
     together: int | None = None
     frames: tuple[int, ...] = ()
     mixes: bool = True
+    films: int = 2
     thumbnail: int = 0
     needs: tuple[str, ...] = ("torchvision",)
     family: str | None = None
@@ -418,6 +421,34 @@ PROCESSORS = {
         wide=5 * 14,
         tall=10 * 7,
         frames=(FRAMES * 3 * 5,),
+    ),
+    "molmo2": Written(
+        ("Molmo2Processor", {}),
+        ("Molmo2ImageProcessor", square(20) | {"patch_size": 4, "overlap_margins": list(MARGINS)}),
+        videos=(
+            "Molmo2VideoProcessor",
+            square(20) | {"patch_size": 4, "do_sample_frames": False, "do_rescale": True, "do_normalize": True},
+        ),
+        tokens={
+            "<im_patch>": IMAGE,
+            "<im_col>": BREAK,
+            "<low_res_im_start>": 57,
+            "<im_start>": START,
+            "<im_end>": END,
+            "<frame_start>": 56,
+            "<frame_end>": 55,
+            "<im_low>": 54,
+            "<|image|>": 53,
+            "<|video|>": 52,
+        },
+        names={"image_token": "<|image|>", "video_token": "<|video|>", "bos_token": "<s>"},
+        image="<|image|>",
+        video="<|video|>",
+        wide=3 * 3 + 4 * 6,
+        tall=3 * 3 + 5 * 4,
+        frames=(FRAMES * 2 * 2,),
+        mixes=False,
+        films=1,
     ),
     "glm4v": Written(
         ("Glm4vProcessor", {}), ("Glm4vImageProcessor", GLM_IMAGES), videos=("Glm4vVideoProcessor", GLM_VIDEOS), **GLM

@@ -5,6 +5,7 @@ from dataclasses import replace
 import families.gemma4
 import families.idefics3
 import families.lfm2_vl
+import families.molmo2
 import pytest
 import torch
 from families import FAMILIES
@@ -28,7 +29,7 @@ from transformers import (
 import vitcop
 from vitcop.costs.closed_forms import layer_flops
 from vitcop.costs.plan import Planner
-from vitcop.models import Size, family_of, gemma4, glm4v, lfm2_vl, qwen2_vl, qwen3_vl, qwen_omni, video_llama_3
+from vitcop.models import Size, family_of, gemma4, glm4v, lfm2_vl, molmo2, qwen2_vl, qwen3_vl, qwen_omni, video_llama_3
 
 VITCOP = METHODS["vitcop"]
 QWEN_SIZE = {"shortest_edge": 64, "longest_edge": 5120}
@@ -84,6 +85,7 @@ def small_pictures(monkeypatch):
     monkeypatch.setattr(gemma4.Gemma4ImageProcessorPil, "max_soft_tokens", families.gemma4.MOST["image"])
     monkeypatch.setattr(gemma4, "VIDEO_TOKENS", families.gemma4.MOST["video"])
     monkeypatch.setattr(lfm2_vl, "PROCESSOR", families.lfm2_vl.SETTINGS)
+    monkeypatch.setattr(molmo2, "MARGINS", families.molmo2.MARGINS)
     # Their processor always makes the longer side four tiles long.
     monkeypatch.setattr(families.idefics3, "TILES", (5, 17))
     monkeypatch.setattr(families.idefics3, "TILE_MARKERS", tuple(range(30, 46)))

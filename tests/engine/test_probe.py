@@ -23,6 +23,8 @@ NORMALISED = (
     "qwen3_5_moe",
     "lfm2_vl",
     "qwen3_omni_moe_thinker",
+    "molmo2",
+    "molmo2 with videos",
 )
 PROBED = [name for name, family in FAMILIES.items() if name not in NORMALISED and "earlyvitcop" not in family.refuses]
 START = DECODER["bos_token_id"]
