@@ -77,12 +77,21 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   leaves the decoder the places that tokens had in it, and so is to be preferred where boxes or masks are asked for
   (not measured). The processor has no chat template, so that commands do not ask as the model was trained to be
   asked: do so in Python.
+* Molmo 2 shows a picture as a thumbnail and crops that overlap, and says of which patches each visual token is pooled.
+  Where crops meet, a token may be of several, and then counts to that of its first patch. Row ends, and the markers
+  around a thumbnail, all crops or a frame, are text to us and stay. All pictures or frames of a prompt see each other
+  both ways, and these markers, as its processor says by `mm_token_type_ids`; so the first picture sees the last one,
+  and by it the text between the two. Prompts have one placeholder for pictures and videos, which of the two is told by
+  what comes along. Saliency is that of the deepest of the encoder layers whose features are joined. Where some decoder
+  layers alone have scaled positions (`rope_scaling_layers`), `calibrate="distance"` raises. Overlays are drawn of
+  videos, not of pictures, whose crops come to the model as rows of patches. Transformers has the model since a release
+  behind 5.17, by 5.24.
 * `shieldgemma2` is a classifier around a Gemma 3: `vitcop.prune(model.model, ...)` prunes that, and the classifier is
   called as ever.
 * InternVL 3.5 with a decoder of Qwen3 is as InternVL 3, but for its QK-norm. With that of gpt-oss, whose layers have
   windows and sinks, it raises.
-* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, MiniCPM-V, LFM2, Gemma 3 and 4, Llama 4
-  Scout) have ViTCoP's stages II and III rank by saliency, as [design.md](design.md) explains;
+* In every family, decoders that normalise their keys (QK-norm: Qwen3, Qwen3.5, MiniCPM-V, LFM2, Molmo 2, Gemma 3 and
+  4, Llama 4 Scout) have ViTCoP's stages II and III rank by saliency, as [design.md](design.md) explains;
   `VisualTokens.normalised_keys` says so to methods.
 
 One budget covers one picture or one video: tiles and frames share it in proportion to the visual tokens they really

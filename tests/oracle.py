@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from families.base import IMAGE, VIDEO
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -146,9 +145,9 @@ class Far:
     def __init__(self, model: PreTrainedModel, ids: Tensor, report: vitcop.Report) -> None:
         self.visual = torch.zeros_like(ids, dtype=torch.bool)
         kinds = list(zip(report.images, report.modalities, strict=True))
-        for modality, token in {"image": IMAGE, "video": VIDEO}.items():
+        for modality in set(report.modalities):
             shown = [image.visual for image, own in kinds if own == modality]
-            self.visual[ids == token] = torch.cat([torch.zeros(0, dtype=torch.bool), *shown])
+            self.visual[ids == getattr(model.config, f"{modality}_token_id")] = torch.cat(shown)
         rotary: Any = model.get_decoder().rotary_emb
         layers = getattr(model.get_decoder().config, "layer_types", None) or [None] * report.num_layers
         by_kind = hasattr(rotary, f"{layers[0]}_inv_freq")
@@ -170,6 +169,8 @@ def _blocks(config: Any, layer: int, inputs: dict[str, Tensor]) -> Tensor | None
     """(batch, seq): tokens of the same number see each other both ways in this layer; -1 for none."""
     if config.model_type in PALIGEMMA:
         return inputs["token_type_ids"].eq(0).long() - 1
+    if config.model_type == "molmo2_text":  # all pictures of a prompt, and their markers
+        return inputs["mm_token_type_ids"].eq(1).long() - 1
     if "token_type_ids" in inputs:  # of Gemma 3
         return _pictures(inputs["token_type_ids"] == 1)
     both_ways = getattr(config, "use_bidirectional_attention", None) == "vision"

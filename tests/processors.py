@@ -12,6 +12,7 @@ import torch
 import transformers
 from families import FAMILIES, MISSING
 from families.base import BREAK, IMAGE, PAD, VIDEO
+from families.molmo2 import MARGINS
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -39,6 +40,7 @@ class Written:
         together: visual tokens of a picture that is not alone in its prompt, if it is then another number.
         frames: visual tokens of each image that a video becomes.
         mixes: whether a prompt may hold pictures and videos.
+        films: most videos of a prompt.
         thumbnail: number of the grid that shows a whole picture.
         cut: grids that a frame becomes, of which the first shows all of it.
         needs: what transformers does not build it without.
@@ -59,6 +61,7 @@ class Written:
     together: int | None = None
     frames: tuple[int, ...] = ()
     mixes: bool = True
+    films: int = 2
     thumbnail: int = 0
     cut: int = 1
     needs: tuple[str, ...] = ("torchvision",)
@@ -470,6 +473,34 @@ PROCESSORS = {
         frames=(FRAMES * 3 * 12,),
         cut=3,
     ),
+    "molmo2": Written(
+        ("Molmo2Processor", {}),
+        ("Molmo2ImageProcessor", square(20) | {"patch_size": 4, "overlap_margins": list(MARGINS)}),
+        videos=(
+            "Molmo2VideoProcessor",
+            square(20) | {"patch_size": 4, "do_sample_frames": False, "do_rescale": True, "do_normalize": True},
+        ),
+        tokens={
+            "<im_patch>": IMAGE,
+            "<im_col>": BREAK,
+            "<low_res_im_start>": 57,
+            "<im_start>": START,
+            "<im_end>": END,
+            "<frame_start>": 56,
+            "<frame_end>": 55,
+            "<im_low>": 54,
+            "<|image|>": 53,
+            "<|video|>": 52,
+        },
+        names={"image_token": "<|image|>", "video_token": "<|video|>", "bos_token": "<s>"},
+        image="<|image|>",
+        video="<|video|>",
+        wide=3 * 3 + 4 * 6,
+        tall=3 * 3 + 5 * 4,
+        frames=(FRAMES * 2 * 2,),
+        mixes=False,
+        films=1,
+    ),
     "glm4v": Written(
         ("Glm4vProcessor", {}), ("Glm4vImageProcessor", GLM_IMAGES), videos=("Glm4vVideoProcessor", GLM_VIDEOS), **GLM
     ),
@@ -481,5 +512,4 @@ PROCESSORS = {
     ),
 }
 PROCESSORS["minicpmv4_7"] = replace(PROCESSORS["minicpmv4_6"], processor=("MiniCPMV4_7Processor", {}))
-for _name in {*MISSING} & {*PROCESSORS}:
-    del PROCESSORS[_name]
+PROCESSORS = {name: written for name, written in PROCESSORS.items() if name not in MISSING}

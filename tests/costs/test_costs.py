@@ -6,6 +6,7 @@ import families.gemma4
 import families.idefics3
 import families.lfm2_vl
 import families.minicpmv
+import families.molmo2
 import pytest
 import torch
 from families import FAMILIES
@@ -36,6 +37,7 @@ from vitcop.models import (
     glm4v,
     lfm2_vl,
     minicpmv,
+    molmo2,
     qwen2_vl,
     qwen3_vl,
     qwen_omni,
@@ -98,6 +100,7 @@ def small_pictures(monkeypatch):
     monkeypatch.setattr(gemma4, "VIDEO_TOKENS", families.gemma4.MOST["video"])
     monkeypatch.setattr(lfm2_vl, "PROCESSOR", families.lfm2_vl.SETTINGS)
     monkeypatch.setattr(minicpmv.MiniCPMV4_6ImageProcessorPil, "scale_resolution", families.minicpmv.SCALE)
+    monkeypatch.setattr(molmo2, "MARGINS", families.molmo2.MARGINS)
     # Their processor always makes the longer side four tiles long.
     monkeypatch.setattr(families.idefics3, "TILES", (5, 17))
     monkeypatch.setattr(families.idefics3, "TILE_MARKERS", tuple(range(30, 46)))

@@ -55,8 +55,9 @@ def test_row_equals_row_alone(name, method):
 
 CROWDED = vitcop.ViTCoP(0.3, vision_retention=0.5, centre_fraction=0.9)  # more clusters than stage II has tokens for
 BROKEN = [("llava", method) for method in METHODS.values()]
-# Pixtral's encoder lays all pictures in a row, and a mask does not take away what is not a number.
-BROKEN += [(name, CROWDED) for name in FAMILIES if name not in ("llava with pixtral", "mistral3")]
+# Pixtral's encoder lays all pictures in a row, and a mask does not take away what is not a number; nor does a zero that
+# Molmo 2 multiplies the first patch of a batch with, where a token at an edge has fewer than others.
+BROKEN += [(name, CROWDED) for name in FAMILIES if name not in ("llava with pixtral", "mistral3", "molmo2")]
 
 
 @pytest.mark.parametrize(("name", "method"), BROKEN, ids=lambda it: getattr(it, "name", it))

@@ -4,15 +4,16 @@ import copy
 
 import pytest
 import torch
-from families.base import IMAGE, PAD, VIDEO
+from families.base import BREAK, IMAGE, PAD, VIDEO
 from families.idefics3 import AROUND
+from families.molmo2 import FRAME_END
 from tiny import FAMILIES, GREEDY, LLAVA, METHODS, ONE_IMAGE, READING_TEXT, Prompt, assert_same_logits, batch
 from transformers import GenerationConfig
 
 import vitcop
 from vitcop.models import family_of
 
-ENDS = 58, AROUND  # what marks the end of an image
+ENDS = 58, AROUND, BREAK, FRAME_END  # what marks the end of an image, or of its last row
 SHORT, LONG = [11, 12, 13], [21, 22, 23, 24, 25, 26]
 LOGITS = GREEDY | {"return_dict_in_generate": True, "output_logits": True}
 
@@ -21,7 +22,8 @@ def prompts(inputs, *questions, family=LLAVA, side="left"):
     """Whole prompts: what `inputs` have up to their last image, and a question behind it."""
     ids = inputs["input_ids"][0].tolist()
     end = max(column for column, token in enumerate(ids) if token in (IMAGE, VIDEO)) + 1
-    end += ids[end] in ENDS
+    while ids[end] in ENDS:
+        end += 1
     rows = [ids[:end] + question for question in questions]
     width = max(map(len, rows))
 

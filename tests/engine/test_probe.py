@@ -26,6 +26,8 @@ NORMALISED = (
     "minicpmv4_6",
     "minicpmv4_7",
     "qwen3_omni_moe_thinker",
+    "molmo2",
+    "molmo2 with videos",
 )
 PROBED = [name for name, family in FAMILIES.items() if name not in NORMALISED and "earlyvitcop" not in family.refuses]
 START = DECODER["bos_token_id"]

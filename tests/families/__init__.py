@@ -11,5 +11,5 @@ FAMILIES: dict[str, TinyFamily] = {
     value.name: value for module in _MODULES for value in vars(module).values() if isinstance(value, TinyFamily)
 }
 
-MISSING = tuple(name for module in _MODULES for name in getattr(module, "MISSING", ()))
-"""Those of which this transformers lacks what we need; that raises."""
+MISSING: tuple[str, ...] = tuple(name for module in _MODULES for name in getattr(module, "MISSING", ()))
+"""Model types that this transformers has not, or not as models of their own."""

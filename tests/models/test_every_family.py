@@ -1,7 +1,6 @@
 """What every family can do besides a forward: generation, later turns, repeated prompts, and leaving no trace."""
 
 import gc
-import re
 import weakref
 from dataclasses import dataclass, field, replace
 
@@ -22,9 +21,12 @@ MERGING = ("vitcop", "three_stages_compact")
 
 
 def extended(family, inputs, ids):
-    """The inputs of a longer prompt: `ids` are those of `inputs`, and more."""
-    more = ids.shape[1] - inputs["input_ids"].shape[1]
-    longer = inputs | {"input_ids": ids} | family.token_kinds(ids)
+    """The inputs of a longer prompt: `ids` are those of `inputs`, and more, which are text even where random weights
+    have said a marker.
+    """
+    prompt, more = inputs["input_ids"], ids.shape[1] - inputs["input_ids"].shape[1]
+    kinds = family.token_kinds(torch.cat([prompt, prompt.new_full((len(prompt), more), 10)], 1))
+    longer = inputs | {"input_ids": ids} | kinds
     if "attention_mask" in inputs:
         mask = inputs["attention_mask"]
         longer["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), more)], 1)
@@ -301,8 +303,9 @@ def test_costs_are_the_counted_ones(name):
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), vitcop.prune(model, VITCOP) as pruning, counter:
         output = model(**inputs, logits_to_keep=1)  # as `generate` does, on which it depends what runs in Gemma 4
-    a_layer = re.compile(rf"{type(model).__name__}\.(model\.\w+|language_model\.model)\.layers\.\d+")
-    counted = sum(sum(ops.values()) for name, ops in counter.get_flop_counts().items() if a_layer.fullmatch(name))
+    layers, counts = set(model.get_decoder().layers), counter.get_flop_counts()
+    names = [f"{type(model).__name__}.{name}" for name, module in model.named_modules() if module in layers]
+    counted = sum(sum(counts[name].values()) for name in names)
     dense, pruned = pruning.report.prefill_flops
     assert pruned == counted and dense > pruned
     held = bytes_held(output.past_key_values)

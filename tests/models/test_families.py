@@ -9,6 +9,7 @@ from families import MISSING, minicpmv
 from families.base import IMAGE
 from families.internvl import InternVL35, InternVL35Oss
 from families.omni import Qwen3Omni, Qwen25Omni
+from needs import has_molmo2
 from oracle import masked_dense_logits, pruned_logits
 from tiny import FAMILIES, LLAVA, ONE_IMAGE, ThreeStages, batch, ragged
 from transformers import (
@@ -59,7 +60,7 @@ def test_the_table_says_what_the_models_are(name):
     assert ("full-attention" in family.described.first_layer) == family.has_states == (not all(attends))
     assert family.first_stage_layer == max(deepstack, attends.index(True) + 1)
     assert family.normalises_keys == model.config.model_type.startswith(
-        ("gemma", "qwen3_", "lfm2", "llama4", "minicpmv")
+        ("gemma", "qwen3_", "lfm2", "llama4", "minicpmv", "molmo2")
     )
 
 
@@ -223,6 +224,17 @@ def test_feature_layers_count_from_both_ends():
     for layer in (-2, 2):
         model.config.vision_feature_layer = layer
         assert family_of(model).observed == {"image": second}
+
+
+@has_molmo2
+def test_the_feature_layers_of_molmo2_are_those_that_it_was_pruned_with():
+    family = FAMILIES["molmo2"]
+    model, inputs = family.model(), batch([ONE_IMAGE], family=family)
+    with torch.no_grad(), vitcop.prune(model, vitcop.Random()) as pruning:
+        assert pruning._family.observed["image"] is model.model.vision_tower.layers[1].self_attn
+        model.config.adapter_config.vision_feature_layer = [-1, 0]
+        with pytest.raises(vitcop.UnsupportedModelError, match="set it in the config before"):
+            model(**inputs)
 
 
 class Mine(TowerFamily):

@@ -6,7 +6,9 @@ import math
 import pytest
 import torch
 from families.minicpmv import MISSING, Unmerged
+from families.molmo2 import PATCH
 from measures import LargestTensor
+from needs import has_molmo2
 from tables import table
 from tiny import FAMILIES
 
@@ -47,11 +49,11 @@ def encode(model, kind, inputs):
 
 def without_mixing(model, family):
     """Leave every patch of the encoder to itself, so that what is painted changes nothing elsewhere."""
-    kinds = {type(attention) for attention in family.observed.values()}
-    for module in model.modules():
-        if type(module) in kinds:
-            last = [child for name, child in module.named_children() if name in OUTPUTS]
-            torch.nn.init.zeros_(next(last[0].parameters()))  # its weight
+    for kind, observed in family.observed.items():
+        for module in family.vision(kind).tower.modules():  # Molmo 2's projector attends, too
+            if type(module) is type(observed):
+                last = [child for name, child in module.named_children() if name in OUTPUTS]
+                torch.nn.init.zeros_(next(last[0].parameters()))  # its weight
 
 
 OUTPUTS = ("out_proj", "o_proj", "proj", "projection_layer", "value")  # the last is DINOv2's before transformers 5.18
@@ -134,6 +136,34 @@ def test_shrunk_pictures_are_where_their_features_come_from():
             assert here.any()
             assert torch.equal(changed(features, new_features), here)
             assert torch.equal(changed(observation.keys, new_observation.keys), here[place.visual])
+
+
+@has_molmo2
+def test_crops_that_overlap_are_one_picture_again():
+    """Paint one of 7 x 7 patches in every crop that shows it, and the one of 4 x 4 tokens changes that stands there."""
+    family, side = FAMILIES["molmo2"], 5 * PATCH
+    model, visual, canvas = family.model(), family.visual("image", 1, seed=0), torch.randn(3, 7 * PATCH, 7 * PATCH)
+
+    def shown(canvas):
+        crops = canvas.unfold(1, side, 2 * PATCH).unfold(2, side, 2 * PATCH)
+        visual.pixels[1:] = crops.permute(1, 2, 0, 3, 4).flatten(0, 1)
+        return encode(model, "image", family.inputs([[visual]]))
+
+    with vitcop.prune(model, vitcop.Random()) as pruning:
+        without_mixing(model, pruning._family)
+        features, observation = shown(canvas)
+        (place,) = observation.images
+        assert place.shapes == ((3, 3), *[(2, 2)] * 4) and len(set(place.cells)) == place.num_tokens
+        crop = place.segments - 1
+        token = (torch.stack([crop // 2, crop % 2], 1) + place.places) * 2
+        for row, column in ((0, 6), (1, 0), (2, 3), (3, 2), (4, 4), (5, 1), (6, 5)):
+            painted = canvas.clone()
+            painted[:, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH] += 1
+            new_features, new_observation = shown(painted)
+            here = (crop >= 0) & (token == torch.tensor([row // 2, column // 2])).all(1)
+            assert here.sum() == 1
+            assert torch.equal(changed(features, new_features), here)
+            assert torch.equal(changed(observation.keys, new_observation.keys), here)
 
 
 def test_tokens_lie_where_the_model_interpolates_them():

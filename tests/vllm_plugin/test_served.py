@@ -58,8 +58,10 @@ REFUSED = {
     "minicpmv4_7": "text among the tokens of a picture",
     "qwen2_5_omni_thinker": "not been tested",
     "qwen3_omni_moe_thinker": "DeepStack",
+    "molmo2": "text among the tokens of a picture",
+    "molmo2 with videos": "text among the tokens of a picture",
 }
-REFUSED = {name: reason for name, reason in REFUSED.items() if name not in MISSING}
+REFUSED = {name: reason for name, reason in REFUSED.items() if name.split(" with ")[0] not in MISSING}
 
 
 def config_of(name, method=VISIONZIP, **changes):

@@ -50,6 +50,8 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     in all stretches: patches `2 W p` for p patches, a layer `2 W N + 4 h sum n^2`, the projector `2 W` a row. All
     layers run, also those behind the one whose features are used. A pooling head, which SigLIP runs and no model
     here uses, adds `2 (2 h^2 (N + 1) + W_mlp) + 4 h n` a picture; pooling k x k patches by a product `2 h n^2 / k^2`.
+    Where the projector pools k patches to a row by attention, keys and values are of all k: with U weights of their
+    projections and width w, `2 U (k - 1) + 4 w k` more a row.
     Behind a merger among the layers, n and N are of what it makes, on which its products behind its attention run too.
     """
     width, key_width = (_width(modules.attention, name) for name in (QUERIES, KEYS))
@@ -67,7 +69,12 @@ def vision_cost(modules: VisionModules, geometry: Geometry) -> VisionCost:
     tower += 2 * _weights(modules.layers[:before]) * sum(geometry.stretches) + 4 * width * pairs
     tower += 2 * _weights([*modules.merging, *modules.layers[before:]]) * sum(geometry.merged)
     tower += sum(_pooling_flops(modules.tower, n) for n in geometry.stretches)
-    return VisionCost(tower, 2 * _weights(modules.projector) * geometry.projected, key_width, head_dim)
+    projector = 2 * _weights(modules.projector) * geometry.projected
+    if modules.pooling is not None:
+        made: Any = modules.pooling
+        projector += 2 * _weights([made.k_proj, made.v_proj]) * (geometry.pooled - geometry.projected)
+        projector += 4 * _width(made, QUERIES) * geometry.pooled
+    return VisionCost(tower, projector, key_width, head_dim)
 
 
 def signal_flops(modules: VisionModules, geometry: Geometry, attention: nn.Module, *, received: bool) -> int:

@@ -72,10 +72,11 @@ class ImagePrefix:
         real = _real_tokens(inputs)
         if len(real) != 1:
             raise VitcopError(f"A prefix is of one prompt; got {len(real)}. Ask about each by a prefix of its own.")
-        end = self._end(inputs["input_ids"][real])
         # Qwen-Omni takes images for text where there is no mask.
         known = {name: inputs.pop(name, None) for name in _PER_TOKEN} | {"attention_mask": real.long()}
-        tokens = {name: values[real][None, :end] for name, values in known.items() if values is not None}
+        whole = {name: values[real][None] for name, values in known.items() if values is not None}
+        end = self._end(whole)
+        tokens = {name: values[:, :end] for name, values in whole.items()}
         self.input_ids: Int[Tensor, "1 tokens"] = tokens["input_ids"]
         self._images = inputs
         _check_blocks(self._family, tokens)
@@ -140,16 +141,22 @@ class ImagePrefix:
             )
         return max(count or 1 for count in counts)
 
-    def _end(self, ids: Int[Tensor, " tokens"]) -> int:
+    def _end(self, tokens: Call) -> int:
         """How many of a prompt's tokens are up to the end of its last image; raise if there is none."""
-        config, visual = self._family.model.config, _placeholders(self._family, ids)
+        config, ids = self._family.model.config, tokens["input_ids"][0]
+        visual = _placeholders(self._family, ids)
         if not visual.any():
             raise VitcopError("There is no image in this prompt that could be cached; ask it as it is.")
         end = int(visual.nonzero()[-1]) + 1
         self._check_question(ids[end:])
         # Qwen-Omni counts positions by it.
         marked = ids[end : end + 1].tolist() == [getattr(config, "vision_end_token_id", None)]
-        return end + max(int(marked), self._family.closing_tokens)
+        closed = end + max(int(marked), self._family.closing_tokens)
+        for block in (blocks[0] for blocks in self._family.attention_blocks(tokens).values()):
+            # What an image sees both ways behind itself, as Molmo 2's see their markers, is a part of it.
+            mates = (block >= 0) & (block == block[end - 1])
+            closed = max(closed, *(mates.nonzero()[:, 0] + 1).tolist())
+        return closed
 
     def _check_question(self, ids: Int[Tensor, " tokens"]) -> None:
         """Raise unless these, behind the images, are text."""

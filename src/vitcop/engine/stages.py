@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
@@ -42,7 +42,7 @@ class Stages:
         layout: which prompt columns are left; `layouts` and `row_lengths` have it since each layer that changed it.
         entered: slots of `layout` in what entered the layers, which is what the model keeps passing on; None while that
             is the same.
-        fitted: by kind of layer, what layers get in place of that since the last stage.
+        fitted: by kind of layer and rotary embedding, what layers get in place of that since the last stage.
         shown: layers whose keys and attention stages see, and before which layer the last one stands that does.
         attended: the one of these that the next stage sees; None elsewhere.
         hooks: what has been put on that layer until it has run.
@@ -77,7 +77,7 @@ class Stages:
         self.layout = _whole(prompts)
         self.layouts, self.row_lengths = {0: self.layout}, {0: prompts.placeholders.prompt_lengths}
         self.entered: Tensor | None = None
-        self.fitted: dict[str, Call] = {}
+        self.fitted: dict[tuple[str, nn.Module | None], Call] = {}
         self.shown = {family.keys_before(layer): layer for layer in self.layers if layer}
         self.attended: Attended | None = None
         self.hooks: list[RemovableHandle] = []
@@ -141,10 +141,10 @@ class Stages:
                 self.attended = self.attended and self.attended.followed(slots)
                 self.fitted = {}
         if self.entered is not None:
-            kind = self.family.layer_kinds[layer]
-            if kind not in self.fitted:
-                self.fitted[kind] = self._fit(layer, hidden_states, kwargs)
-            kwargs = kwargs | self.fitted[kind] | self._inputs(hidden_states.shape[1], kwargs)
+            like = self.family.layer_kinds[layer], self.family.rotary(layer)
+            if like not in self.fitted:
+                self.fitted[like] = self._fit(layer, hidden_states, kwargs)
+            kwargs = kwargs | self.fitted[like] | self._inputs(hidden_states.shape[1], kwargs)
             if hidden_states.shape[1] < self.layout.width:
                 kwargs |= _last(hidden_states.shape[1], kwargs)
         if self.attended is not None and self.shown[self.attended.got.layer] <= layer:

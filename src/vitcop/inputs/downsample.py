@@ -45,7 +45,10 @@ def downsample(picture: Image.Image, processor: Any, retention: float) -> tuple[
     def placeholders(side: int) -> int:
         inputs = processor(text=processor.image_token, images=shrunk(side), return_tensors="pt")
         # Gemma 3 writes this one once, and the same number of others, for every picture.
-        return int((inputs["input_ids"] == processor.image_token_id).sum())
+        written = inputs["input_ids"] == processor.image_token_id
+        if not written.any():  # Molmo 2 writes others in its place, and says of each token what it is
+            written = inputs["mm_token_type_ids"] == 1
+        return int(written.sum())
 
     sides = range(min(longest, -(-SHORTEST_SIDE * longest // shortest)), longest + 1)
     total, least = placeholders(longest), placeholders(sides[0])

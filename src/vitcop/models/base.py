@@ -135,6 +135,7 @@ class VisionModules:
         merged: how many of the layers, the last ones, run on what a merger among them has made.
         merging: products of that merger which run on what it makes.
         embedding: products within the tower that make its patches and are no convolutions.
+        pooling: attention in the projector by which a query for each visual token sees the patches that become it.
         attention: the one that is observed.
         has_cls: whether [CLS] stands before the patches, and shows the saliency.
         projector: all that features go through behind the tower.
@@ -149,6 +150,7 @@ class VisionModules:
     merged: int = 0
     merging: Sequence[nn.Module] = ()
     embedding: Sequence[nn.Module] = ()
+    pooling: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -338,6 +340,29 @@ class ModelFamily(ABC):
                 "with fewer or smaller pictures, so that prompt and answer are no longer before any is dropped."
             )
 
+    def sole_modality(self, call: Call) -> str:
+        """What comes along with prompts that have one placeholder for pictures and videos; "image" if nothing does.
+
+        Args:
+            call: arguments of the base model.
+
+        Raises:
+            UnsupportedModelError: both do.
+        """
+        pixels = {"image": call.get("pixel_values"), "video": call.get("pixel_values_videos")}
+        encoded = call.get("mm_encoder_outputs") or {}
+        shown = [kind for kind in pixels if pixels[kind] is not None or encoded.get(kind) is not None]
+        if len(shown) > 1:
+            raise UnsupportedModelError(
+                f"The prompts of a {self.model.config.model_type!r} model have the same placeholder for pictures and "
+                "videos, so that transformers takes only one of them in a batch; ask about each in a batch of its own."
+            )
+        return shown[0] if shown else "image"
+
+    def rotary(self, layer: int) -> nn.Module | None:
+        """What makes the rotary embedding of a decoder layer, if the decoder has it where we know it."""
+        return getattr(self.decoder, "rotary_emb", None)
+
     def turns(self, layer: int) -> bool:
         """Whether a decoder layer turns its queries and keys by the rotary embedding that it gets."""
         return bool(getattr(getattr(self.layers[layer], "self_attn", None), "use_rope", True))
@@ -349,16 +374,18 @@ class ModelFamily(ABC):
             UnsupportedModelError: positions have several axes, angles depend on the length of the prompt, or some
                 channels, or layers, are not turned.
         """
-        rotary, attention = getattr(self.decoder, "rotary_emb", None), getattr(self.layers[layer], "self_attn", None)
+        rotary, attention = self.rotary(layer), getattr(self.layers[layer], "self_attn", None)
         kind = self.layer_kinds[layer]
         frequencies = getattr(rotary, f"{kind}_inv_freq", getattr(rotary, "inv_freq", None))
         types = getattr(rotary, "rope_type", None)
         unlike = {"dynamic", "longrope", "proportional"} & set(types.values() if isinstance(types, dict) else [types])
+        several = any(self.rotary(other) is not rotary for other in range(len(self.layers)))
         turned = 2 * len(frequencies) if frequencies is not None and self.turns(layer) else 0
-        if frequencies is None or self.keeps_positions or unlike or turned != getattr(attention, "head_dim", None):
+        all_turned = turned == getattr(attention, "head_dim", None)
+        if frequencies is None or self.keeps_positions or several or unlike or not all_turned:
             raise UnsupportedModelError(
-                "calibrate='distance' needs a rotary embedding of one axis that turns all channels of every layer by "
-                "angles which do not change with the length, and this "
+                "calibrate='distance' needs one rotary embedding, of one axis, that turns all channels of every layer "
+                "by angles which do not change with the length, and this "
                 f"{self.model.config.model_type!r} has another; use calibrate='size'."
             )
         return frequencies

@@ -147,7 +147,7 @@ def _projected(
     layer: Any, name: str, hidden_states: Tensor, rotary: Rotary | None, made: Mapping[str, Tensor]
 ) -> Tensor:
     attention = layer.self_attn
-    states = made[name] if name in made else getattr(attention, name)(_named(layer, _NORMS)(hidden_states))
+    states = made[name] if name in made else getattr(attention, name)(_entering(layer, hidden_states))
     norm = _named(attention, _HEAD_NORMS[name])
     if norm is not None and _width(norm) == states.shape[-1]:  # over all heads, as in OLMoE
         states, norm = norm(states), None
@@ -156,6 +156,14 @@ def _projected(
         states = states[..., ::2, :]  # behind the query of each head stands its gate
     states = states if norm is None else norm(states)
     return states if rotary is None else rotated(layer, states.transpose(1, 2), rotary)
+
+
+def _entering(layer: Any, hidden_states: Tensor) -> Tensor:
+    """What the attention of a layer gets; in Molmo 2 with OLMo's decoder, what comes out is normalised instead."""
+    if getattr(layer, "norm_after", False):
+        return hidden_states
+    normalised: Tensor = _named(layer, _NORMS)(hidden_states)
+    return normalised
 
 
 def _named(module: nn.Module, names: Iterable[str]) -> Any:

@@ -278,7 +278,7 @@ def with_cls(
 
 
 def without_cls(watched: Watched, pictures: int) -> Patches:
-    """Patches of an encoder without [CLS], by the attention they receive: SigLIP, Idefics3.
+    """Patches of an encoder without [CLS], by the attention they receive: SigLIP, Idefics3, Molmo 2.
 
     Args:
         watched, pictures: as of `with_cls`.
@@ -289,12 +289,12 @@ def without_cls(watched: Watched, pictures: int) -> Patches:
     attention, mask = watched.module, watched.inputs.get("attention_mask")
     grids, length = watched.made_by(KEYS).shape[:2]
     _check_count("pictures, tiles or frames", grids, pictures)
-    heads = attention.num_heads, attention.head_dim
+    heads = -1, attention.head_dim
     queries, keys = (watched.made_by(name).flatten(0, 1).unflatten(-1, heads) for name in (QUERIES, KEYS))
 
     def show() -> tuple[Tensor, Tensor]:
         real = None if mask is None else _real_patches(mask, grids, length)
-        return keys, attention_received(queries, keys, attention.scale, [length] * grids, real)
+        return keys, attention_received(queries, _each_head(keys, queries), watched.scale, [length] * grids, real)
 
     return Patches(show)
 
@@ -353,11 +353,18 @@ def with_axes(
     def show() -> tuple[Tensor, Tensor]:
         turned = [turn(name, states).flatten(0, 1) for name, states in ((QUERIES, queries), (KEYS, keys))]
         there = upload(real.flatten(), keys.device)
-        each = turned[1].repeat_interleave(turned[0].shape[1] // turned[1].shape[1], 1)  # a key head may serve several
+        each = _each_head(turned[1], turned[0])
         saliency = attention_received(turned[0], each, watched.module.scaling, [length] * pictures, there)
         return keys.flatten(0, 1), saliency
 
     return Patches(show)
+
+
+def _each_head(
+    keys: Float[Tensor, "patches kv_heads head_dim"], queries: Float[Tensor, "patches heads head_dim"]
+) -> Float[Tensor, "patches heads head_dim"]:
+    """The keys that each head of queries is multiplied with; a head of keys may serve several."""
+    return keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
 
 
 def _check_count(what: str, seen: int, expected: int) -> None:

@@ -35,6 +35,7 @@ class Geometry:
         stretches: tokens, [CLS] and registers included, of each picture, tile or frame that the encoder attends within.
         patches: of all stretches, [CLS] and registers left out.
         projected: rows that go through the projector.
+        pooled: patches that visual tokens are pooled from by attention, padding included, if there is any.
         windows: tokens of each window in encoder layers that attend within windows, if there are any.
         merged: tokens of each stretch behind a merger among the layers of the encoder, if there is one.
         markers: text tokens that the processor writes among the placeholders.
@@ -47,6 +48,7 @@ class Geometry:
     windows: tuple[int, ...] = ()
     merged: tuple[int, ...] = ()
     markers: int = 0
+    pooled: int = 0
 
     @staticmethod
     def of(

@@ -9,7 +9,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil, smart_resize
 
-from ..errors import UnsupportedModelError
 from ..ops.segments import upload
 from ..selection.tokens import VisualTokens
 from .base import Call, Description, VisionModules
@@ -32,18 +31,11 @@ class Glm4v(Qwen2VL):
 
     def placeholders(self, call: Call) -> dict[str, Bool[Tensor, "batch seq"]]:
         found = super().placeholders(call)
-        pixels = {"image": call.get("pixel_values"), "video": call.get("pixel_values_videos")}
-        encoded = call.get("mm_encoder_outputs") or {}
-        shown = [kind for kind in pixels if pixels[kind] is not None or encoded.get(kind) is not None]
-        if len(shown) > 1:
-            raise UnsupportedModelError(
-                f"The prompts of a {self.model.config.model_type!r} model have the same placeholder for pictures and "
-                "videos, so that transformers takes only one of them in a batch; ask about each in a batch of its own."
-            )
+        shown = self.sole_modality(call)
         if call.get("input_ids") is None:
             return found  # where the model takes that of videos for them after all
         none, placeholder = torch.zeros_like(found["image"]), found["image"]
-        return {kind: placeholder if [kind] == (shown or ["image"]) else none for kind in self.modalities}
+        return {kind: placeholder if kind == shown else none for kind in self.modalities}
 
     def positions_alone(self, tokens: VisualTokens) -> Int[Tensor, "visual 3"]:
         """Frame, row and column of each token. On all axes, a frame begins behind the longer side of the one before."""

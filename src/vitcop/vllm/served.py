@@ -36,7 +36,7 @@ MROPE_SWITCH = {"video_pruning_rate": 0.5}
 
 ANYRES_NINE = "anyres_max_9"
 
-TEXT_BETWEEN = frozenset({"mistral3", "idefics3", "smolvlm", "minicpmv4_6", "minicpmv4_7"})
+TEXT_BETWEEN = frozenset({"mistral3", "idefics3", "smolvlm", "minicpmv4_6", "minicpmv4_7", "molmo2"})
 """Model types whose processors write text among the tokens of a picture."""
 
 NOT_TESTED = frozenset(
