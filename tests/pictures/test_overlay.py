@@ -184,6 +184,12 @@ def test_many_grids_make_a_page_that_is_not_too_tall_and_whose_titles_keep_apart
         assert between.getcolors() == [(between.width * between.height, PAPER)]
 
 
+def test_a_strip_makes_a_page_that_is_not_too_wide():
+    tokens = list(range(109))
+    page = overlay(Image.new("RGB", (1500, 10)), report_of(Grids.full((1, 109)), stage(0, tokens, tokens[:9])))
+    assert page.width < 10_000
+
+
 def test_a_picture_too_many_raises():
     with pytest.raises(VitcopError, match="one picture for each of the 2 grids; got 1"):
         overlay(Image.new("RGB", (4, 4)), report_of(Grids.full((2, 2), (2, 2))))
