@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from families.base import IMAGE, VIDEO
-from tiny import GREEDY, LLAVA, METHODS, ONE_IMAGE, RAGGED, READING_TEXT, Prompt, assert_same_logits, batch
+from tiny import FAMILIES, GREEDY, LLAVA, METHODS, ONE_IMAGE, RAGGED, READING_TEXT, Prompt, assert_same_logits, batch
 from transformers import DynamicCache, GenerationConfig, TextStreamer
 from transformers.cache_utils import Cache, QuantizedLayer
 
@@ -161,6 +161,27 @@ def test_assisted_decoding_gives_the_greedy_answer(model, method, how):
     assert pruning.report.prompt_lengths > (len(REPEATING),)  # a draft has come along
     assert [stage.kept() for stage in pruning.report.stages] == kept
     assert torch.equal(plain, assisted)
+
+
+@pytest.mark.parametrize("name", ["cohere2_vision", "gemma3", "gemma4 with experts", "lfm2_vl"])
+def test_drafts_are_taken_back(name):
+    """Of windows and states too; and where a draft comes along with a prompt that says of each token what it sees."""
+    family, lengths = FAMILIES[name], []
+    model, inputs = family.model(), batch([ONE_IMAGE], family=family)
+    if not hasattr(DynamicCache, "is_recording_past"):
+        pytest.skip("this transformers keeps nothing of windows and states that could be taken back")
+    ids = torch.cat([inputs["input_ids"], torch.tensor([SAID * 2 + SAID[:2]])], 1)
+    inputs |= {"input_ids": ids} | family.token_kinds(ids)
+    asked = GREEDY | {"max_new_tokens": 12}
+
+    def spy(base, args, kwargs):
+        lengths.append(kwargs["input_ids"].shape[1])
+
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        expected = model.generate(**inputs, **asked)
+        model.model.register_forward_pre_hook(spy, with_kwargs=True)
+        assert torch.equal(model.generate(**inputs, **asked, prompt_lookup_num_tokens=3), expected)
+    assert lengths[0] > ids.shape[1] and sum(lengths) > ids.shape[1] + 11  # drafts, of which some were wrong
 
 
 @pytest.mark.parametrize("itself", [True, False])

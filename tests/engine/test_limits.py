@@ -98,6 +98,23 @@ def test_sliding_window_raises(model, inputs):
         vitcop.prune(model, VITCOP)
 
 
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+def test_a_static_cache_is_named_where_masks_are_made_for_it(name):
+    """`generate` makes them of four axes, or for each kind of layer, before the model is called."""
+    family = FAMILIES[name]
+    model, inputs = family.model(), batch([ONE_IMAGE], family=family)
+    with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="A cache of StaticLayer"):
+        model.generate(**inputs, **GREEDY, cache_implementation="static")
+
+
+def test_chunks_from_which_a_video_is_lost_raise():
+    """transformers finds the features of GLM's videos in none, and dense they are lost as well."""
+    family = FAMILIES["glm4v with videos"]
+    model, inputs = family.model(), batch([Prompt(0, seed=4, videos=1)], family=family)
+    with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="leave out prefill_chunk_size"):
+        model.generate(**inputs, **GREEDY, prefill_chunk_size=8)
+
+
 def test_static_cache_is_accepted_for_text(model):
     """Nothing is pruned there, so nothing has to be refused."""
     with torch.no_grad(), vitcop.prune(model, VITCOP):
@@ -109,8 +126,9 @@ def test_what_is_aligned_with_the_whole_prompt_raises(model, inputs):
     with torch.no_grad(), vitcop.prune(model, VITCOP):
         with pytest.raises(vitcop.UnsupportedModelError, match="labels"):
             model(**inputs, labels=inputs["input_ids"])
-        with pytest.raises(vitcop.UnsupportedModelError, match="logits_to_keep"):
-            model(**inputs, logits_to_keep=torch.tensor([3]))
+        for kept in (torch.tensor([3]), slice(-2, None), -1):
+            with pytest.raises(vitcop.UnsupportedModelError, match="logits_to_keep"):
+                model(**inputs, logits_to_keep=kept)
         text = torch.tensor([[1, 2, 3]])
         assert model(input_ids=text, labels=text).loss > 0
 
@@ -234,6 +252,35 @@ def test_masks_of_other_shapes_raise(model, inputs):
         cache = model(**inputs).past_key_values
         with pytest.raises(vitcop.UnsupportedModelError, match=f"cover the {width + 1} tokens"):
             model(input_ids=torch.tensor([[5]]), past_key_values=cache, attention_mask=torch.ones(1, 9))
+
+
+def test_prompts_that_are_no_batch_raise(model, inputs):
+    ids = inputs["input_ids"]
+    with torch.no_grad(), vitcop.prune(model, VITCOP):
+        cache = model(**inputs).past_key_values
+        for given in (inputs | {"input_ids": ids[0]}, inputs | {"input_ids": ids.tolist()}):
+            with pytest.raises(vitcop.UnsupportedModelError, match=r"return_tensors='pt'"):
+                model(**given)
+        with pytest.raises(vitcop.UnsupportedModelError, match=r"got shape \(1,\)"):
+            model(input_ids=torch.tensor([5]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4 with experts", "paligemma"])
+def test_kinds_of_a_part_of_the_prompt_raise(name):
+    """As where a question is put behind what the processor has made."""
+    family = FAMILIES[name]
+    model, inputs = family.model(), batch([ONE_IMAGE], family=family)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[5, 6]])], 1)
+    with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="must be of shape"):
+        model(**inputs)
+
+
+def test_counts_of_other_pictures_raise():
+    family = FAMILIES["llava_onevision"]
+    model, inputs = family.model(), batch([ONE_IMAGE], family=family)
+    inputs["batch_num_images"] = torch.tensor([1, 1])
+    with vitcop.prune(model, VITCOP), pytest.raises(vitcop.UnsupportedModelError, match="batch_num_images counts 2"):
+        model(**inputs)
 
 
 @pytest.mark.parametrize("by", ["ids", "embeddings", "encoder outputs"])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from families.base import NUM_LAYERS
-from tiny import FAMILIES, GREEDY, ONE_IMAGE, Prompt, assert_same_logits, batch
+from tiny import FAMILIES, ONE_IMAGE, Prompt, assert_same_logits, batch
 from transformers import DynamicCache
 
 import vitcop
@@ -62,14 +62,6 @@ def test_prompts_can_be_reordered_and_nothing_else_of_what_layers_with_states_la
             with pytest.raises(vitcop.UnsupportedModelError, match=r"cannot be cropped|nothing that a LinearAttention"):
                 change()
         model(input_ids=TOKEN.expand(2, 1), past_key_values=cache)  # which is as it was
-
-
-def test_drafts_that_are_taken_back_raise():
-    """Of short convolutions transformers takes them back, which does not know what is left of a prompt."""
-    family = FAMILIES["lfm2_vl"]
-    model, inputs = family.model(), batch([ONE_IMAGE], family=family)
-    with vitcop.prune(model, METHOD), pytest.raises(vitcop.UnsupportedModelError, match="leave out assistants"):
-        model.generate(**inputs, **GREEDY, prompt_lookup_num_tokens=3)
 
 
 def test_a_cache_without_a_place_for_states_raises(model, inputs):

@@ -73,6 +73,17 @@ def test_what_comes_behind_a_prompt_that_ends_in_a_picture(name, method):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_answers_do_not_depend_on_the_side_of_the_padding(name):
+    """Behind padding, `generate` counts on from its column, which has no position."""
+    family = FAMILIES[name]
+    model, prompts = family.model(), ragged(family)
+    left, right = (batch(prompts, padding, family) for padding in ("left", "right"))
+    with torch.no_grad(), vitcop.prune(model, METHODS["three_stages"]):
+        expected = model.generate(**left, **GREEDY)[:, left["input_ids"].shape[1] :]
+        assert torch.equal(model.generate(**right, **GREEDY)[:, left["input_ids"].shape[1] :], expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_second_turn_on_the_same_cache(name):
     """`generate` with all ids so far continues as one longer prompt would, whatever was asked in between."""
     family = FAMILIES[name]

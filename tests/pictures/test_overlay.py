@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import CELL, COLORS, COLUMNS, ROWS, is_grey, mosaic, report_of, stage
+from families import lfm2_vl
 from PIL import Image
 from transformers import AutoProcessor, LlavaNextImageProcessorPil
 
@@ -14,6 +15,7 @@ from vitcop import StageReport, VitcopError, builtin
 from vitcop.models.grids import SEPARATOR, Grids
 from vitcop.pictures.drawing import GAP, LINE, MARGIN, PAPER, TITLE, _wrapped
 from vitcop.pictures.overlay import as_seen, overlay, overlay_of_prompt, tiles_as_seen, tiles_of_pictures
+from vitcop.pictures.seen import pictures_of_grids
 
 
 def drawn(*stages: StageReport) -> Image.Image:
@@ -182,6 +184,12 @@ def test_many_grids_make_a_page_that_is_not_too_tall_and_whose_titles_keep_apart
         assert between.getcolors() == [(between.width * between.height, PAPER)]
 
 
+def test_a_strip_makes_a_page_that_is_not_too_wide():
+    tokens = list(range(109))
+    page = overlay(Image.new("RGB", (1500, 10)), report_of(Grids.full((1, 109)), stage(0, tokens, tokens[:9])))
+    assert page.width < 10_000
+
+
 def test_a_picture_too_many_raises():
     with pytest.raises(VitcopError, match="one picture for each of the 2 grids; got 1"):
         overlay(Image.new("RGB", (4, 4)), report_of(Grids.full((2, 2), (2, 2))))
@@ -202,6 +210,30 @@ def test_tiles_as_seen_undoes_what_the_image_processor_did():
             assert np.abs(np.asarray(tile, float) - np.asarray(wanted, float)).max() < 4
     with pytest.raises(VitcopError, match="No picture of these tiles"):
         tiles_as_seen(pixel_values.flatten(1), processor)
+
+
+def test_tiles_in_patches_are_put_together_again():
+    """As LFM2-VL's processor makes them: two tiles and a thumbnail of another shape, and a small picture, padded."""
+    tall, wide, small = (3, 3), (2, 4), (1, 2)
+    generator = torch.Generator().manual_seed(0)
+    pictures = [
+        torch.randint(0, 256, (3, lfm2_vl.SIDE * rows, lfm2_vl.SIDE * columns), generator=generator)
+        for rows, columns in (tall, tall, wide, small)
+    ]
+    values = torch.stack([lfm2_vl.patches(picture / 255 * 2 - 1) for picture in pictures])
+    made_by = SimpleNamespace(downsample_factor=2, encoder_patch_size=4, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    processor = SimpleNamespace(image_processor=made_by)
+    report = replace(
+        report_of(Grids.full((2, 2))),
+        images=(Grids.full(tall, tall, wide), Grids.full(small)),
+        modalities=("image",) * 2,
+    )
+    seen = pictures_of_grids([Image.new("RGB", (8, 8))] * 2, report, processor, values)
+    assert list(map(len, seen)) == [3, 1]
+    for tile, picture in zip([*seen[0], *seen[1]], pictures, strict=True):
+        assert np.array_equal(np.asarray(tile), picture.permute(1, 2, 0).numpy())
+    with pytest.raises(VitcopError, match="not those of 4 tiles"):
+        pictures_of_grids([Image.new("RGB", (8, 8))] * 2, report, processor, values[:3])
 
 
 @pytest.mark.parametrize("size", [{"shortest_edge": 32}, {"shortest_edge": 40}, {"height": 40, "width": 50}])

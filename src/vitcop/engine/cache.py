@@ -50,6 +50,11 @@ class Request:
         return self.positions.behind(self.layouts[0].alive)
 
     @functools.cached_property
+    def padded_behind(self) -> bool:
+        """Whether there is padding behind the last token of a prompt. Waits for the device."""
+        return bool((self.ends < self.prompt_length).any())
+
+    @functools.cached_property
     def widths(self) -> tuple[int, ...]:
         """Tokens of the prompt, padding included, that each decoder layer holds."""
         return tuple(self.layout_at(layer).width for layer in range(self.num_layers))
@@ -168,7 +173,7 @@ class PrunedCache(Cache):
         request = self.request
         if tokens_to_remove:
             self._check_layers("crop")
-        if request is not None and any(map(_is_state, self.layers)):
+        if request is not None and any(_is_state(layer) and not _takes_back(layer) for layer in self.layers):
             raise UnsupportedModelError(
                 "Layers that fold tokens into a state cannot take them back, so that this cache cannot be cropped; "
                 "start again with a new cache, or with a copy.deepcopy of an earlier one, and leave out assistants and "
@@ -235,6 +240,11 @@ def cache_name(model: PreTrainedModel) -> str:
 def _is_state(layer: Any) -> bool:
     """Whether a layer of a cache keeps a state of all tokens, and none of their keys."""
     return isinstance(layer, LinearAttentionLayer) and not isinstance(layer, CacheLayerMixin)
+
+
+def _takes_back(state: Any) -> bool:
+    """Whether a state is of the last tokens alone, and those before them are kept, as for assisted decoding."""
+    return bool(getattr(state, "record_past", False) and state.is_croppable)
 
 
 def check_prunable(cache: Cache, family: ModelFamily) -> None:

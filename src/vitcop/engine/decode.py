@@ -20,11 +20,17 @@ from .positions import count_positions
 
 
 class Decode(Forward):
-    """New tokens behind a batch of pruned prompts."""
+    """New tokens behind a batch of pruned prompts.
 
-    def __init__(self, family: ModelFamily, cache: PrunedCache, batch: int, new: int) -> None:
+    Attributes:
+        new: columns of what is new.
+        counted: whether positions that come along are those that `generate` counts by itself.
+    """
+
+    def __init__(self, family: ModelFamily, cache: PrunedCache, batch: int, new: int, *, counted: bool = False) -> None:
         assert cache.request is not None
         self.family, self.cache, self.request, self.new = family, cache, cache.request, new
+        self.counted = counted
         if batch != self.request.batch:
             raise UnsupportedModelError(
                 f"The KV cache is of a batch of {self.request.batch}, and one of {batch} came with it; go on with as "
@@ -57,6 +63,8 @@ class Decode(Forward):
         positions = call.get("position_ids")
         if positions is not None and positions.ndim == 3 and len(positions) != 3:
             positions = None  # `generate` counts on from the last prompt that the model has seen, whichever it was
+        if self.counted and self.request.padded_behind:
+            positions = None  # it counts on from the last column, which has none
         if positions is not None:  # counted in the unpruned prompt
             positions = self.request.positions.given(positions)
         else:

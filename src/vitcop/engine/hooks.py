@@ -39,7 +39,17 @@ from .decode import Decode
 from .forward import Forward
 from .placement import Placeholders, columns_behind
 from .prefill import Prefill
-from .refusals import check_cache, check_encoded, check_head, check_mask, check_no_drafts, check_no_images, check_shared
+from .refusals import (
+    check_batch,
+    check_cache,
+    check_encoded,
+    check_head,
+    check_mask,
+    check_no_chunks,
+    check_no_drafts,
+    check_no_images,
+    check_shared,
+)
 from .skipping import REPEATS
 from .stock import stock_model
 from .wrapper import Wrapper
@@ -110,6 +120,7 @@ class _Thread(threading.local):
         base_called: whether the base model has been called, and its forward is yet to come.
         watched: attentions of the encoder, while it runs.
         prompts: ids or embeddings that `generate` was given, while that runs.
+        counted: whether it counts positions by itself.
         prefix: whether what it reads is what prompts begin with, and text that is not known yet comes behind it.
     """
 
@@ -122,6 +133,7 @@ class _Thread(threading.local):
         self.base_called = False
         self.watched: dict[nn.Module, Watched] | None = None
         self.prompts: list[Tensor] = []
+        self.counted = False
         self.prefix = False
 
 
@@ -259,14 +271,17 @@ class Pruning:
         self, stock: PreTrainedModel, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Call
     ) -> Any:
         """In place of the model's `generate`, which alone knows where a prompt ends and a drafted answer begins."""
-        call, outer = bound(original, args, kwargs), self._thread.prompts
+        call, thread = bound(original, args, kwargs), self._thread
         check_no_drafts(call, stock.generation_config)
+        check_no_chunks(call, stock.generation_config)
         given = [call.get(name) for name in ("inputs", "input_ids", "inputs_embeds")]
-        self._thread.prompts = [tokens for tokens in given if isinstance(tokens, Tensor)]
+        outer = thread.prompts, thread.counted
+        thread.prompts = [tokens for tokens in given if isinstance(tokens, Tensor)]
+        thread.counted = call.get("position_ids") is None
         try:
             return original(*args, **kwargs)
         finally:
-            self._thread.prompts = outer
+            thread.prompts, thread.counted = outer
 
     # Hooks have `kwargs` by default None: torch sets a hook, and removes it, before its mark that it takes them, and a
     # dense forward of another thread may call it in between.
@@ -303,7 +318,12 @@ class Pruning:
                 output = original(**forward.start(call))
                 report = forward.finish()
             asked = self._thread.asked.get("logits_to_keep")
-            if isinstance(asked, int) and asked and isinstance(output, ModelOutput) and "last_hidden_state" in output:
+            if (
+                isinstance(asked, int)
+                and asked > 0
+                and isinstance(output, ModelOutput)
+                and "last_hidden_state" in output
+            ):
                 # The head would tell by its length whether this has been done.
                 output.last_hidden_state = output.last_hidden_state[:, -asked:]
             if report is not None:
@@ -326,11 +346,12 @@ class Pruning:
 
         Either something is in the cache already, and new tokens come behind it, or a prompt is read.
         """
-        tokens, cache = call.get("input_ids"), cache_in(call)
+        tokens, axes, cache = call.get("input_ids"), 2, cache_in(call)
         if tokens is None:
-            tokens = call.get("inputs_embeds")
+            tokens, axes = call.get("inputs_embeds"), 3
         if tokens is None:
             return None  # the model raises
+        check_batch(tokens, axes)
         check_cache(cache)
         if cache is not None and cache.get_seq_length() > 0:
             return self._continued(call, tokens, cache)
@@ -340,7 +361,7 @@ class Pruning:
         """A later forward, behind what is in the cache."""
         check_no_images(call)
         if isinstance(cache, PrunedCache) and cache.request is not None:
-            return Decode(self._family, cache, *tokens.shape[:2])
+            return Decode(self._family, cache, *tokens.shape[:2], counted=self._thread.counted)
         check_dense(cache)
         return None
 
@@ -354,11 +375,11 @@ class Pruning:
             return None
         thread.report = None
         check_encoded(thread.asked | call, self._family.base.forward)
+        if cache is not None:  # of which `generate` may have made masks
+            check_prunable(cache, self._family)
         check_mask(mask, tokens, placeholders)
         check_shared(call)
         check_head(thread.asked, self._family.decoder.config, placeholders)
-        if cache is not None:
-            check_prunable(cache, self._family)
         prefill = Prefill(self._family, self.method, call, placeholders, self._small_images, prefix=thread.prefix)
         for modality, observation in (_observations_in(call) or thread.encoded).items():
             prefill.observations[modality].append(observation)

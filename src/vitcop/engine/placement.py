@@ -148,8 +148,7 @@ def _images_of_rows(
     if not observations:
         raise UnsupportedModelError(
             f"The prompt has {modality} placeholders, but its {modality}s did not come through the vision encoder of "
-            "this pruned model: pass pixel_values, make encoder outputs while the pruning is on, and leave out "
-            "prefill_chunk_size."
+            "this pruned model: pass pixel_values, or make encoder outputs while the pruning is on."
         )
     seen = Observation.concatenate(observations)
     lengths = seen.placeholders

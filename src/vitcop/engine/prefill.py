@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..entrance import schedules
 from ..models import ModelFamily, Observation
@@ -11,7 +12,7 @@ from ..report import Report
 from ..selection.pruner import Pruner, SmallImages
 from .forward import Forward
 from .placement import Placeholders, place_images
-from .refusals import check_drafted, check_text_behind
+from .refusals import check_drafted, check_kinds, check_text_behind
 from .signals import Prompts
 from .stages import Stages
 
@@ -42,6 +43,13 @@ class Prefill(Forward):
         ids = call.get("input_ids")
         self.prompts: Tensor = ids if ids is not None else call["inputs_embeds"]
         self.blocks = family.attention_blocks(call)
+        if drafted := placeholders.drafted:
+            # To drafts transformers gives kinds in some models only; they are text, which sees what is before it.
+            self.blocks = {
+                kind: pad(block, (0, drafted), value=-1) if block.shape[1] == placeholders.undrafted else block
+                for kind, block in self.blocks.items()
+            }
+        check_kinds(self.blocks, self.prompts)
         check_drafted(self.blocks, placeholders)
 
     def enter(self, kwargs: Call) -> Call:

@@ -26,13 +26,27 @@ def check_cache(cache: Any) -> None:
         raise UnsupportedModelError(f"A {type(cache).__name__} cannot be pruned; use the default DynamicCache.")
 
 
+def check_batch(tokens: Any, axes: int) -> None:
+    """Raise unless what a model is to read is a batch.
+
+    Args:
+        tokens: its ids, or their embeddings.
+        axes: that a batch of these has.
+    """
+    if not isinstance(tokens, Tensor) or tokens.ndim != axes:
+        given = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
+        raise UnsupportedModelError(
+            "input_ids must be a tensor (prompts, tokens), and inputs_embeds one (prompts, tokens, hidden), to "
+            f"be pruned; got {given}. Have the processor make them, with return_tensors='pt'."
+        )
+
+
 def check_no_images(call: Call) -> None:
     """Raise if images or videos come along with a forward that is not a prompt's first."""
     if brings_images(call):
         raise UnsupportedModelError(
             "Images or videos arrive at a cache that is not empty, but only a prompt's first forward can be "
-            "pruned: put them all into the first turn, start again with a new cache, or leave out "
-            "prefill_chunk_size."
+            "pruned: put them all into the first turn, or start again with a new cache."
         )
 
 
@@ -50,6 +64,33 @@ def check_no_drafts(call: Call, defaults: Any) -> None:
             "Assisted decoding cannot go on with the KV cache of an earlier turn or of a prefix: transformers would "
             "have the whole conversation read once more behind it, dense too. Leave out the assistant or prompt "
             "lookup, or ask whole prompts, without the cache."
+        )
+
+
+def check_no_chunks(call: Call, defaults: Any) -> None:
+    """Raise if a `generate` with these arguments would read a prompt with images piece by piece.
+
+    Args:
+        defaults: as of `check_no_drafts`.
+    """
+    if brings_images(call) and setting("prefill_chunk_size", call, defaults):
+        raise UnsupportedModelError(
+            "A prompt with images is pruned as a whole, and cannot be read in chunks: leave out prefill_chunk_size."
+        )
+
+
+def check_kinds(blocks: Mapping[str, Int[Tensor, "..."]], prompts: Tensor) -> None:
+    """Raise unless what a prompt says of its tokens, of which blocks are made, it says of each.
+
+    Args:
+        blocks: as of `ModelFamily.attention_blocks`.
+        prompts: ids (batch, seq) or embeddings (batch, seq, hidden).
+    """
+    expected = tuple(prompts.shape[:2])
+    for shape in {tuple(block.shape) for block in blocks.values()} - {expected}:
+        raise UnsupportedModelError(
+            f"token_type_ids, or mm_token_type_ids, must be of shape {expected} as the prompt, since they say which "
+            f"tokens see each other both ways; got {shape}. Give text that is put behind a prompt kinds as well."
         )
 
 
@@ -109,10 +150,12 @@ def check_head(call: Call, config: PretrainedConfig, placeholders: Placeholders)
         config: of the decoder.
     """
     logits_to_keep = call.get("logits_to_keep")
-    if call.get("labels") is not None or isinstance(logits_to_keep, Tensor):
+    counts = logits_to_keep is None or (isinstance(logits_to_keep, int) and logits_to_keep >= 0)
+    if call.get("labels") is not None or not counts:
         raise UnsupportedModelError(
-            "labels, and logits_to_keep as a tensor, cannot be used while visual tokens are pruned, since logits "
-            "hold the survivors only: leave them out, and pick from the logits by pruning.report.positions."
+            "labels, and logits_to_keep as anything but a number of last tokens, cannot be used while visual tokens "
+            "are pruned, since logits hold the survivors only: leave them out, and pick from the logits by "
+            "pruning.report.positions."
         )
     if logits_to_keep is not None and logits_to_keep > 1 and not placeholders.end_in_text(logits_to_keep - 1):
         if placeholders.drafted:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..errors import UnsupportedModelError
 from .base import Call, Description
 from .encoders import SIGLIP, Patches, Watched
 from .geometry import Geometry, Size
@@ -51,10 +52,15 @@ class LlavaOnevision(LlavaNext):
         return Grids.join([Grids.full(*[(side, side)] * frames), Grids.separator()])
 
     def _tiles(self, call: Call) -> list[int]:
-        pictures = call.get("batch_num_images")
-        alone = [True] * len(call["image_sizes"])
+        pictures, sizes = call.get("batch_num_images"), call["image_sizes"]
+        alone = [True] * len(sizes)
         if pictures is not None:
             alone = [count == 1 for count in pictures for _ in range(int(count))]
+        if len(alone) != len(sizes):
+            raise UnsupportedModelError(
+                f"batch_num_images counts {len(alone)} pictures, of which image_sizes has {len(sizes)}; pass all of "
+                "what one call of the processor makes, with nothing cut off."
+            )
         return [tiles if own else 1 for tiles, own in zip(super()._tiles(call), alone, strict=True)]
 
     def _pack(self, tiles: Sequence[Tensor], call: Call, newline: Tensor) -> list[Tensor]:

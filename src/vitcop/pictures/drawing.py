@@ -23,6 +23,7 @@ Groups = dict[int, set[int]]  # a token that took others in -> all tokens it sta
 
 # Sizes are in pixels, and large because a page shows the overlay at less than half its size.
 SHORTEST_SIDE = 480  # of a grid that is drawn alone
+LONGEST_SIDE = 8 * SHORTEST_SIDE  # of any grid: encoders take strips that are 200 times as long as wide
 MARGIN, GAP, SWATCH = 40, 36, 36
 TITLE, TEXT = ImageFont.load_default(38), ImageFont.load_default(30)
 LINE = 48
@@ -141,7 +142,7 @@ def grids_of(pictures: Sequence[Image.Image], image: Grids, shortest_side: int) 
         places[number][token] = column, row
     grids = []
     for picture, (rows, columns), tokens in zip(pictures, image.shapes, places, strict=True):
-        cell = -(-shortest_side // min(rows, columns))
+        cell = min(-(-shortest_side // min(rows, columns)), max(1, LONGEST_SIDE // max(rows, columns)))
         size = columns * cell, rows * cell
         grids.append(Grid(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS), cell, tokens))
     return grids

@@ -73,6 +73,30 @@ def tiles_as_seen(pixel_values: Tensor, image_processor: Any) -> list[Image.Imag
     return [Image.fromarray(tile.numpy()) for tile in values.permute(0, 2, 3, 1)]
 
 
+def tiles_of_patches(
+    pixel_values: Tensor, shapes: Sequence[tuple[int, int]], image_processor: Any
+) -> list[Image.Image]:
+    """The pictures and tiles that LFM2-VL's image processor has taken apart into patches, row by row, and padded.
+
+    Args:
+        pixel_values: (tiles, patches, values), as they go into the model.
+        shapes: rows and columns of visual tokens of each tile.
+        image_processor: the one that made them.
+
+    Raises:
+        VitcopError: there are not as many tiles.
+    """
+    side, patch = image_processor.downsample_factor, image_processor.encoder_patch_size
+    _check_tiles(pixel_values, len(pixel_values), [len(shapes)])
+    tiles = []
+    for values, shape in zip(pixel_values, shapes, strict=True):
+        rows, columns = (side * tokens for tokens in shape)
+        pixels = values[: rows * columns].unflatten(0, (rows, columns)).unflatten(-1, (patch, patch, 3))
+        picture = pixels.permute(4, 0, 2, 1, 3).flatten(3).flatten(1, 2)
+        tiles += tiles_as_seen(picture[None], image_processor)
+    return tiles
+
+
 def tiles_of_pictures(pixel_values: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """The pixel values of each picture of a prompt, (tiles, 3, height, width).
 
@@ -87,12 +111,17 @@ def tiles_of_pictures(pixel_values: Tensor, counts: Sequence[int]) -> list[Tenso
     if pixel_values.ndim == 5 and len(pixel_values) == len(counts) > 1:
         return [tiles[:count] for tiles, count in zip(pixel_values, counts, strict=True)]
     row = pixel_values[0] if pixel_values.ndim == 5 else pixel_values
-    if row.ndim != 4 or len(row) != sum(counts):
+    _check_tiles(pixel_values, len(row) if row.ndim == 4 else 0, counts)
+    return list(row.split(list(counts)))
+
+
+def _check_tiles(pixel_values: Tensor, tiles: int, counts: Sequence[int]) -> None:
+    """Raise unless so many tiles are those of these pictures."""
+    if tiles != sum(counts):
         raise VitcopError(
             f"No picture of these tiles can be drawn: pixel values of shape {tuple(pixel_values.shape)} are not those "
             f"of {' + '.join(map(str, counts))} tiles."
         )
-    return list(row.split(list(counts)))
 
 
 def overlay(pictures: Image.Image | Sequence[Image.Image], report: Kept, image: int = 0) -> Image.Image:

@@ -10,7 +10,7 @@ from PIL import Image
 from ..errors import VitcopError
 from ..inputs.video import middles
 from .drawing import Kept
-from .overlay import as_seen, tiles_as_seen, tiles_of_pictures
+from .overlay import as_seen, tiles_as_seen, tiles_of_patches, tiles_of_pictures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,4 +45,8 @@ def pictures_of_grids(
         raise VitcopError(
             "Pictures that were cut into tiles are drawn from their tiles; give the processor and its pixel values."
         )
+    if pixel_values.ndim == 3 and hasattr(image_processor, "encoder_patch_size"):
+        shapes = [shape for image in report.images for shape in image.shapes]
+        tile = iter(tiles_of_patches(pixel_values, shapes, image_processor))
+        return [[next(tile) for _ in range(count)] for count in counts]
     return [tiles_as_seen(tiles, image_processor) for tiles in tiles_of_pictures(pixel_values, counts)]
