@@ -26,7 +26,7 @@ def with_shapes():
 
 
 # Each call of a checked function is as slow as a small operation on tensors, and types without shapes are left to mypy.
-install_import_hook([*with_shapes()], "beartype.beartype")
+install_import_hook([*with_shapes()], "checker.check")
 
 # The models are tiny: more threads only wait for each other, and xdist runs one process per core.
 torch.set_num_threads(1)
