@@ -10,6 +10,7 @@ from drawn import CELL, COLORS, COLUMNS, ROWS, is_grey, mosaic, report_of, stage
 from families import lfm2_vl
 from PIL import Image
 from transformers import AutoProcessor, LlavaNextImageProcessorPil
+from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 
 from vitcop import StageReport, VitcopError, builtin
 from vitcop.models.grids import SEPARATOR, Grids
@@ -105,6 +106,16 @@ def test_what_would_be_drawn_in_the_wrong_place_is_refused(pictures, grids, moda
     report = replace(report_of(images[0]), images=images, modalities=tuple(modalities))
     with pytest.raises(VitcopError, match=complaint):
         report.overlay([mosaic(COLORS, COLUMNS)] * pictures)
+
+
+@pytest.mark.parametrize(("side", "shape"), [(100, (ROWS, COLUMNS)), (40, (COLUMNS, ROWS))])
+def test_frames_in_slices_are_refused(side, shape):
+    """Each slice would be drawn as a frame of its own. Those of a square frame have its shape."""
+    image = Grids.full((ROWS, COLUMNS), shape, shape)
+    report = replace(report_of(image), modalities=("video",))
+    slicing = MiniCPMV4_6ImageProcessorPil(max_slice_nums=2, scale_resolution=50)
+    with pytest.raises(VitcopError, match="set max_slice_nums"):
+        report.overlay([Image.new("RGB", (side, side))] * 3, SimpleNamespace(video_processor=slicing))
 
 
 def test_tiles_of_several_pictures_are_told_apart():

@@ -32,8 +32,10 @@ def pictures_of_grids(
     """
     counts = [len(image.shapes) for image in report.images]
     if set(report.modalities) == {"video"} and len(counts) == 1:
+        video_processor = getattr(processor, "video_processor", None)
+        _check_whole(pictures[0], report.images[0].shapes, video_processor)
         frames = (pictures[number] for number in middles(counts[0], len(pictures)))
-        return [[as_seen(frame, getattr(processor, "video_processor", None)) for frame in frames]]
+        return [[as_seen(frame, video_processor) for frame in frames]]
     if "video" in report.modalities:
         raise VitcopError("The overlay of a prompt with several videos, or with a video and pictures, cannot be drawn.")
     if len(pictures) != len(counts):
@@ -50,3 +52,16 @@ def pictures_of_grids(
         tile = iter(tiles_of_patches(pixel_values, shapes, image_processor))
         return [[next(tile) for _ in range(count)] for count in counts]
     return [tiles_as_seen(tiles, image_processor) for tiles in tiles_of_pictures(pixel_values, counts)]
+
+
+def _check_whole(frame: Image.Image, shapes: Sequence[tuple[int, int]], video_processor: Any) -> None:
+    """Raise if frames like this one were cut into slices, as MiniCPM-V's are, each of which has a grid as well."""
+    most = getattr(video_processor, "max_slice_nums", 1)
+    size = frame.height, frame.width
+    # The slices of a square frame have the shape of the whole, so that shapes alone do not tell.
+    cut = most > 1 and video_processor.get_sliced_grid(size, most, video_processor.scale_resolution) is not None
+    if cut or len(set(shapes)) > 1:
+        raise VitcopError(
+            "The overlay of a video whose frames were cut into slices cannot be drawn; set max_slice_nums of the "
+            "video processor to 1."
+        )
