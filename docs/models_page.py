@@ -83,9 +83,8 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   both ways, and these markers, as its processor says by `mm_token_type_ids`; so the first picture sees the last one,
   and by it the text between the two. Prompts have one placeholder for pictures and videos, which of the two is told by
   what comes along. Saliency is that of the deepest of the encoder layers whose features are joined. Where some decoder
-  layers alone have scaled positions (`rope_scaling_layers`), `calibrate="distance"` raises. Overlays are drawn of
-  videos, not of pictures, whose crops come to the model as rows of patches. Transformers has the model since a release
-  behind 5.17, by 5.24.
+  layers alone have scaled positions (`rope_scaling_layers`), `calibrate="distance"` raises. For overlays
+  the processor cuts the picture once more. Transformers has the model since a release behind 5.17, by 5.24.
 * `shieldgemma2` is a classifier around a Gemma 3: `vitcop.prune(model.model, ...)` prunes that, and the classifier is
   called as ever.
 * InternVL 3.5 with a decoder of Qwen3 is as InternVL 3, but for its QK-norm. With that of gpt-oss, whose layers have
