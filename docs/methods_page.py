@@ -40,10 +40,10 @@ which makes two rows where the two can differ. By default all methods keep, but 
 So is `calibrate`. By `size`, a token that stands for s tokens, which were merged into it, counts s times in the
 attention of all later layers. By `distance`, all that is left of an image counts more as well, up to twice, the further
 away it is; that needs kept positions of one axis, by which all channels are turned in every layer, so that Qwen-VL,
-GLM-V, Gemma 4 and Cohere's second decoder raise. Both need sdpa or eager attention, and a method that merges something;
-others raise. By default `Census` calibrates and no other does, so that for flash and flex attention it is
-`Census(calibrate="none")`. A `Pipeline` has its own, whatever its stages have, and takes it also where they merge
-nothing.
+GLM-V, MiniCPM-V, LFM2-VL, Gemma 4, Llama 4 and Cohere's second decoder raise. Both need sdpa or eager attention, and a
+method that merges something; others raise. By default `Census` calibrates and no other does, so that for flash and flex
+attention it is `Census(calibrate="none")`. A `Pipeline` has its own, whatever its stages have, and takes it also where
+they merge nothing.
 
 ## Before the encoder
 

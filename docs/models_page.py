@@ -50,9 +50,8 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   config or in a call, the first of the two mergers is left out. Otherwise the last layer, which shows saliency, sees
   merged patches. A number stands in front of each picture and, in 4.6, of each video. Without it
   (`use_image_id=False`), pictures still stay apart, and videos with nothing between them are one. In 4.7 slices have
-  positions in the picture that they are of, so that positions have three axes. Overlays are drawn of pictures and
-  frames that were not cut into slices. Transformers 5.17 has no 4.7, and its encoder of 4.6 takes all pictures for as
-  large as the first one, so that it raises; 5.24 has neither flaw.
+  positions in the picture that they are of, so that positions have three axes. Transformers 5.17 has no 4.7, and its
+  encoder of 4.6 takes all pictures for as large as the first one, so that it raises; 5.24 has neither flaw.
 * Of Qwen2.5-Omni and Qwen3-Omni, it is the thinker that takes pictures and videos (`model.thinker` of the whole, which
   speaks as well), in transformers 5.24 or newer. Sound stands in its prompts as text does and stays, also among the
   frames of a video (`use_audio_in_video`). Without an attention mask, thinkers take pictures for text, pruned or not.
@@ -84,9 +83,8 @@ what it says. A model whose `model_type` is not here raises `UnsupportedModelErr
   both ways, and these markers, as its processor says by `mm_token_type_ids`; so the first picture sees the last one,
   and by it the text between the two. Prompts have one placeholder for pictures and videos, which of the two is told by
   what comes along. Saliency is that of the deepest of the encoder layers whose features are joined. Where some decoder
-  layers alone have scaled positions (`rope_scaling_layers`), `calibrate="distance"` raises. Overlays are drawn of
-  videos, not of pictures, whose crops come to the model as rows of patches. Transformers has the model since a release
-  behind 5.17, by 5.24.
+  layers alone have scaled positions (`rope_scaling_layers`), `calibrate="distance"` raises. For overlays
+  the processor cuts the picture once more. Transformers has the model since a release behind 5.17, by 5.24.
 * `shieldgemma2` is a classifier around a Gemma 3: `vitcop.prune(model.model, ...)` prunes that, and the classifier is
   called as ever.
 * InternVL 3.5 with a decoder of Qwen3 is as InternVL 3, but for its QK-norm. With that of gpt-oss, whose layers have

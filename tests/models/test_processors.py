@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES
 from families.base import IMAGE, VIDEO
 from families.molmo2 import MARGINS
+from PIL import Image
 from processors import (
     FRAMES,
     GEMMA4,
@@ -26,6 +28,7 @@ from processors import (
     TILES,
     VIDEOS,
     WORDS,
+    pixels,
     square,
 )
 
@@ -43,6 +46,7 @@ from vitcop.models import (
     qwen_omni,
     video_llama_3,
 )
+from vitcop.pictures.seen import pictures_of_grids
 from vitcop.quality import Subject, Suite
 from vitcop.quality.contenders import Contest
 from vitcop.quality.reader import Reader
@@ -135,6 +139,28 @@ def test_places_are_those_in_the_picture(name, visual):
             quarter = (centre > 0.5 - 1e-6).long() @ torch.tensor([2, 1])
             of_quarters = [change[(before.segments == grid) & (quarter == number)].mean() for number in range(4)]
             assert torch.stack(of_quarters).argmax() == 2 * paint[1] + paint[2]
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_what_grids_show_is_drawn_in_its_place(name):
+    """Paint a quarter of a picture: there the grid that shows all of it becomes darker, and nowhere else as much."""
+    written = PROCESSORS[name]
+    written.skip_without_its_needs()
+    model = FAMILIES[written.family or name].model()
+
+    def drawn(paint=None):
+        inputs = written.inputs([("tall",)], paint)
+        with torch.no_grad():
+            model(**inputs)
+        picture = Image.fromarray(pixels("tall", paint)[0])
+        (grids,) = pictures_of_grids([picture], pruning.report, written.build(), inputs.get("pixel_values"))
+        assert len(grids) == len(pruning.report.images[0].shapes)
+        return np.asarray(grids[written.thumbnail].convert("L").resize((32, 32)), float)
+
+    with vitcop.prune(model, vitcop.Random(0.5)) as pruning:
+        change = drawn() - drawn((0, 1, 0))
+    quarters = change.reshape(2, 16, 2, 16).mean((1, 3)).flatten()
+    assert quarters.argmax() == 2 and quarters[2] > 3 * np.delete(quarters, 2).max()
 
 
 # Plans know only the defaults of processors, of which the ones above have other numbers.

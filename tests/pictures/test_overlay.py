@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from drawn import CELL, COLORS, COLUMNS, ROWS, is_grey, mosaic, report_of, stage
-from families import lfm2_vl
+from families import FAMILIES, lfm2_vl, molmo2
+from families.base import Visual
 from PIL import Image
+from torch.nn.functional import pad
 from transformers import AutoProcessor, LlavaNextImageProcessorPil
 from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 
 from vitcop import StageReport, VitcopError, builtin
+from vitcop.models import family_of
 from vitcop.models.grids import SEPARATOR, Grids
 from vitcop.pictures.drawing import GAP, LINE, MARGIN, PAPER, TITLE, _wrapped
 from vitcop.pictures.overlay import as_seen, overlay, overlay_of_prompt, tiles_as_seen, tiles_of_pictures
@@ -106,16 +109,6 @@ def test_what_would_be_drawn_in_the_wrong_place_is_refused(pictures, grids, moda
     report = replace(report_of(images[0]), images=images, modalities=tuple(modalities))
     with pytest.raises(VitcopError, match=complaint):
         report.overlay([mosaic(COLORS, COLUMNS)] * pictures)
-
-
-@pytest.mark.parametrize(("side", "shape"), [(100, (ROWS, COLUMNS)), (40, (COLUMNS, ROWS))])
-def test_frames_in_slices_are_refused(side, shape):
-    """Each slice would be drawn as a frame of its own. Those of a square frame have its shape."""
-    image = Grids.full((ROWS, COLUMNS), shape, shape)
-    report = replace(report_of(image), modalities=("video",))
-    slicing = MiniCPMV4_6ImageProcessorPil(max_slice_nums=2, scale_resolution=50)
-    with pytest.raises(VitcopError, match="set max_slice_nums"):
-        report.overlay([Image.new("RGB", (side, side))] * 3, SimpleNamespace(video_processor=slicing))
 
 
 def test_tiles_of_several_pictures_are_told_apart():
@@ -245,6 +238,72 @@ def test_tiles_in_patches_are_put_together_again():
         assert np.array_equal(np.asarray(tile), picture.permute(1, 2, 0).numpy())
     with pytest.raises(VitcopError, match="not those of 4 tiles"):
         pictures_of_grids([Image.new("RGB", (8, 8))] * 2, report, processor, values[:3])
+
+
+def test_slices_are_those_of_the_processor():
+    """Of pictures, and of the frames of a video that the model sees, of which each has its own."""
+    made_by = MiniCPMV4_6ImageProcessorPil(patch_size=4, scale_resolution=52)
+    processor = SimpleNamespace(image_processor=made_by, video_processor=made_by)
+    across, down = np.linspace(0, 255, 180), np.linspace(0, 255, 240)
+    gradients = np.broadcast_arrays(across[None], down[:, None])
+    frames = [
+        Image.fromarray(np.stack([*gradients, 0 * down[:, None] + blue * across[None]], -1).astype(np.uint8))
+        for blue in (0, 0.5, 1)
+    ]
+    made = [made_by(frame, return_tensors="pt") for frame in frames]
+    (sizes, *_) = [tuple(map(tuple, each["target_sizes"].tolist())) for each in made]
+    assert len(sizes) == 1 + 3 * 3
+    picture = replace(report_of(Grids.full(*sizes)), modalities=("image",))
+    video = replace(picture, images=(Grids.full(*sizes, *sizes),), modalities=("video",))
+    (seen,) = pictures_of_grids(frames[:1], picture, processor, None)
+    (film,) = pictures_of_grids(frames, video, processor, None)
+    for parts, of in ((seen, made[0]), (film[: len(sizes)], made[0]), (film[len(sizes) :], made[2])):
+        ends = [4 * rows * columns for rows, columns in sizes]
+        for part, values, (rows, columns) in zip(parts, of["pixel_values"][0].split(ends, -1), sizes, strict=True):
+            wanted = values.unflatten(-1, (rows, columns, 4)).permute(2, 1, 3, 4, 0).reshape(4 * rows, 4 * columns, 3)
+            size = 4 * columns, 4 * rows
+            drawn = np.asarray(part.resize(size, Image.Resampling.BICUBIC), float)
+            assert np.abs(drawn - 127.5 * (wanted.numpy() + 1)).max() < 8
+
+
+def test_several_videos_are_not_drawn():
+    report = replace(report_of(Grids.full((2, 2))), images=(Grids.full((2, 2)),) * 2, modalities=("image", "video"))
+    with pytest.raises(VitcopError, match="several videos, or with a video and pictures"):
+        pictures_of_grids([Image.new("RGB", (8, 8))] * 2, report, None, None)
+
+
+@pytest.mark.skipif("molmo2" in molmo2.MISSING, reason="an older transformers has no Molmo 2")
+def test_crops_that_overlap_are_drawn_once():
+    """Molmo 2's: each shows what its tokens are pooled from, and beside each other they are the picture, then white."""
+    family, patch = FAMILIES["molmo2"], molmo2.PATCH
+    generator = torch.Generator().manual_seed(0)
+    tiles = torch.randint(0, 256, (5, 3, family.side * patch, family.side * patch), generator=generator)
+    inputs = family.inputs([[Visual("image", 1, True, tiles / 255 * 2 - 1)]])
+
+    class Processor(SimpleNamespace):
+        def __call__(self, picture, return_tensors):
+            return inputs
+
+    made_by = Processor(
+        overlap_margins=molmo2.MARGINS,
+        pooling_size=[family.pooling] * 2,
+        patch_size=patch,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    (image,) = family_of(family.model()).grids("image", inputs)
+    picture, processor = Image.new("RGB", (8, 8)), SimpleNamespace(image_processor=made_by)
+    ((thumbnail, *crops),) = pictures_of_grids([picture], report_of(image), processor, None)
+    own = [slice(patch * part.start, patch * part.stop) for part in (family.own(0, 2), family.own(1, 2))]
+    rows = [torch.cat([tiles[1 + 2 * row + column][:, :, own[column]] for column in (0, 1)], 2) for row in (0, 1)]
+    whole = torch.cat([rows[row][:, own[row]] for row in (0, 1)], 1)
+    drawn = np.concatenate([np.concatenate(list(map(np.asarray, row)), 1) for row in (crops[:2], crops[2:])])
+    token = family.pooling * patch
+    for pixels, wanted in ((np.asarray(thumbnail), tiles[0]), (drawn, whole)):
+        white = -wanted.shape[1] % token
+        assert white and np.array_equal(pixels, pad(wanted, (0, white) * 2, value=255).permute(1, 2, 0).numpy())
+    with pytest.raises(VitcopError, match="makes 25 tokens of the picture, and the report is of 4"):
+        pictures_of_grids([picture], report_of(Grids.full((2, 2))), processor, None)
 
 
 @pytest.mark.parametrize("size", [{"shortest_edge": 32}, {"shortest_edge": 40}, {"height": 40, "width": 50}])

@@ -11,6 +11,7 @@ from ..errors import VitcopError
 from ..inputs.video import middles
 from .drawing import Kept
 from .overlay import as_seen, tiles_as_seen, tiles_of_patches, tiles_of_pictures
+from .parts import crops_as_seen, slices_as_seen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,14 +34,17 @@ def pictures_of_grids(
     counts = [len(image.shapes) for image in report.images]
     if set(report.modalities) == {"video"} and len(counts) == 1:
         video_processor = getattr(processor, "video_processor", None)
-        _check_whole(pictures[0], report.images[0].shapes, video_processor)
-        frames = (pictures[number] for number in middles(counts[0], len(pictures)))
-        return [[as_seen(frame, video_processor) for frame in frames]]
+        parts = [_frame_as_seen(frame, video_processor) for frame in pictures]
+        return [[part for number in middles(counts[0] // len(parts[0]), len(pictures)) for part in parts[number]]]
     if "video" in report.modalities:
         raise VitcopError("The overlay of a prompt with several videos, or with a video and pictures, cannot be drawn.")
     if len(pictures) != len(counts):
         raise VitcopError(f"The report is of {len(counts)} pictures, and is drawn on as many; got {len(pictures)}.")
     image_processor = getattr(processor, "image_processor", None)
+    if hasattr(image_processor, "get_sliced_grid"):
+        return [slices_as_seen(picture, image_processor) for picture in pictures]
+    if hasattr(image_processor, "overlap_margins"):
+        return [crops_as_seen(*each, image_processor) for each in zip(pictures, report.images, strict=True)]
     if max(counts) == 1:
         return [[as_seen(picture, image_processor)] for picture in pictures]
     if image_processor is None or pixel_values is None:
@@ -54,14 +58,8 @@ def pictures_of_grids(
     return [tiles_as_seen(tiles, image_processor) for tiles in tiles_of_pictures(pixel_values, counts)]
 
 
-def _check_whole(frame: Image.Image, shapes: Sequence[tuple[int, int]], video_processor: Any) -> None:
-    """Raise if frames like this one were cut into slices, as MiniCPM-V's are, each of which has a grid as well."""
-    most = getattr(video_processor, "max_slice_nums", 1)
-    size = frame.height, frame.width
-    # The slices of a square frame have the shape of the whole, so that shapes alone do not tell.
-    cut = most > 1 and video_processor.get_sliced_grid(size, most, video_processor.scale_resolution) is not None
-    if cut or len(set(shapes)) > 1:
-        raise VitcopError(
-            "The overlay of a video whose frames were cut into slices cannot be drawn; set max_slice_nums of the "
-            "video processor to 1."
-        )
+def _frame_as_seen(frame: Image.Image, video_processor: Any) -> list[Image.Image]:
+    """What the grids of one frame cover, of which most processors make one."""
+    if hasattr(video_processor, "get_sliced_grid"):
+        return slices_as_seen(frame, video_processor)
+    return [as_seen(frame, video_processor)]
