@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 
 from ..errors import VitcopError
@@ -58,7 +58,7 @@ def crops_as_seen(picture: Image.Image, image: Grids, image_processor: Any) -> l
             f"report is of {image.num_tokens}; give the picture and the processor that the prompt was made by."
         )
     pixels = made["pixel_values"].flatten(0, 1).unflatten(-1, (patch, patch, 3))[index]
-    pixels[index < 0] = torch.inf
+    pixels[index < 0] = math.inf
     blocks = pixels.unflatten(1, tuple(image_processor.pooling_size)).permute(0, 5, 1, 3, 2, 4)
     tokens = tiles_as_seen(blocks.flatten(4).flatten(2, 3), image_processor)
     width, height = tokens[0].size
