@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .aya_vision import WINDOWS_AND_FLASH, AyaVision
 from .base import Description
-from .geometry import Geometry, Size
+from .geometry import Geometry, Size, least_enlarging
 from .tower import joined_within
 
 MOST_TILES = 12
@@ -26,14 +26,10 @@ class Cohere2Vision(AyaVision):
     )
 
     def geometry(self, size: Size) -> Geometry:
-        side, numbers = self.model.config.vision_config.image_size, range(1, MOST_TILES + 1)
-        cuts = sorted(
-            ((x, y) for x in numbers for y in numbers if x * y <= MOST_TILES), key=lambda cut: cut[0] * cut[1]
+        side = self.model.config.vision_config.image_size
+        rows, columns = least_enlarging(
+            MOST_TILES, lambda rows, columns: min(columns * side / size.width, rows * side / size.height)
         )
-        scales = [min(x * side / size.width, y * side / size.height) for x, y in cuts]
-        # The one that enlarges the picture least; if all make it smaller, the one that does so least.
-        enlarging = [scale for scale in scales if scale >= 1]
-        columns, rows = cuts[scales.index(min(enlarging) if enlarging else max(scales))]
         return self._cut_into(rows * columns + (rows * columns > 1))
 
     def joined(self, tokens: Tensor, starts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .grids import Grids, Shape
@@ -80,3 +80,20 @@ class Geometry:
             projected=projected or full.placeholders,
             markers=markers,
         )
+
+
+def least_enlarging(most: int, scale: Callable[[int, int], float]) -> Shape:
+    """Rows and columns of the tiles into which a picture is cut: of at most so many, those that enlarge it least or, if
+    all make it smaller, that do so least; the fewest of these, and then the lowest.
+
+    Args:
+        scale: by how much so many rows and columns of tiles enlarge the picture.
+    """
+    numbers = range(1, most + 1)
+    cuts = sorted(
+        ((rows, columns) for rows in numbers for columns in numbers if rows * columns <= most),
+        key=lambda cut: (cut[0] * cut[1], cut[0]),
+    )
+    scales = [scale(*cut) for cut in cuts]
+    enlarging = [value for value in scales if value >= 1]
+    return cuts[scales.index(min(enlarging) if enlarging else max(scales))]

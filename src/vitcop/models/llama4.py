@@ -13,7 +13,7 @@ from transformers.models.llama4.modeling_llama4 import vision_apply_rotary_emb
 
 from .base import Call, Description, VisionModules
 from .encoders import Encoder, Patches, Watched, with_cls
-from .geometry import Geometry, Size
+from .geometry import Geometry, Size, least_enlarging
 from .grids import Grids, Shape, merged_grids
 from .tower import TowerFamily, joined_within
 
@@ -73,13 +73,11 @@ class Llama4(TowerFamily):
         )
 
     def geometry(self, size: Size) -> Geometry:
-        tile, numbers = self.model.config.vision_config.image_size, range(1, MOST_TILES + 1)
-        cuts = sorted((rows * columns, rows, columns) for rows in numbers for columns in numbers)
-        cuts = [cut for cut in cuts if cut[0] <= MOST_TILES]
-        scales = [min(rows * tile / size.height, columns * tile / size.width) for _, rows, columns in cuts]
-        # The fewest tiles of those that enlarge the picture least; if all make it smaller, of those that do so least.
-        enlarging = [scale for scale in scales if scale >= 1]
-        tiles, _, _ = cuts[scales.index(min(enlarging) if enlarging else max(scales))]
+        tile = self.model.config.vision_config.image_size
+        rows, columns = least_enlarging(
+            MOST_TILES, lambda rows, columns: min(rows * tile / size.height, columns * tile / size.width)
+        )
+        tiles = rows * columns
         # A marker behind each tile, and three around the one that shows all of the picture.
         separators = tiles if tiles > 1 else 0
         shapes = [self.square] * (tiles + (tiles > 1))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ..errors import UnsupportedModelError
 from .base import Call, Description, VisionModules
 from .encoders import Encoder, Patches, Watched
-from .geometry import Geometry, Size
+from .geometry import Geometry, Size, least_enlarging
 from .grids import Grids, Shape
 from .tower import TowerFamily
 
@@ -179,22 +179,17 @@ def _begin_in(crops: int, window: int, pooled: int) -> list[int]:
     return [owners.count(crop) for crop in dict.fromkeys(owners)]
 
 
-def _cut(size: Size, margins: int, window: int) -> tuple[int, int]:
-    """Rows and columns of crops into which the processor cuts a picture: those that enlarge it least or, if all make it
-    smaller, that do so least.
+def _cut(size: Size, margins: int, window: int) -> Shape:
+    """Rows and columns of crops into which the processor cuts a picture.
 
     Args:
         margins, window: pixels by which all crops together reach beyond as many windows, and pixels of a window.
     """
-    numbers = range(1, MOST_CROPS + 1)
-    cuts = sorted(
-        ((rows, columns) for rows in numbers for columns in numbers if rows * columns <= MOST_CROPS),
-        key=lambda cut: (cut[0] * cut[1], cut[0]),
-    )
     with torch.device("cpu"):
         # In its own precision, so that ties are broken alike; a picture may be smaller than the margins.
         inner = torch.tensor([size.height - margins, size.width - margins], dtype=torch.float32)
-        scales = (torch.tensor(cuts, dtype=torch.float32) * window / inner).amin(1)
-    enlarging = scales.masked_fill(scales < 1, torch.inf)
-    best = scales.argmax() if (scales < 1).all() else enlarging.argmin()
-    return cuts[int(best)]
+
+        def scale(rows: int, columns: int) -> float:
+            return (torch.tensor([rows, columns], dtype=torch.float32) * window / inner).amin().item()
+
+        return least_enlarging(MOST_CROPS, scale)
