@@ -274,7 +274,8 @@ def _delta_net_widths(config: PretrainedConfig) -> tuple[int, int]:
 
 def _mlp_weights(config: PretrainedConfig, layer: int, tokens: int) -> int:
     """Weights of the MLP in a layer that so many tokens can meet; of experts, each token meets a few."""
-    hidden, beside, every = config.hidden_size, getattr(config, "enable_moe_block", False), _runs_all(config)
+    hidden, beside = config.hidden_size, getattr(config, "enable_moe_block", False)
+    every = config.model_type in ALL_EXPERTS
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
     leading = range(getattr(config, "first_k_dense_replace", None) or getattr(config, "num_dense_layers", None) or 0)
     dense_layers = getattr(config, "mlp_only_layers", None) or leading
@@ -289,10 +290,6 @@ def _mlp_weights(config: PretrainedConfig, layer: int, tokens: int) -> int:
         met = experts if every else min(experts, tokens * each)
         return 3 * hidden * met * width + hidden * experts + always
     return _dense_mlp_weights(config, layer)
-
-
-def _runs_all(config: PretrainedConfig) -> bool:
-    return config.model_type in ALL_EXPERTS
 
 
 def _dense_mlp_weights(config: PretrainedConfig, layer: int) -> int:

@@ -120,6 +120,7 @@ def _mask(
     real: Tensor | None,
     visible: Callable[..., Any] | None,
 ) -> Any:
+    """What a layer needs as its mask where new tokens see what is `visible`, and no padding."""
     if visible is None:
         return create_causal_mask(config, states, real, cache, layer_idx=layer)
     # Not by `create_causal_mask`, which runs what it is given under vmap: milliseconds for each token.

@@ -34,8 +34,9 @@ def pictures_of_grids(
     counts = [len(image.shapes) for image in report.images]
     if set(report.modalities) == {"video"} and len(counts) == 1:
         video_processor = getattr(processor, "video_processor", None)
-        parts = [_frame_as_seen(frame, video_processor) for frame in pictures]
-        return [[part for number in middles(counts[0] // len(parts[0]), len(pictures)) for part in parts[number]]]
+        shown = counts[0] // len(_frame_as_seen(pictures[0], video_processor))
+        frames = (pictures[number] for number in middles(shown, len(pictures)))
+        return [[part for frame in frames for part in _frame_as_seen(frame, video_processor)]]
     if "video" in report.modalities:
         raise VitcopError("The overlay of a prompt with several videos, or with a video and pictures, cannot be drawn.")
     if len(pictures) != len(counts):
